@@ -1,0 +1,224 @@
+"""`python -m experiments.bench`: what each method's training step costs over the passes that no method could avoid.
+
+For every method the median time of a whole training step (as `kt.phases.PhaseLoop` runs it, hooks included) is divided
+by the sum of the medians of its unavoidable passes: the student's forward, backward and update, the teacher's forward
+as deep as the method reads it, and whatever further passes define the method (`Method.passes`). Step and passes are
+timed in turn, in one process, on the same batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import kt.baselines  # noqa: F401 - registers the baselines
+from kt.classifier import Classifier
+from kt.errors import UserError, nearest
+from kt.hooks import RecordHook, Records
+from kt.methods import METHODS, build_method
+from kt.models import build_network
+from kt.phases import Engine, PhaseRunner
+from kt.train import DEFAULT_SCHEDULE, write_json
+from kt.transfer import TransferModel
+
+CLASSES, SIZE = 100, 32
+
+
+def timed(function: Callable[[], Any], device: torch.device) -> float:
+    """Seconds that one call takes, device work included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def make_model(name: str, arguments: argparse.Namespace) -> TransferModel:
+    """The method on freshly drawn networks (speed does not depend on weights)."""
+    student_name = arguments.teacher if name == "finetune" else arguments.student
+    torch.manual_seed(0)
+    student = Classifier(build_network(student_name, num_classes=CLASSES, image_size=SIZE))
+    kind = METHODS.get(name)
+    teacher = None
+    if kind.needs_teacher:
+        teacher = Classifier(build_network(arguments.teacher, num_classes=CLASSES, image_size=SIZE))
+    return TransferModel(student, build_method(name, student, teacher), {"teacher": teacher} if teacher else None)
+
+
+def bench_method(name: str, arguments: argparse.Namespace, batch: dict[str, Any]) -> dict[str, Any]:
+    """Medians in milliseconds of a method's step and of its unavoidable passes."""
+    device = batch["inputs"].device
+    model = make_model(name, arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        records = Records(Path(folder) / "metrics.jsonl")
+        phase = model.method.phases()[-1]  # type: ignore[operator]
+        engine = Engine(DEFAULT_SCHEDULE, device, Path(folder), hooks=lambda index, phase: [RecordHook(records)])
+        model.phase = phase
+        runner = PhaseRunner(model, phase, 0, [batch], engine)
+        loop = runner.build_train_loop({})
+        runner._train_loop = loop
+        runner.call_hook("before_train_epoch")
+        model.train()
+        # Passes work on a copy: same weights, same layout, and gradients that nobody mixes up.
+        twin = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(twin.student.parameters(), 0.05, 0.9, weight_decay=5e-4)
+        passes = twin.method.passes(twin, batch)  # type: ignore[operator]
+
+        def step() -> None:
+            loop.iter += 1
+            outputs = loop.step(batch)
+            runner.call_hook("after_train_iter", batch_idx=0, data_batch=batch, outputs=outputs)
+
+        def update() -> None:
+            optimizer.step()
+            optimizer.zero_grad()
+
+        times: list[list[float]] = [[] for _ in range(len(passes) + 2)]
+        for round_number in range(arguments.warmup + arguments.steps):
+            taken = [timed(function, device) for function in (step, *passes, update)]
+            if round_number >= arguments.warmup:
+                for values, value in zip(times, taken, strict=True):
+                    values.append(value)
+        records.close()
+    medians = [statistics.median(values) * 1e3 for values in times]
+    unavoidable = sum(medians[1:])
+    return {
+        "method": name,
+        "step_ms": medians[0],
+        "passes_ms": medians[1:-1],
+        "update_ms": medians[-1],
+        "unavoidable_ms": unavoidable,
+        "ratio": medians[0] / unavoidable,
+        "images_per_second": arguments.batch / medians[0] * 1e3,
+    }
+
+
+def bench_torchdistill(arguments: argparse.Namespace, batch: dict[str, Any]) -> dict[str, Any] | None:
+    """The same KD step as torchdistill's training box and example script run it, timed in turn with ours.
+
+    Returns None where torchdistill is not installed.
+    """
+    try:
+        from torchdistill.core.distillation import DistillationBox
+    except ImportError:
+        return None
+    device = batch["inputs"].device
+    ours = make_model("kd", arguments)
+    networks = [copy.deepcopy(part.network).to(device) for part in (ours.teacher, ours.student)]
+    target = {
+        f"{who}_module_{what}": value
+        for who in ("student", "teacher")
+        for what, value in (("path", "."), ("io", "output"))
+    }
+    config = {
+        "num_epochs": 1,
+        "teacher": {"requires_grad": False, "forward_hook": {"output": ["."]}},
+        "student": {"requires_grad": True, "forward_hook": {"output": ["."]}},
+        "optimizer": {"key": "SGD", "kwargs": {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}},
+        "criterion": {
+            "key": "WeightedSumLoss",
+            "kwargs": {
+                "sub_terms": {
+                    "kd": {
+                        "criterion": {
+                            "key": "KDLoss",
+                            "kwargs": {**target, "temperature": 4.0, "alpha": 0.9, "reduction": "batchmean"},
+                        },
+                        "weight": 1.0,
+                    }
+                }
+            },
+        },
+    }
+    box = DistillationBox(*networks, {}, config, device, [], False, 1)
+    networks[0].eval()
+    networks[1].train()
+    images = batch["inputs"].contiguous()
+
+    def theirs() -> None:
+        loss = box.forward_process(images, batch["labels"], None)
+        box.post_forward_process(loss)
+        loss.item()
+
+    with tempfile.TemporaryDirectory() as folder:
+        phase = ours.method.phases()[-1]  # type: ignore[operator]
+        ours.phase = phase
+        runner = PhaseRunner(ours, phase, 0, [batch], Engine(DEFAULT_SCHEDULE, device, Path(folder)))
+        loop = runner.build_train_loop({})
+        ours.train()
+        pairs = []
+        for _ in range(arguments.warmup + arguments.steps):
+            pairs.append((timed(lambda: loop.step(batch), device), timed(theirs, device)))
+    mine, other = (statistics.median(values) * 1e3 for values in zip(*pairs[arguments.warmup :], strict=True))
+    return {"kt_ms": mine, "torchdistill_ms": other, "ratio": mine / other}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the bench and prints a table."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.bench", description=__doc__.split("\n")[0])
+    parser.add_argument("methods", nargs="*", help="methods to time (default: all)")
+    parser.add_argument("--teacher", default="resnet56")
+    parser.add_argument("--student", default="resnet20")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=20, help="timed steps of each method")
+    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    arguments = parser.parse_args(argv)
+    known = sorted(METHODS.module_dict)
+    for name in arguments.methods:
+        if name not in known:
+            raise UserError(f"method {name!r}: expected one of {', '.join(known)}{nearest(name, known)}")
+    device = torch.device(arguments.device)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(arguments.batch, 3, SIZE, SIZE, generator=generator)
+    batch = {
+        "inputs": images.to(device).contiguous(memory_format=torch.channels_last),
+        "labels": (torch.arange(arguments.batch) % CLASSES).to(device),
+        "indices": torch.arange(arguments.batch, device=device),
+    }
+    results = [bench_method(name, arguments, batch) for name in arguments.methods or known]
+    reference = bench_torchdistill(arguments, batch) if not arguments.methods or "kd" in arguments.methods else None
+    title = f"{arguments.teacher} -> {arguments.student}, {SIZE}x{SIZE}, batch {arguments.batch}, {device}"
+    table = Table(title=title)
+    for column in ("method", "step ms", "unavoidable ms", "passes ms", "ratio", "images/s"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for row in results:
+        passes = " + ".join(f"{value:.0f}" for value in (*row["passes_ms"], row["update_ms"]))
+        cells = [f"{row[key]:.1f}" for key in ("step_ms", "unavoidable_ms")]
+        table.add_row(row["method"], *cells, passes, f"{row['ratio']:.3f}", f"{row['images_per_second']:.0f}")
+    console = Console()
+    console.print(table)
+    if reference is None:
+        console.print("KD beside torchdistill: not measured (pip install torchdistill, then run this again)")
+    else:
+        console.print(
+            f"KD step: kt {reference['kt_ms']:.1f} ms, torchdistill {reference['torchdistill_ms']:.1f} ms, "
+            f"kt/torchdistill {reference['ratio']:.2f}"
+        )
+    if arguments.json:
+        setting = {"title": title, "threads": torch.get_num_threads(), "torch": torch.__version__}
+        write_json(arguments.json, {**setting, "methods": results, "torchdistill": reference})
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"kt: error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,281 @@
+"""Baselines that compare feature maps: FitNets, attention transfer, factor transfer, activation boundaries."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kt.classifier import Classifier
+from kt.errors import UserError
+from kt.functional import activation_boundary, attention_transfer, factor_transfer, hint, soft_target
+from kt.methods.base import METHODS, Method, pair_stages, teacher_levels
+from kt.phases import Batch, Phase
+from kt.stages import as_map
+from kt.transfer import TransferModel
+
+
+def match_size(feature: Tensor, reference: Tensor) -> Tensor:
+    """Resizes a map to the reference's height and width where they differ (bilinear)."""
+    size = reference.shape[-2:]
+    if feature.shape[-2:] == size:
+        return feature
+    return F.interpolate(feature, size=size, mode="bilinear", align_corners=False)
+
+
+@METHODS.register_module(name="fitnet")
+class FitNet(Method):
+    """Romero et al., "FitNets: Hints for Thin Deep Nets", 2015: one stage's map regresses the teacher's.
+
+    Args:
+        student: The student.
+        teacher: The teacher.
+        weight: Weight of the hint (mean squared error).
+        hint_layer: Index of the student's stage; None takes the middle one.
+        regressor: `conv_bn_relu` (1x1 convolution, batch normalisation, ReLU) or `conv`.
+    """
+
+    def __init__(
+        self,
+        student: Classifier,
+        teacher: Classifier | None,
+        weight: float = 100.0,
+        hint_layer: int | None = None,
+        regressor: str = "conv_bn_relu",
+    ):
+        super().__init__(student, teacher)
+        assert teacher is not None
+        pairs = dict(pair_stages(student.stages, teacher.stages))
+        self.student_index = len(student.stages) // 2 if hint_layer is None else hint_layer
+        if self.student_index not in pairs:
+            raise UserError(
+                f"method.hint_layer={self.student_index}: expected one of {sorted(pairs)}, the student's stages that "
+                "have a teacher stage of the same stride"
+            )
+        self.teacher_index = pairs[self.student_index]
+        self.weight = weight
+        ours, theirs = student.stages[self.student_index].channels, teacher.stages[self.teacher_index].channels
+        layers: list[nn.Module] = [nn.Conv2d(ours, theirs, 1)]
+        if regressor == "conv_bn_relu":
+            layers += [nn.BatchNorm2d(theirs), nn.ReLU()]
+        self.regressor = nn.Sequential(*layers)
+
+    def teacher_depth(self, model: TransferModel) -> int:
+        """Up to the hint."""
+        return self.teacher_index + 1
+
+    def loss(self, model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        levels = model.student.extract(batch["inputs"])
+        output = model.student.task(levels[-1], batch["labels"])
+        target = as_map(teacher_levels(model, batch, self.teacher_depth(model))[-1])
+        guess = match_size(self.regressor(as_map(levels[self.student_index])), target)
+        distance = hint(guess, target)
+        logged = {"loss_task": output.loss, "loss_hint": distance, "accuracy": output.accuracy}
+        return output.loss + self.weight * distance, logged
+
+
+@METHODS.register_module(name="at")
+class AttentionTransfer(Method):
+    """Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017: spatial attention maps of every stage.
+
+    Args:
+        student: The student.
+        teacher: The teacher.
+        weight: Weight of the sum over stages.
+        form: `mean` (as the released code computes it) or `sum` (the paper's norm).
+    """
+
+    def __init__(self, student: Classifier, teacher: Classifier | None, weight: float = 1000.0, form: str = "mean"):
+        super().__init__(student, teacher)
+        assert teacher is not None
+        self.weight, self.form = weight, form
+        self.pairs = pair_stages(student.stages, teacher.stages)
+
+    def teacher_depth(self, model: TransferModel) -> int:
+        """Up to the last pair."""
+        return max(theirs for _, theirs in self.pairs) + 1
+
+    def loss(self, model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        levels = model.student.extract(batch["inputs"])
+        output = model.student.task(levels[-1], batch["labels"])
+        targets = teacher_levels(model, batch, self.teacher_depth(model))
+        distance = torch.stack(
+            [attention_transfer(as_map(levels[i]), as_map(targets[j]), form=self.form) for i, j in self.pairs]
+        ).sum()
+        logged = {"loss_task": output.loss, "loss_attention": distance, "accuracy": output.accuracy}
+        return output.loss + self.weight * distance, logged
+
+
+def _leaky_stack(channels: list[int], transposed: bool = False, normalised: bool = False) -> nn.Sequential:
+    """3x3 convolutions between the given channel counts, each followed by an optional BN and a leaky ReLU."""
+    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+    layers: list[nn.Module] = []
+    for before, after in pairwise(channels):
+        layers.append(kind(before, after, 3, padding=1))
+        if normalised:
+            layers.append(nn.BatchNorm2d(after))
+        layers.append(nn.LeakyReLU(0.1))
+    return nn.Sequential(*layers)
+
+
+@METHODS.register_module(name="ft")
+class FactorTransfer(Method):
+    """Kim, Park and Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer", 2018.
+
+    A first phase trains the paraphraser, an autoencoder on the teacher's last map; then the student's translator
+    imitates its factors.
+
+    Args:
+        student: The student.
+        teacher: The teacher.
+        weight: Weight of the factor distance.
+        factor: Factor channels as a share of the teacher's channels.
+        init_fraction: Length of the paraphraser's phase as a share of the schedule.
+        paraphraser_lr: Learning rate of that phase.
+        form: `repdistiller` (normalised mean-square maps) or `official` (normalised raw factors).
+    """
+
+    def __init__(
+        self,
+        student: Classifier,
+        teacher: Classifier | None,
+        weight: float = 200.0,
+        factor: float = 0.5,
+        init_fraction: float = 0.125,
+        paraphraser_lr: float = 0.01,
+        form: str = "repdistiller",
+    ):
+        super().__init__(student, teacher)
+        assert teacher is not None
+        self.weight, self.form = weight, form
+        self.init_fraction, self.paraphraser_lr = init_fraction, paraphraser_lr
+        ours, theirs = student.stages[-1].channels, teacher.stages[-1].channels
+        factors = max(1, int(theirs * factor))
+        self.encoder = _leaky_stack([theirs, theirs, factors, factors])
+        self.decoder = _leaky_stack([factors, factors, theirs, theirs], transposed=True)
+        self.translator = _leaky_stack([ours, ours, factors, factors], normalised=True)
+
+    def phases(self) -> list[Phase]:
+        """Paraphraser, then student and translator."""
+        return [
+            Phase(
+                "paraphraser",
+                self.reconstruction,
+                groups=lambda model: [{"params": [*self.encoder.parameters(), *self.decoder.parameters()]}],
+                fraction=self.init_fraction,
+                lr=self.paraphraser_lr,
+                constant_lr=True,
+                evaluate=False,
+            ),
+            Phase("train", self.loss, groups=self._groups),
+        ]
+
+    def _groups(self, model: TransferModel) -> list[dict[str, Any]]:
+        return [{"params": [*model.student.parameters(), *self.translator.parameters()]}]
+
+    def teacher_depth(self, model: TransferModel) -> int:
+        """All stages, no head."""
+        return len(model.teacher.stages)
+
+    def reconstruction(self, model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean squared error of the autoencoder."""
+        target = as_map(teacher_levels(model, batch)[-1])
+        return hint(self.decoder(self.encoder(target)), target), {}
+
+    def loss(self, model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        levels = model.student.extract(batch["inputs"])
+        output = model.student.task(levels[-1], batch["labels"])
+        with torch.no_grad():
+            target = self.encoder(as_map(teacher_levels(model, batch)[-1]))
+        guess = match_size(self.translator(as_map(levels[-1])), target)
+        distance = factor_transfer(guess, target, form=self.form)
+        logged = {"loss_task": output.loss, "loss_factor": distance, "accuracy": output.accuracy}
+        return output.loss + self.weight * distance, logged
+
+
+@METHODS.register_module(name="ab")
+class ActivationBoundary(Method):
+    """Heo et al., "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons", AAAI 2019.
+
+    A first phase pulls the student's pre-activations to the teacher's side of zero, without a task loss; then the
+    student trains by cross-entropy (or by soft targets alone, as the authors' code does).
+
+    Args:
+        student: The student.
+        teacher: The teacher.
+        weight: Weight of the boundary loss on top of the released code's scale (see `boundary`).
+        margin: How far beyond zero.
+        init_fraction: Length of the first phase as a share of the schedule.
+        after: `task` or `kd`.
+        temperature: Of the soft targets, if `after` is `kd`.
+    """
+
+    # The released CIFAR-100 code divides the sum over three stages by 1000 and multiplies it by 3.
+    SCALE = 3 / 1000
+
+    def __init__(
+        self,
+        student: Classifier,
+        teacher: Classifier | None,
+        weight: float = 1.0,
+        margin: float = 1.0,
+        init_fraction: float = 0.125,
+        after: str = "task",
+        temperature: float = 3.0,
+    ):
+        super().__init__(student, teacher)
+        assert teacher is not None
+        self.weight, self.margin, self.init_fraction = weight, margin, init_fraction
+        self.after, self.temperature = after, temperature
+        self.pairs = pair_stages(student.stages, teacher.stages)
+        self.connectors = nn.ModuleList()
+        for i, j in self.pairs:
+            ours, theirs = student.stages[i].channels, teacher.stages[j].channels
+            self.connectors.append(nn.Sequential(nn.Conv2d(ours, theirs, 1, bias=False), nn.BatchNorm2d(theirs)))
+
+    def phases(self) -> list[Phase]:
+        """Boundaries, then the task."""
+        return [
+            Phase(
+                "boundaries",
+                self.boundary,
+                groups=self._body,
+                fraction=self.init_fraction,
+                constant_lr=True,
+                evaluate=False,
+            ),
+            Phase("train", self.loss, groups=lambda model: [{"params": list(model.student.parameters())}]),
+        ]
+
+    def _body(self, model: TransferModel) -> list[dict[str, Any]]:
+        last = max(i for i, _ in self.pairs)
+        body = [p for stage in model.student.stages[: last + 1] for p in stage.parameters()]
+        return [{"params": [*body, *self.connectors.parameters()]}]
+
+    def teacher_depth(self, model: TransferModel) -> int | None:
+        """The main phase asks the teacher only for soft targets."""
+        return None if self.after == "kd" else 0
+
+    def boundary(self, model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum over stages, each half as heavy as the next deeper one."""
+        ours, _ = model.student.extract_both(batch["inputs"], max(i for i, _ in self.pairs) + 1)
+        with torch.no_grad():
+            theirs, _ = model.teacher.extract_both(batch["inputs"], max(j for _, j in self.pairs) + 1)
+        total = torch.zeros((), device=batch["inputs"].device)
+        for number, ((i, j), connector) in enumerate(zip(self.pairs, self.connectors, strict=True), 1):
+            target = as_map(theirs[j])
+            guess = match_size(connector(as_map(ours[i])), target)
+            total = total + 2.0 ** (number - len(self.pairs)) * activation_boundary(guess, target, self.margin)
+        return self.weight * self.SCALE * total, {}
+
+    def loss(self, model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        output = model.student.task(model.student.extract(batch["inputs"])[-1], batch["labels"])
+        if self.after == "task":
+            return output.loss, {"accuracy": output.accuracy}
+        with torch.no_grad():
+            target = model.teacher(batch["inputs"])
+        soft = soft_target(output.logits.float(), target.float(), self.temperature)
+        return soft, {"loss_task": output.loss, "loss_soft": soft, "accuracy": output.accuracy}

@@ -1,0 +1,55 @@
+"""Training without transfer, and from the teacher's weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from kt.classifier import Classifier
+from kt.methods.base import METHODS, Method
+from kt.phases import Batch, Phase
+from kt.transfer import TransferModel
+
+
+@METHODS.register_module(name="none")
+class Scratch(Method):
+    """The task loss alone: baselines and teachers."""
+
+    needs_teacher = False
+
+    def loss(self, model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        output = model.student.task(model.student.extract(batch["inputs"])[-1], batch["labels"])
+        return output.loss, {"accuracy": output.accuracy}
+
+
+@METHODS.register_module(name="finetune")
+class Finetune(Scratch):
+    """Starts from the teacher's features with a fresh classifier and trains everything by the task loss.
+
+    Args:
+        student: The student, of the teacher's architecture.
+        teacher: The teacher.
+        head_lr_factor: Factor on the classifier's learning rate.
+    """
+
+    needs_teacher = True
+    starts_from_teacher = True
+
+    def __init__(self, student: Classifier, teacher: Classifier | None, head_lr_factor: float = 1.0):
+        super().__init__(student, teacher)
+        self.head_lr_factor = head_lr_factor
+
+    def phases(self) -> list[Phase]:
+        """One phase with two parameter groups."""
+        return [Phase("train", self.loss, groups=self._groups)]
+
+    def _groups(self, model: TransferModel) -> list[dict[str, Any]]:
+        head = list(model.student.head.classifier.parameters())
+        ids = {id(parameter) for parameter in head}
+        body = [parameter for parameter in model.student.parameters() if id(parameter) not in ids]
+        return [{"params": body}, {"params": head, "lr_factor": self.head_lr_factor}]
+
+    def teacher_depth(self, model: TransferModel) -> int:
+        """The teacher gives its weights, never a pass."""
+        return 0

@@ -1,0 +1,104 @@
+"""An image classifier as an mmengine model: any network that `kt.stages.stages_of` knows, with its own input normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+
+from kt.stages import Head, Stage, head_of, normalisation_of, stages_of
+
+
+@dataclass
+class TaskOutput:
+    """What the student's own head makes of a list of stage outputs.
+
+    Attributes:
+        loss: The task loss, a scalar (for a classifier the mean cross-entropy).
+        logits: Class scores, (n, classes).
+        accuracy: Top-1 accuracy of this batch in percent, a detached scalar on the device.
+    """
+
+    loss: Tensor
+    logits: Tensor
+    accuracy: Tensor
+
+
+class Classifier(BaseModel):
+    """Wraps a plain network; its parameters are the network's and nothing else.
+
+    Args:
+        network: A torchvision, timm or kt classification network.
+        normalisation: `(mean, std)` per RGB channel for images in 0..1; by default the network's own.
+    """
+
+    def __init__(self, network: nn.Module, normalisation: tuple[Sequence[float], Sequence[float]] | None = None):
+        super().__init__()
+        self.network = network
+        if normalisation is None:
+            own = normalisation_of(network)
+            normalisation = (own.mean, own.std)
+        for name, values in zip(("mean", "std"), normalisation, strict=True):
+            # Not persistent: the exported state dict is the plain network's.
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The views hold modules of this very network: a copy must make its own.
+        return {key: value for key, value in self.__dict__.items() if key not in ("_stages", "_head")}
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Views of the network's stages, in order."""
+        if "_stages" not in self.__dict__:
+            self.__dict__["_stages"] = stages_of(self.network)
+        return self.__dict__["_stages"]
+
+    @property
+    def head(self) -> Head:
+        """A view of what follows the last stage."""
+        if "_head" not in self.__dict__:
+            self.__dict__["_head"] = head_of(self.network)
+        return self.__dict__["_head"]
+
+    def normalise(self, inputs: Tensor) -> Tensor:
+        """Images (n, 3, h, w) in 0..1 as this network wants to see them."""
+        return (inputs - self.mean) / self.std
+
+    def extract(self, inputs: Tensor, depth: int | None = None) -> list[Tensor]:
+        """Outputs of the first `depth` stages (all by default) for images in 0..1."""
+        x, outputs = self.normalise(inputs), []
+        for stage in self.stages[:depth]:
+            x = stage(x)
+            outputs.append(x)
+        return outputs
+
+    def extract_both(self, inputs: Tensor, depth: int | None = None) -> tuple[list[Tensor], list[Tensor]]:
+        """Like `extract`, but `(pre-activations, outputs)` of each stage, at no second computation."""
+        x, before, outputs = self.normalise(inputs), [], []
+        for stage in self.stages[:depth]:
+            pre, x = stage.both(x)
+            before.append(pre)
+            outputs.append(x)
+        return before, outputs
+
+    def task(self, last: Tensor, labels: Tensor) -> TaskOutput:
+        """The task loss of the head on a last-stage output, whoever made it."""
+        logits = self.head(last)
+        hits = (logits.detach().argmax(1) == labels).float().mean() * 100
+        return TaskOutput(F.cross_entropy(logits.float(), labels), logits, hits)
+
+    def forward(  # type: ignore[override]
+        self, inputs: Tensor, labels: Tensor | None = None, indices: Tensor | None = None, mode: str = "tensor"
+    ) -> Any:
+        """Logits for `mode` tensor or predict, `{'loss': cross-entropy}` for mode loss."""
+        last = self.extract(inputs)[-1]
+        if mode == "loss":
+            if labels is None:
+                raise ValueError("mode='loss' needs labels")
+            return {"loss": self.task(last, labels).loss}
+        return self.head(last)

@@ -1,0 +1,56 @@
+"""Scoring the plain student during training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from kt.evaluation.accuracy import evaluate_accuracy
+from kt.hooks.records import Records
+from kt.phases import rank_and_world
+
+
+class SyncBuffersHook(Hook):
+    """Averages running statistics over ranks at the end of an epoch, so that every rank holds one and the same model."""
+
+    priority = "ABOVE_NORMAL"
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """All-reduces floating-point buffers; counters are equal already."""
+        _, world = rank_and_world()
+        if world == 1:
+            return
+        for buffer in runner.model.buffers():
+            if buffer.is_floating_point():
+                torch.distributed.all_reduce(buffer)
+                buffer /= world
+
+
+class EvaluateHook(Hook):
+    """Scores the student after every few epochs and after the last one.
+
+    Args:
+        loader: The evaluation set.
+        num_classes: Number of classes.
+        every: Epochs between evaluations.
+        records: Where rows go.
+    """
+
+    priority = "NORMAL"
+
+    def __init__(self, loader: Any, num_classes: int, every: int, records: Records | None):
+        self.loader, self.num_classes, self.every, self.records = loader, num_classes, every, records
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Evaluates at the interval; the last epoch is left to the end of the run, which writes the result."""
+        loop = runner.train_loop
+        if not loop.phase.evaluate or (loop.epoch % self.every and loop.epoch < loop.max_epochs):
+            return
+        model = getattr(runner.model, "module", runner.model)
+        metrics = evaluate_accuracy(model.student, self.loader, self.num_classes)
+        if self.records is not None:
+            row = {"kind": "eval", "phase": loop.phase.name, "step": loop.iter, "epoch": loop.epoch, **metrics}
+            self.records.write([row])

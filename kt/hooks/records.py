@@ -1,0 +1,117 @@
+"""The per-step record of a run: buffered on the device, written as JSON lines at log points."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch import Tensor
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A loss or balance became infinite or NaN; the message names the first such step."""
+
+
+class Records:
+    """`metrics.jsonl` of a cell: an append-only file that a resumed run cuts back to its last checkpoint.
+
+    Args:
+        path: The file.
+        mirror: Called with every row that is written (Weights & Biases).
+    """
+
+    def __init__(self, path: Path, mirror: Callable[[dict[str, Any]], None] | None = None):
+        self.path, self.mirror = path, mirror
+        self.file = open(path, "ab")  # noqa: SIM115 - stays open for the whole cell
+
+    @property
+    def offset(self) -> int:
+        """Bytes written so far."""
+        self.file.flush()
+        return self.file.tell()
+
+    def cut(self, offset: int) -> None:
+        """Drops everything after `offset`: those steps are done again."""
+        self.file.flush()
+        self.file.truncate(offset)
+        self.file.seek(offset)
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        """Appends rows and hands them to the mirror."""
+        self.file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+        self.file.flush()
+        for row in rows:
+            if self.mirror is not None:
+                self.mirror(row)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self.file.close()
+
+
+class RecordHook(Hook):
+    """Collects every step's scalars on the device and writes them at log points: one synchronisation each.
+
+    Args:
+        records: Where rows go; None on ranks that do not write.
+        interval: Steps between log points (the end of an epoch is always one).
+    """
+
+    # Before evaluation and checkpoint, which rely on what is written.
+    priority = "HIGH"
+
+    def __init__(self, records: Records | None, interval: int = 50):
+        self.records, self.interval = records, interval
+        self.rows: list[tuple[int, float, float, dict[str, Tensor]]] = []
+        self.images = 0
+        self.started = time.perf_counter()
+        self.rates: list[tuple[int, float]] = []
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Starts the clock: evaluation is not training time."""
+        self.started, self.images = time.perf_counter(), 0
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Keeps the step's scalars as they are, on the device."""
+        loop = runner.train_loop
+        lr = max(group["lr"] for group in runner.optim_wrapper.param_groups)
+        self.rows.append((loop.iter, loop.iter / len(loop.dataloader), lr, outputs))
+        self.images += len(data_batch["inputs"])
+        if loop.iter % self.interval == 0:
+            self.flush(runner)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """An epoch's end is a log point."""
+        self.flush(runner)
+
+    def flush(self, runner: Runner) -> None:
+        """Moves what is buffered to the host, checks it and writes it."""
+        if not self.rows:
+            return
+        phase = runner.train_loop.phase.name
+        names = list(self.rows[0][3])
+        values = torch.stack([torch.stack([row[3][name].float() for name in names]) for row in self.rows]).tolist()
+        seconds = time.perf_counter() - self.started
+        self.rates.append((self.images, seconds))
+        rate = round(self.images / max(seconds, 1e-9), 1)
+        rows = []
+        for (step, epoch, lr, _), scalars in zip(self.rows, values, strict=True):
+            row: dict[str, Any] = {"kind": "train", "phase": phase, "step": step, "epoch": epoch, "lr": lr}
+            row.update(zip(names, scalars, strict=True), images_per_second=rate)
+            for name, value in zip(names, scalars, strict=True):
+                if not math.isfinite(value):
+                    raise NonFiniteLossError(
+                        f"{name} is {value} at step {step} of phase '{phase}' (learning rate {lr:g})"
+                    )
+            rows.append(row)
+        self.rows = []
+        self.started, self.images = time.perf_counter(), 0
+        if self.records is not None:
+            self.records.write(rows)

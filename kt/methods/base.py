@@ -1,0 +1,99 @@
+"""The two mechanisms every method is made of: stages to tap or route through, and phases to train in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from mmengine.registry import Registry
+from torch import Tensor, nn
+
+from kt.classifier import Classifier
+from kt.errors import UserError, nearest
+from kt.phases import Batch, Phase
+from kt.stages import Stage
+from kt.transfer import TransferModel
+
+METHODS = Registry("method", scope="kt", locations=["kt.methods", "kt.baselines"])
+
+
+class Method(nn.Module):
+    """A way to train a student. Its children (adapters, auxiliary networks) train with it and are never exported.
+
+    A method is built for one pair: `Method(student, teacher, **options)`, and reads only shapes from the two; at run
+    time it is handed the `TransferModel`.
+
+    Attributes:
+        needs_teacher: Whether it can be built without one.
+        starts_from_teacher: Whether the student starts from the teacher's weights.
+    """
+
+    needs_teacher: ClassVar[bool] = True
+    starts_from_teacher: ClassVar[bool] = False
+
+    def __init__(self, student: Classifier, teacher: Classifier | None):
+        super().__init__()
+        if self.needs_teacher and teacher is None:
+            raise UserError("teacher=none: this method needs a teacher; name a network, for example teacher=resnet56")
+
+    def phases(self) -> list[Phase]:
+        """The phases in order; the last one is `train` and yields the student."""
+        return [Phase("train", self.loss)]
+
+    def loss(self, model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of the main phase and the device scalars to log (`accuracy` is that of the plain student)."""
+        raise NotImplementedError
+
+    def passes(self, model: TransferModel, batch: Batch) -> list:
+        """The passes that the main phase cannot do without, as callables; what the bench divides a step's time by."""
+        depth = self.teacher_depth(model)
+        student = [lambda: student_update(model, batch)]
+        return student if depth == 0 else [*student, lambda: _teacher_forward(model, batch, depth)]
+
+    def teacher_depth(self, model: TransferModel) -> int | None:
+        """How many teacher stages the main phase runs; None stands for the whole network with its head."""
+        return None if self.needs_teacher else 0
+
+
+def student_update(model: TransferModel, batch: Batch) -> None:
+    """Forward and backward of the plain student."""
+    output = model.student.task(model.student.extract(batch["inputs"])[-1], batch["labels"])
+    output.loss.backward()
+
+
+@torch.no_grad()
+def _teacher_forward(model: TransferModel, batch: Batch, depth: int | None) -> None:
+    levels = model.teacher.extract(batch["inputs"], depth)
+    if depth is None:
+        model.teacher.head(levels[-1])
+
+
+def pair_stages(student: Sequence[Stage], teacher: Sequence[Stage]) -> list[tuple[int, int]]:
+    """Pairs (student stage, teacher stage) of equal nominal stride.
+
+    Networks with no stride in common, and those that repeat one (a ViT's block groups), are paired from the end.
+    """
+    ours = {stage.stride: i for i, stage in enumerate(student)}
+    theirs = {stage.stride: i for i, stage in enumerate(teacher)}
+    unique = len(ours) == len(student) and len(theirs) == len(teacher)
+    shared = [stride for stride in ours if stride in theirs] if unique else []
+    if shared:
+        return [(ours[stride], theirs[stride]) for stride in shared]
+    count = min(len(student), len(teacher))
+    return [(len(student) - count + i, len(teacher) - count + i) for i in range(count)]
+
+
+@torch.no_grad()
+def teacher_levels(model: TransferModel, batch: Batch, depth: int | None = None) -> list[Tensor]:
+    """The teacher's stage outputs, only as deep as asked."""
+    return model.teacher.extract(batch["inputs"], depth)
+
+
+def build_method(name: str, student: Classifier, teacher: Classifier | None, **options: object) -> Method:
+    """The registered method `name` for a pair of networks."""
+    kind = METHODS.get(name)
+    if kind is None:
+        known = sorted(METHODS.module_dict)
+        raise UserError(f"method={name!r}: expected one of {', '.join(known)}{nearest(name, known)}")
+    return kind(student, teacher, **options)

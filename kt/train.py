@@ -1,0 +1,155 @@
+"""Trains a student through all phases of a method: the library's one entry point, and what every cell of a table runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+
+from kt.classifier import Classifier
+from kt.evaluation.accuracy import evaluate_accuracy
+from kt.hooks import CheckpointHook, EvaluateHook, ProgressHook, RecordHook, Records, SnapshotHook, SyncBuffersHook
+from kt.hooks.checkpoint import load_checkpoint
+from kt.phases import Engine, Phase, atomic_save, phase_folder, rank_and_world, run_phase
+from kt.transfer import TransferModel, export_student
+
+# The field's CIFAR-100 recipe.
+DEFAULT_SCHEDULE: dict[str, Any] = {
+    "epochs": 240,
+    "batch_size": 64,
+    "optimizer": "sgd",
+    "lr": 0.05,
+    "momentum": 0.9,
+    "nesterov": False,
+    "weight_decay": 5e-4,
+    "policy": "step",
+    "milestones": [150 / 240, 180 / 240, 210 / 240],
+    "gamma": 0.1,
+    "warmup_epochs": 0,
+    "clip_grad": None,
+    "accumulate": 1,
+    "evaluate_every": 1,
+}
+
+
+def fit(
+    model: TransferModel,
+    data: Any,
+    folder: str | os.PathLike[str],
+    schedule: Mapping[str, Any] | None = None,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    precision: str = "fp32",
+    mirror: Callable[[dict[str, Any]], None] | None = None,
+    progress: Any = None,
+    snapshots: int = 0,
+    extra_hooks: Sequence[Hook] = (),
+) -> dict[str, float]:
+    """Trains, resumes or merely scores a student, and leaves everything in `folder`.
+
+    Args:
+        model: Student, method and teachers.
+        data: `kt.data.Data`: `spec`, `train` and `test` loaders.
+        folder: Gets `phases/`, `metrics.jsonl`, `evaluations/test.json` and `student.pth`. Called again with the same
+            folder, it goes on after the last epoch saved and ends at the numbers of an uninterrupted run.
+        schedule: Changes to `DEFAULT_SCHEDULE`; 0 epochs score the student as it is.
+        seed: Of everything random in training.
+        device: Where to train.
+        precision: `fp32` or `bf16`.
+        mirror: Called with every record written.
+        progress: An object with `start(total, text)`, `advance(steps, text)` and `stop()`.
+        snapshots: How many weights-only snapshots of the main phase to keep.
+        extra_hooks: Further mmengine hooks for every phase.
+
+    Returns:
+        The last epoch's metrics.
+    """
+    cell = Path(folder)
+    settings = {**DEFAULT_SCHEDULE, **(schedule or {})}
+    phases: list[Phase] = model.method.phases() if settings["epochs"] > 0 else []  # type: ignore[operator]
+    rank, _ = rank_and_world()
+    for index, phase in enumerate(phases):
+        phase_folder(cell, index, phase).mkdir(parents=True, exist_ok=True)
+    (cell / "evaluations").mkdir(parents=True, exist_ok=True)
+    records = Records(cell / "metrics.jsonl", mirror) if rank == 0 else None
+    num_classes = data.spec.num_classes
+
+    def hooks(index: int, phase: Phase) -> list[Hook]:
+        made: list[Hook] = [
+            RecordHook(records),
+            SyncBuffersHook(),
+            EvaluateHook(data.test, num_classes, settings["evaluate_every"], records),
+            CheckpointHook(cell, records),
+            *extra_hooks,
+        ]
+        if snapshots and phase.name == "train":
+            made.append(SnapshotHook(cell, snapshots))
+        if progress is not None and rank == 0:
+            made.append(ProgressHook(progress))
+        return made
+
+    engine = Engine(settings, torch.device(device), cell, seed, precision, hooks)
+    steps = [phase.epochs(settings) * len(data.train) for phase in phases]
+    if progress is not None and rank == 0:
+        progress.start(sum(steps), cell.name)
+    try:
+        model.to(engine.device).to(memory_format=torch.channels_last)
+        finished = _finished_phases(cell, phases)
+        if finished:
+            state = load_checkpoint(phase_folder(cell, finished - 1, phases[finished - 1]) / "checkpoint.pth", model)
+            if records is not None:
+                records.cut(state["offset"])
+        elif records is not None:
+            records.cut(0)
+        for index in range(finished, len(phases)):
+            run_phase(model, phases[index], index, data.train, engine)
+        metrics = evaluate_accuracy(model.student, data.test, num_classes)
+        if records is not None:
+            total = phases[-1].epochs(settings) if phases else 0
+            row = {"kind": "eval", "phase": "train", "step": steps[-1] if steps else 0, "epoch": total, **metrics}
+            records.write([row])
+            write_json(cell / "evaluations" / "test.json", metrics)
+            atomic_save(export_student(model), cell / "student.pth")
+    finally:
+        if records is not None:
+            records.close()
+        if progress is not None and rank == 0:
+            progress.stop()
+    return metrics
+
+
+def _finished_phases(cell: Path, phases: Sequence[Phase]) -> int:
+    """How many phases, from the first, are done."""
+    for index, phase in enumerate(phases):
+        path = phase_folder(cell, index, phase) / "checkpoint.pth"
+        if not path.exists() or not torch.load(path, map_location="cpu", weights_only=True, mmap=True)["done"]:
+            return index
+    return len(phases)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON so that readers see the old file or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def images_per_second(cell: Path) -> float | None:
+    """The median training speed of the main phase, from the cell's records."""
+    rates = []
+    with open(cell / "metrics.jsonl") as file:
+        for line in file:
+            row = json.loads(line)
+            if row["kind"] == "train" and row["phase"] == "train":
+                rates.append(row["images_per_second"])
+    return statistics.median(rates) if rates else None
+
+
+__all__ = ["DEFAULT_SCHEDULE", "Classifier", "fit", "images_per_second", "write_json"]

@@ -1,0 +1,136 @@
+"""TransferModel: a student, the method that teaches it, and teachers that nobody sees."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+if TYPE_CHECKING:
+    from kt.phases import Phase
+
+TEACHER_NORMS = ("eval", "batch")
+
+
+class _Hidden:
+    """A holder that nn.Module does not look into, so what it holds stays out of state dicts, optimizers and DDP."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]):
+        self.modules = dict(modules)
+
+
+def freeze_teacher(teacher: nn.Module, norm: str = "eval") -> nn.Module:
+    """Fixes a teacher for good: no gradients for it, eval mode, and buffers that never change.
+
+    With `norm="batch"` its batch normalisation uses the statistics of the batch at hand (as some released distillation
+    code does by leaving the teacher in train mode) and still records nothing.
+    """
+    if norm not in TEACHER_NORMS:
+        raise ValueError(f"teacher norm is {norm!r}; expected one of {', '.join(TEACHER_NORMS)}")
+    teacher.requires_grad_(False).eval()
+    if norm == "batch":
+        for module in teacher.modules():
+            if isinstance(module, _BatchNorm):
+                module.train()
+                module.track_running_stats = False
+    return teacher
+
+
+@contextlib.contextmanager
+def frozen_statistics(*roots: nn.Module) -> Iterator[None]:
+    """Within, batch normalisation behaves as before but leaves its running statistics alone.
+
+    A layer in train mode still normalises by the batch; one in eval mode (a detector's `norm_eval`) still by its
+    running statistics.
+    """
+    layers = [m for root in roots for m in root.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True
+
+
+class TransferModel(BaseModel):
+    """A student and the trained parts of a method as ordinary children, with teachers hidden beside them.
+
+    The teachers are in no state dict, no optimizer and no DDP bucket, yet they follow every move of device, data type
+    and memory format, stay frozen whatever `train()` is told, and are copied with the model.
+
+    Args:
+        student: The model that is taught; `state_dict()` of its plain network is what the export writes.
+        method: The method (`kt.methods.Method`): its children are adapters and auxiliary networks.
+        teachers: Teachers under names; the usual single one is called `teacher`.
+        teacher_norm: `eval` or `batch`, see `freeze_teacher`.
+    """
+
+    phase: Phase | None = None
+
+    def __init__(
+        self,
+        student: nn.Module,
+        method: nn.Module,
+        teachers: Mapping[str, nn.Module] | None = None,
+        teacher_norm: str = "eval",
+    ):
+        super().__init__()
+        self.student = student
+        self.method = method
+        self.teacher_norm = teacher_norm
+        frozen = {name: freeze_teacher(teacher, teacher_norm) for name, teacher in (teachers or {}).items()}
+        self.__dict__["_hidden"] = _Hidden(frozen)
+
+    @property
+    def teachers(self) -> dict[str, nn.Module]:
+        """The teachers by name."""
+        return self.__dict__["_hidden"].modules
+
+    @property
+    def teacher(self) -> Any:
+        """The only teacher."""
+        if len(self.teachers) != 1:
+            raise ValueError(f"the method asks for one teacher; this model has {len(self.teachers)}")
+        return next(iter(self.teachers.values()))
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> TransferModel:
+        super()._apply(fn, recurse)
+        for teacher in self.teachers.values():
+            teacher._apply(fn, recurse)
+        return self
+
+    def init_weights(self) -> None:
+        """Does nothing: networks come initialised or loaded, and nobody may draw their weights again."""
+
+    def forward(  # type: ignore[override]
+        self, inputs: Tensor, labels: Tensor | None = None, indices: Tensor | None = None, mode: str = "tensor"
+    ) -> Any:
+        """Mode `loss` gives the current phase's `(loss, logged scalars)`; every other mode is the plain student's."""
+        if mode != "loss":
+            return self.student(inputs, mode=mode)
+        if self.phase is None:
+            raise RuntimeError("no phase entered: set TransferModel.phase (kt.phases.run_phase does)")
+        batch = {"inputs": inputs, "labels": labels, "indices": indices}
+        loss, logged = self.phase.loss(self, batch)
+        return loss, {name: value.detach() for name, value in logged.items()}
+
+
+def export_student(model: TransferModel) -> dict[str, Tensor]:
+    """The plain student's state dict on the CPU, free of prefixes, teachers, adapters and memory formats."""
+    plain = getattr(model.student, "network", model.student)
+    return {key: value.detach().cpu().contiguous().clone() for key, value in plain.state_dict().items()}
+
+
+def average_over_ranks(value: Tensor) -> Tensor:
+    """The mean of a detached tensor over all processes; the tensor itself where there is one process."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        value = value.detach().clone()
+        torch.distributed.all_reduce(value)
+        value /= torch.distributed.get_world_size()
+    return value

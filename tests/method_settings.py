@@ -1,0 +1,76 @@
+"""One table of settings drives the tests of every registered method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import kt.baselines  # noqa: F401 - registers the baselines
+from kt.classifier import Classifier
+from kt.data import build_data
+from kt.methods import build_method
+from kt.models import build_network
+from kt.phases import seed_everything
+from kt.transfer import TransferModel
+
+
+@dataclass
+class Setting:
+    """A method with options for a test of seconds; `student` and `teacher` name networks."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    teacher: str | None = "resnet20"
+    student: str = "resnet8"
+    phases: tuple[str, ...] = ("train",)
+
+
+SETTINGS: dict[str, Setting] = {
+    "none": Setting(teacher=None),
+    "finetune": Setting(student="resnet20"),
+    "kd": Setting(),
+    "fitnet": Setting(),
+    "at": Setting(),
+    "ft": Setting(phases=("paraphraser", "train")),
+    "ab": Setting(phases=("boundaries", "train")),
+    "hybrid_forward": Setting({"balance": "dynamic"}),
+}
+
+SCHEDULE = {"epochs": 2, "batch_size": 16, "lr": 0.02, "milestones": [0.5]}
+DATASET = {
+    "name": "scenes",
+    "num_classes": None,
+    "image_size": 32,
+    "subset": None,
+    "validation": 0.0,
+    "augmentation": "crop_flip",
+    "style": "photo",
+    "train_size": 64,
+    "test_size": 32,
+    "folder": None,
+    "resident": None,
+}
+
+
+def make_data(seed: int = 0, rank: int = 0, world: int = 1) -> Any:
+    """A few embedded scenes."""
+    device = torch.device("cpu")
+    return build_data(DATASET, Path("."), batch_size=16, seed=seed, device=device, rank=rank, world=world)
+
+
+def make_classifier(name: str, num_classes: int, seed: int) -> Classifier:
+    """A quarter-width network with weights drawn from a seed."""
+    seed_everything(seed)
+    return Classifier(build_network(name, num_classes=num_classes, width=0.25, image_size=32))
+
+
+def make_model(name: str, num_classes: int, **changes: Any) -> TransferModel:
+    """The setting's student, teacher and method; `changes` override options."""
+    setting = SETTINGS[name]
+    teacher = None if setting.teacher is None else make_classifier(setting.teacher, num_classes, seed=1)
+    student = make_classifier(setting.student, num_classes, seed=2)
+    seed_everything(3)
+    method = build_method(name, student, teacher, **{**setting.options, **changes})
+    return TransferModel(student, method, {"teacher": teacher} if teacher is not None else None)

@@ -1,0 +1,236 @@
+"""Every registered method trains, resumes to the same bits, leaves its teacher alone, exports and runs under DDP."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from method_settings import SCHEDULE, SETTINGS, make_data, make_model
+from mmengine.hooks import Hook
+
+from kt.errors import UserError
+from kt.hooks.records import NonFiniteLossError
+from kt.methods import METHODS, build_method
+from kt.models import build_network
+from kt.phases import phase_folder
+from kt.train import fit
+
+NAMES = sorted(SETTINGS)
+TAUGHT = [name for name in NAMES if SETTINGS[name].teacher]
+
+
+def bits(state: dict[str, torch.Tensor]) -> dict[str, bytes]:
+    return {key: value.detach().cpu().contiguous().numpy().tobytes() for key, value in state.items()}
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_speed(folder: Path) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key != "images_per_second"} for row in rows(folder)]
+
+
+@pytest.fixture(scope="module")
+def data() -> Any:
+    return make_data()
+
+
+@pytest.fixture(scope="module")
+def trained(data: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Trains a method once without interruption: `(folder, model, teacher's bits before, initial student bits)`."""
+    done: dict[str, Any] = {}
+
+    def train(name: str) -> Any:
+        if name not in done:
+            folder = tmp_path_factory.mktemp(name)
+            model = make_model(name, data.spec.num_classes)
+            before = {key: bits(teacher.state_dict()) for key, teacher in model.teachers.items()}
+            start = bits(model.student.network.state_dict())
+            metrics = fit(model, data, folder, SCHEDULE)
+            done[name] = (folder, model, before, start, metrics)
+        return done[name]
+
+    return train
+
+
+def test_every_registered_method_has_a_setting() -> None:
+    assert sorted(METHODS.module_dict) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_trains(name: str, trained: Any, data: Any) -> None:
+    folder, model, _, start, metrics = trained(name)
+    after = bits(model.student.network.state_dict())
+    changed = {key for key in after if after[key] != start[key]}
+    assert changed == set(after), f"untouched by training: {sorted(set(after) - changed)}"
+    assert tuple(phase.name for phase in model.method.phases()) == SETTINGS[name].phases
+    written = rows(folder)
+    for phase in model.method.phases():
+        steps = [row["step"] for row in written if row["kind"] == "train" and row["phase"] == phase.name]
+        assert steps == list(range(1, phase.epochs(SCHEDULE) * len(data.train) + 1))
+    evaluations = [row for row in written if row["kind"] == "eval"]
+    assert [row["epoch"] for row in evaluations] == [1, 2]
+    assert (
+        evaluations[-1]["top1"] == metrics["top1"] == json.loads((folder / "evaluations/test.json").read_text())["top1"]
+    )
+
+
+class Interrupt(Hook):
+    """Stops the run like Ctrl-C at the n-th step since it was made."""
+
+    priority = "VERY_LOW"
+
+    def __init__(self, step: int):
+        self.left = step
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_resumes_to_the_same_bits(name: str, trained: Any, data: Any, tmp_path: Path) -> None:
+    folder, model, *_ = trained(name)
+    # In the middle of every epoch of every phase, one stop after the other.
+    for _ in range(sum(phase.epochs(SCHEDULE) for phase in model.method.phases())):
+        with pytest.raises(KeyboardInterrupt):
+            fit(make_model(name, data.spec.num_classes), data, tmp_path, SCHEDULE, extra_hooks=[Interrupt(6)])
+    fit(make_model(name, data.spec.num_classes), data, tmp_path, SCHEDULE)
+    assert bits(torch.load(tmp_path / "student.pth")) == bits(torch.load(folder / "student.pth"))
+    assert without_speed(tmp_path) == without_speed(folder)
+
+
+def test_a_finished_run_trains_nothing_again(trained: Any, data: Any) -> None:
+    folder, *_ = trained("kd")
+    before = without_speed(folder)
+    fit(make_model("kd", data.spec.num_classes), data, folder, SCHEDULE, extra_hooks=[Interrupt(1)])
+    assert without_speed(folder) == before
+
+
+@pytest.mark.parametrize("name", TAUGHT)
+def test_teacher_is_unchanged_to_the_bit(name: str, trained: Any) -> None:
+    _, model, before, *_ = trained(name)
+    assert {key: bits(teacher.state_dict()) for key, teacher in model.teachers.items()} == before
+    model.train()
+    for teacher in model.teachers.values():
+        assert not any(module.training for module in teacher.modules())
+        assert all(parameter.grad is None and not parameter.requires_grad for parameter in teacher.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exports_a_plain_student(name: str, trained: Any, data: Any) -> None:
+    folder, model, *_ = trained(name)
+    plain = build_network(SETTINGS[name].student, num_classes=data.spec.num_classes, width=0.25, image_size=32)
+    plain.load_state_dict(torch.load(folder / "student.pth", weights_only=True), strict=True)
+    batch = next(iter(data.test.epoch(0)))
+    model.eval()
+    with torch.no_grad():
+        expected = model(batch["inputs"])
+        found = plain.eval()(model.student.normalise(batch["inputs"]))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", TAUGHT)
+def test_teachers_stay_out_of_the_model_but_follow_it(name: str, data: Any) -> None:
+    model = make_model(name, data.spec.num_classes)
+    owned = {id(parameter) for parameter in model.parameters()}
+    assert not owned & {id(p) for teacher in model.teachers.values() for p in teacher.parameters()}
+    assert not any("teacher" in key for key in model.state_dict())
+    twin = copy.deepcopy(model).to(torch.float64)
+    assert all(p.dtype == torch.float64 for teacher in twin.teachers.values() for p in teacher.parameters())
+    assert all(p.dtype == torch.float32 for teacher in model.teachers.values() for p in teacher.parameters())
+    twin.phase = twin.method.phases()[-1]
+    batch = next(iter(data.train.epoch(0)))
+    loss, _ = twin(batch["inputs"].double(), batch["labels"], mode="loss")
+    loss.backward()
+    assert any(p.grad is not None for p in twin.student.parameters())
+    assert all(p.grad is None for p in model.student.parameters())
+
+
+def test_diverging_training_names_the_step(data: Any, tmp_path: Path) -> None:
+    model = make_model("none", data.spec.num_classes)
+    with torch.no_grad():
+        next(model.student.parameters()).fill_(float("nan"))
+    with pytest.raises(NonFiniteLossError, match="at step 1 of phase 'train'"):
+        fit(model, data, tmp_path, SCHEDULE)
+    assert not (phase_folder(tmp_path, 0, model.method.phases()[0]) / "checkpoint.pth").exists()
+
+
+def test_zero_epochs_only_score(data: Any, tmp_path: Path) -> None:
+    model = make_model("none", data.spec.num_classes)
+    start = bits(model.student.network.state_dict())
+    metrics = fit(model, data, tmp_path, {**SCHEDULE, "epochs": 0})
+    assert bits(torch.load(tmp_path / "student.pth")) == start
+    assert 0 <= metrics["top1"] <= metrics["top5"] <= 100
+
+
+def test_unknown_methods_and_missing_teachers_are_one_line() -> None:
+    student = make_model("none", 4).student
+    with pytest.raises(UserError, match=r"method='hybrid'.*did you mean 'hybrid_forward'"):
+        build_method("hybrid", student, None)
+    with pytest.raises(UserError, match="teacher=none"):
+        build_method("kd", student, None)
+
+
+def _digest(state: dict[str, torch.Tensor]) -> str:
+    return hashlib.sha256(b"".join(bits(state).values())).hexdigest()
+
+
+def _rank(rank: int, store: str, folder: str, tasks: Any, answers: Any) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    data = make_data(rank=rank, world=2)
+    while (name := tasks.get()) is not None:
+        model = make_model(name, data.spec.num_classes)
+        start = _digest(model.student.state_dict())
+        try:
+            metrics = fit(model, data, Path(folder) / name, SCHEDULE)
+            answers.put((rank, start, _digest(model.state_dict()), metrics, ""))
+        except Exception as error:  # the parent reports it
+            answers.put((rank, start, "", {}, repr(error)))
+            break
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Two gloo processes that train whatever method they are told, for all tests."""
+    folder = tmp_path_factory.mktemp("ddp")
+    context = multiprocessing.get_context("spawn")
+    tasks, answers = [context.Queue(), context.Queue()], context.Queue()
+    processes = [
+        context.Process(
+            target=_rank, args=(rank, str(folder / "store"), str(folder), tasks[rank], answers), daemon=True
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+
+    def train(name: str) -> list[Any]:
+        for queue in tasks:
+            queue.put(name)
+        return sorted(answers.get(timeout=120) for _ in range(2))
+
+    yield train
+    for queue in tasks:
+        queue.put(None)
+    for process in processes:
+        process.join(timeout=20)
+        process.kill()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes_end_with_equal_parameters(name: str, pair: Any) -> None:
+    first, second = pair(name)
+    assert first[4] == second[4] == ""
+    assert first[2] == second[2] != first[1]
+    assert first[3] == second[3]
