@@ -1,0 +1,1 @@
+"""Everything that runs cells and tables; used from the checkout, not packaged."""

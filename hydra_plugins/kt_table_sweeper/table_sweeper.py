@@ -1,0 +1,63 @@
+"""A sweeper for tables whose rows are no grid; Hydra finds it as `hydra/sweeper: table`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+
+@dataclass
+class TableSweeperConfig:
+    """Config node of the sweeper.
+
+    Attributes:
+        name: The table's name.
+        rows: Row id -> `label`, `role`, `ours`, `paper_row` and `overrides` (key -> value, comma lists expand).
+        batch: How many cells to hand to the launcher at once; None for all that can run, except that the local
+            submitit launcher, which starts everything it gets, then gets as many as there are CPU cores.
+    """
+
+    _target_: str = "hydra_plugins.kt_table_sweeper.table_sweeper.TableSweeper"
+    name: str = MISSING
+    rows: dict[str, Any] = field(default_factory=dict)
+    batch: Optional[int] = None  # noqa: UP045 - OmegaConf reads this annotation
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="table", node=TableSweeperConfig, provider="kt")
+
+
+class TableSweeper(Sweeper):
+    """Expands a table into cells, launches the missing ones in waves of what they need, and renders the table.
+
+    Args:
+        name: The table's name.
+        rows: See `TableSweeperConfig`.
+        batch: See `TableSweeperConfig`.
+    """
+
+    def __init__(self, name: str, rows: Any, batch: int | None = None):
+        self.name = name
+        self.rows: dict[str, Any] = OmegaConf.to_container(rows) if OmegaConf.is_config(rows) else rows
+        self.batch = batch
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keeps what composing and launching need."""
+        self.hydra_context = hydra_context
+        self.config = config
+        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> int:
+        """Runs the table under the task overrides of the command line; returns the exit status."""
+        # Imported late: Hydra imports every plugin at every start, also that of other programs.
+        from experiments.table import run_table
+
+        return run_table(self, arguments)
