@@ -202,7 +202,7 @@ class PhaseLoop(BaseLoop):
         """One update; returns device scalars that nobody has waited for."""
         optimizer = self.runner.optim_wrapper
         factor = self.factor()
-        for group in optimizer.param_groups:
+        for group in optimizer.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         with optimizer.optim_context(self.runner.model), self.engine.autocast():
             loss, logged = self.runner.model(**batch, mode="loss")

@@ -80,13 +80,14 @@ def fit(
     (cell / "evaluations").mkdir(parents=True, exist_ok=True)
     records = Records(cell / "metrics.jsonl", mirror) if rank == 0 else None
     num_classes = data.spec.num_classes
+    finished, fresh_offset = _finished_phases(cell, phases), 0
 
     def hooks(index: int, phase: Phase) -> list[Hook]:
         made: list[Hook] = [
             RecordHook(records),
             SyncBuffersHook(),
             EvaluateHook(data.test, num_classes, settings["evaluate_every"], records),
-            CheckpointHook(cell, records),
+            CheckpointHook(cell, records, fresh_offset if index == finished else None),
             *extra_hooks,
         ]
         if snapshots and phase.name == "train":
@@ -101,13 +102,11 @@ def fit(
         progress.start(sum(steps), cell.name)
     try:
         model.to(engine.device).to(memory_format=torch.channels_last)
-        finished = _finished_phases(cell, phases)
         if finished:
             state = load_checkpoint(phase_folder(cell, finished - 1, phases[finished - 1]) / "checkpoint.pth", model)
-            if records is not None:
-                records.cut(state["offset"])
-        elif records is not None:
-            records.cut(0)
+            fresh_offset = state["offset"]
+        if records is not None and finished == len(phases):
+            records.cut(fresh_offset)
         for index in range(finished, len(phases)):
             run_phase(model, phases[index], index, data.train, engine)
         metrics = evaluate_accuracy(model.student, data.test, num_classes)

@@ -66,10 +66,20 @@ def make_classifier(name: str, num_classes: int, seed: int) -> Classifier:
     return Classifier(build_network(name, num_classes=num_classes, width=0.25, image_size=32))
 
 
+def make_teacher(name: str, num_classes: int) -> Classifier:
+    """A network whose running statistics fit images, as a trained one's do; else its activations explode."""
+    teacher = make_classifier(name, num_classes, seed=1)
+    images = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for _ in range(20):
+            teacher.train()(images)
+    return teacher
+
+
 def make_model(name: str, num_classes: int, **changes: Any) -> TransferModel:
     """The setting's student, teacher and method; `changes` override options."""
     setting = SETTINGS[name]
-    teacher = None if setting.teacher is None else make_classifier(setting.teacher, num_classes, seed=1)
+    teacher = None if setting.teacher is None else make_teacher(setting.teacher, num_classes)
     student = make_classifier(setting.student, num_classes, seed=2)
     seed_everything(3)
     method = build_method(name, student, teacher, **{**setting.options, **changes})

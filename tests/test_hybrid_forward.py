@@ -113,6 +113,7 @@ def test_hybrid_passes_of_frozen_norm_layers_use_running_statistics() -> None:
 
 def test_the_shared_stage_runs_once_and_the_first_teacher_stage_without_a_graph() -> None:
     model, data = model_with(), batch()
+    model(**data, mode="loss")  # the first batch of a size also looks up the sizes of all maps
     calls = []
     first = next(module for module in model.student.network.modules() if isinstance(module, torch.nn.Conv2d))
     first.register_forward_hook(lambda *_: calls.append("student stage 1"))

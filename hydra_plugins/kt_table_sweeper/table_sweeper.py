@@ -1,7 +1,6 @@
 """A sweeper for tables whose rows are no grid; Hydra finds it as `hydra/sweeper: table`."""
 
-from __future__ import annotations
-
+# No postponed annotations: Hydra runs this file before it is a module, where dataclasses could not look them up.
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -27,7 +26,7 @@ class TableSweeperConfig:
     _target_: str = "hydra_plugins.kt_table_sweeper.table_sweeper.TableSweeper"
     name: str = MISSING
     rows: dict[str, Any] = field(default_factory=dict)
-    batch: Optional[int] = None  # noqa: UP045 - OmegaConf reads this annotation
+    batch: Optional[int] = None  # noqa: UP045 - OmegaConf knows no `int | None` on Python 3.10
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="table", node=TableSweeperConfig, provider="kt")

@@ -29,12 +29,13 @@ class CheckpointHook(Hook):
     Args:
         cell: The cell's folder.
         records: The record to cut back when a run resumes.
+        fresh_offset: Where the record of this phase begins if the phase starts from scratch; None is wherever it is.
     """
 
     priority = "LOW"
 
-    def __init__(self, cell: Path, records: Records | None):
-        self.cell, self.records = cell, records
+    def __init__(self, cell: Path, records: Records | None, fresh_offset: int | None = None):
+        self.cell, self.records, self.fresh_offset = cell, records, fresh_offset
 
     def _path(self, runner: Runner) -> Path:
         loop = runner.train_loop
@@ -45,6 +46,8 @@ class CheckpointHook(Hook):
         loop, path = runner.train_loop, self._path(runner)
         model = getattr(runner.model, "module", runner.model)
         if not path.exists():
+            if self.records is not None and self.fresh_offset is not None:
+                self.records.cut(self.fresh_offset)
             if loop.phase.enter is not None:
                 loop.phase.enter(model)
             return

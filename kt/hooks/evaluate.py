@@ -30,7 +30,7 @@ class SyncBuffersHook(Hook):
 
 
 class EvaluateHook(Hook):
-    """Scores the student after every few epochs and after the last one.
+    """Scores the student after every few epochs.
 
     Args:
         loader: The evaluation set.
@@ -45,9 +45,11 @@ class EvaluateHook(Hook):
         self.loader, self.num_classes, self.every, self.records = loader, num_classes, every, records
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Evaluates at the interval; the last epoch is left to the end of the run, which writes the result."""
+        """Evaluates at the interval and at a phase's end; the end of the main phase is the result, scored by `fit`."""
         loop = runner.train_loop
-        if not loop.phase.evaluate or (loop.epoch % self.every and loop.epoch < loop.max_epochs):
+        last = loop.epoch == loop.max_epochs
+        due = loop.phase.name != "train" if last else loop.epoch % self.every == 0
+        if not (loop.phase.evaluate and due):
             return
         model = getattr(runner.model, "module", runner.model)
         metrics = evaluate_accuracy(model.student, self.loader, self.num_classes)

@@ -39,7 +39,8 @@ class Records:
 
     def cut(self, offset: int) -> None:
         """Drops everything after `offset`: those steps are done again."""
-        self.file.flush()
+        if offset > self.offset:
+            raise ValueError(f"{self.path} is shorter ({self.offset} bytes) than its checkpoint says ({offset})")
         self.file.truncate(offset)
         self.file.seek(offset)
 
@@ -81,7 +82,7 @@ class RecordHook(Hook):
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Keeps the step's scalars as they are, on the device."""
         loop = runner.train_loop
-        lr = max(group["lr"] for group in runner.optim_wrapper.param_groups)
+        lr = max(group["lr"] for group in runner.optim_wrapper.optimizer.param_groups)
         self.rows.append((loop.iter, loop.iter / len(loop.dataloader), lr, outputs))
         self.images += len(data_batch["inputs"])
         if loop.iter % self.interval == 0:

@@ -1,0 +1,172 @@
+"""What a run shows: one bar for the table and one for the running cell on a terminal, plain lines elsewhere.
+
+Whatever third parties print or warn goes to the log file of the cell that runs, so that it does not bury the bars.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+PLAIN_INTERVAL = 15.0  # seconds between two lines about a running cell
+
+
+class Display:
+    """Shows a table's progress and, by `start`, `advance` and `stop`, that of the cell running in this process.
+
+    Args:
+        stream: Where to write; bars if it is a terminal.
+        quiet: Show nothing; for worker processes and all ranks but the first.
+    """
+
+    def __init__(self, stream: TextIO | None = None, quiet: bool = False):
+        # The stream is held from here on: sys.stdout may be a cell's log when something is shown.
+        self.console = Console(file=stream or sys.stdout, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
+        self.bars: Progress | None = None
+        self.table: TaskID | None = None
+        self.cell: TaskID | None = None
+        self.text, self.done, self.total, self.last = "", 0, 0, 0.0
+        if self.console.is_terminal and not quiet:
+            self.bars = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=self.console,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+
+    def line(self, text: str) -> None:
+        """One line above the bars."""
+        self.console.print(text)
+
+    def start_table(self, name: str, total: int) -> None:
+        """Opens the table's bar over `total` cells."""
+        if self.bars is not None:
+            self.bars.start()
+            self.table = self.bars.add_task(name, total=total)
+
+    def advance_table(self, cells: int = 1) -> None:
+        """That many more cells are finished, well or badly."""
+        if self.bars is not None and self.table is not None:
+            self.bars.advance(self.table, cells)
+
+    def stop_table(self) -> None:
+        """Closes all bars."""
+        self.stop()
+        if self.bars is not None and self.table is not None:
+            self.bars.stop()
+            self.bars.remove_task(self.table)
+            self.table = None
+
+    def start(self, total: int, text: str) -> None:
+        """The running cell has `total` steps."""
+        self.stop()
+        self.text, self.done, self.total, self.last = text, 0, total, time.monotonic()
+        if self.bars is not None:
+            self.bars.start()
+            self.cell = self.bars.add_task(text, total=total)
+
+    def advance(self, steps: int, text: str) -> None:
+        """The running cell has done `steps` more; `text` says where it is."""
+        self.done += steps
+        if self.bars is not None and self.cell is not None:
+            self.bars.update(self.cell, advance=steps, description=f"{self.text} {text}")
+        elif time.monotonic() - self.last >= PLAIN_INTERVAL:
+            self.last = time.monotonic()
+            self.line(f"  {self.text} {text}: step {self.done} of {self.total}")
+
+    def stop(self) -> None:
+        """The running cell is over."""
+        if self.bars is not None and self.cell is not None:
+            self.bars.remove_task(self.cell)
+            self.cell = None
+            if self.table is None:
+                self.bars.stop()
+
+
+_current: Display | None = None
+
+
+def current() -> Display:
+    """This process's display, made on first use."""
+    global _current
+    if _current is None:
+        _current = Display()
+    return _current
+
+
+def use(display: Display | None) -> None:
+    """Makes a display this process's own; None forgets it."""
+    global _current
+    _current = display
+
+
+class _Diverted:
+    """A text stream that writes to the running cell's log, or to the real stream when none runs.
+
+    Logging handlers keep the stream they first saw; one that was made during a cell must outlive the cell's log.
+    """
+
+    def __init__(self, real: TextIO):
+        self.real = real
+        self.log: TextIO | None = None
+
+    def write(self, text: str) -> int:
+        return (self.log or self.real).write(text)
+
+    def flush(self) -> None:
+        (self.log or self.real).flush()
+
+    def isatty(self) -> bool:
+        return self.log is None and self.real.isatty()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.log or self.real, name)
+
+
+_diverted: dict[int, _Diverted] = {}
+
+
+def _divert(real: TextIO) -> _Diverted:
+    return _diverted.setdefault(id(real), _Diverted(real))
+
+
+@contextlib.contextmanager
+def cell_log(folder: Path) -> Iterator[None]:
+    """Sends prints, warnings and log records to `<folder>/log.txt` while the block runs; may be nested."""
+    current()  # binds the display to the screen before anything is diverted
+    with open(folder / "log.txt", "a", buffering=1) as file:
+        handler = logging.StreamHandler(file)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        root = logging.getLogger()
+        streams = []
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            diverted = stream if isinstance(stream, _Diverted) else _divert(stream)
+            streams.append((name, stream, diverted, diverted.log))
+        level = root.level
+        try:
+            for name, _, diverted, _ in streams:
+                diverted.log = file
+                setattr(sys, name, diverted)
+            root.addHandler(handler)
+            root.setLevel(min(level, logging.INFO))
+            logging.captureWarnings(True)
+            yield
+        finally:
+            logging.captureWarnings(False)
+            root.setLevel(level)
+            root.removeHandler(handler)
+            for name, stream, diverted, before in streams:
+                diverted.log = before
+                setattr(sys, name, stream)

@@ -1,0 +1,226 @@
+"""`python -m experiments.run [key=value ...]`: one cell, or with `+table=<name>` a whole table of them.
+
+Exit status: 0 all done, 2 a mistake in the command or the data (one line says which), 3 a cell failed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import os
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from hydra import version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import _run_hydra, create_automatic_config_search_path, get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments import cell, progress
+from experiments.schema import CONF, GROUPS, choices, plain, sign
+from kt.errors import UserError, nearest
+
+CONFIG_NAME = "config"
+SKIPPED = ("full_key", "object_type", "See https", "To append")  # lines of Hydra's errors that help nobody here
+
+
+def explain(error: Exception) -> str:
+    """One of Hydra's errors in one line."""
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: expected key=value ({error.message.splitlines()[0]})"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        options = [name for name in error.options if not name.startswith("_")]
+        return f"{group}={choice}: there is no such choice{nearest(choice, options)}; choices: {', '.join(options)}"
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
+    lines = [line.strip() for line in (str(error) + "\n" + str(cause or "")).splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith(SKIPPED))
+
+
+def normalise(overrides: Sequence[str]) -> list[str]:
+    """Overrides in the one form the rest works with: `++key=value` for values, no sign for group choices.
+
+    With `++` Hydra lets every key in, and `experiments.schema` then refuses the wrong ones with a better message. It
+    also lets `method.balance=1` through where only some rows of a table have a balance.
+
+    Raises:
+        UserError: An override cannot be read or deletes something.
+    """
+    found = []
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        line, key = str(override.input_line), override.key_or_group
+        if key.split(".")[0] == "hydra" or key.startswith("hydra/"):
+            found.append(line)
+        elif override.is_delete():
+            raise UserError(f"{line}: a key cannot be deleted; set it to null where it may be null")
+        elif "/" in key:
+            raise UserError(f"{line}: there is no config group {key!r}{nearest(key.split('/')[0], GROUPS)}")
+        else:
+            found.append(sign(override.get_key_element().lstrip("+")) + line.lstrip("+"))
+    return found
+
+
+def isolated(config: dict[str, Any]) -> None:
+    """Runs a cell in a child process: joblib's pool dies as a whole when one of its workers is killed.
+
+    Raises:
+        CellFailed: The cell failed or its process was killed.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        with contextlib.suppress(AttributeError, OSError):
+            # When the worker goes, the kernel interrupts the child as Ctrl-C would.
+            ctypes.CDLL(None).prctl(1, signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        # What happened is in the cell's status file.
+        with contextlib.suppress(BaseException):
+            cell.run_cell(config)
+            status = 0
+        os._exit(status)
+    _, ended = os.waitpid(child, 0)
+    if os.waitstatus_to_exitcode(ended) != 0:
+        raise cell.CellFailed(f"cell {cell.identity(config)} failed")
+
+
+def task(config: DictConfig) -> str | Exception:
+    """What every launcher runs: one cell.
+
+    Returns:
+        Its id, or the error that its status file has too; Hydra would bury a raised one.
+    """
+    try:
+        return _task(config)
+    except (UserError, cell.CellFailed) as error:
+        return error
+
+
+def _task(config: DictConfig) -> str:
+    values = plain(config)
+    launcher = HydraConfig.get().launcher._target_
+    parallel = not launcher.endswith("BasicLauncher")
+    if parallel or not cell.is_first():
+        progress.use(progress.Display(quiet=True))
+    if "joblib" in launcher and HydraConfig.get().mode == RunMode.MULTIRUN:
+        isolated(values)
+        return cell.identity(values)
+    return str(cell.run_cell(values)["id"])
+
+
+def _show(hydra: Hydra, arguments: argparse.Namespace, overrides: list[str]) -> None:
+    """`--cfg`: the composed config, checked first."""
+    config = hydra.compose_config(CONFIG_NAME, list(overrides), RunMode.RUN, validate_sweep_overrides=False)
+    plain(config)
+    hydra.show_cfg(CONFIG_NAME, list(overrides), arguments.cfg, arguments.package, arguments.resolve)
+
+
+def _value(job: JobReturn) -> str:
+    """The id of the cell that a job has run; raises the error that it has returned."""
+    value = job.return_value
+    if isinstance(value, Exception):
+        raise value
+    return str(value)
+
+
+def _run_one(hydra: Hydra, overrides: list[str]) -> int:
+    """One cell, without a table."""
+    from experiments.table import print_plan
+
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if override.is_sweep_override():
+            line = str(override.input_line).lstrip("+")
+            raise UserError(
+                f"{line}: several values make a table; add +table=<name>, or -m for one cell after the other"
+            )
+    config = plain(hydra.compose_config(CONFIG_NAME, list(overrides), RunMode.RUN))
+    for key in ("rows", "role"):
+        if config[key] is not None:
+            tables = ", ".join(choices("table"))
+            raise UserError(f"{key}={config[key]}: selects rows of a table; add +table=<name> (one of {tables})")
+    if config["plan"]:
+        print_plan([config], config)
+        return 0
+    cell.check_writable(config["output_root"])
+    cell_id = _value(hydra.run(CONFIG_NAME, task, [*overrides, "hydra.mode=RUN"]))
+    result = cell.read_result(cell.folder_of(config["output_root"], cell_id))
+    if cell.is_first() and result is not None:
+        metrics = ", ".join(f"{name} {value:.2f}" for name, value in result["metrics"].items())
+        print(f"{metrics} after {result['seconds']:.0f} s: {cell.folder_of(config['output_root'], cell_id)}")
+    return 0
+
+
+def dispatch(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Does what the command line asks for; returns the exit status."""
+    version.setbase("1.3")
+    overrides = normalise(arguments.overrides)
+    if arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion:
+        arguments.overrides = overrides
+        _run_hydra(arguments, parser, task, str(CONF), CONFIG_NAME)
+        return 0
+    search_path = create_automatic_config_search_path(None, None, str(CONF))
+    hydra = Hydra.create_main_hydra2("run", search_path)
+    try:
+        tables = [line.partition("=")[2] for line in overrides if line.startswith("+table=")]
+        known = choices("table")
+        for name in tables:
+            if name not in known:
+                raise UserError(
+                    f"table={name}: there is no such table{nearest(name, known)}; choices: {', '.join(known)}"
+                )
+        if arguments.cfg:
+            _show(hydra, arguments, overrides)
+            return 0
+        single = any(re.fullmatch(r"\+*hydra\.mode=RUN", line) for line in overrides)
+        if tables and not single:
+            return int(hydra.multirun(CONFIG_NAME, task, [*overrides, "hydra.mode=MULTIRUN"]))
+        if arguments.multirun:
+            master = hydra.compose_config(CONFIG_NAME, list(overrides), RunMode.MULTIRUN)
+            cell.check_writable(master.output_root)
+            for batch in hydra.multirun(CONFIG_NAME, task, [*overrides, "hydra.mode=MULTIRUN"]):
+                for job in batch:
+                    _value(job)
+            return 0
+        return _run_one(hydra, overrides)
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; every mistake of the user ends in one line on stderr."""
+    parser = get_args_parser()
+    try:
+        return dispatch(parser.parse_args(argv), parser)
+    except KeyboardInterrupt:
+        print("kt: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except UserError as error:
+        message, status = " ".join(str(error).split()), 2
+    except cell.CellFailed as error:
+        message, status = str(error), 3
+    except (HydraException, OmegaConfBaseException) as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        message, status = explain(error), 2
+    if cell.is_first():
+        print(f"kt: error: {message}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    # By its real name, so that workers of any launcher can import what they are sent.
+    from experiments.run import main as run_main
+
+    sys.exit(run_main())

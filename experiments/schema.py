@@ -1,0 +1,467 @@
+"""What a config may contain: types, ranges and choices of every key, and errors that name the key and the cure.
+
+Hydra's own struct check stops at `+key=value`, and its messages span many lines. So nothing is left to it: the command
+line's keys are all let in, and the composed config is compared with the dataclasses below.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kt.errors import UserError, nearest
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+GROUPS = ("teacher", "student", "dataset", "method", "schedule", "scale", "network", "table")
+
+
+def choices(group: str) -> list[str]:
+    """The choices of a config group: the names of its files."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def is_group(key: str) -> bool:
+    """Whether an override key (`teacher`, `dataset@teacher.dataset`) chooses a file instead of setting a value."""
+    return key.split("@")[0] in GROUPS
+
+
+def sign(key: str) -> str:
+    """What Hydra wants before an override of `key`; every key is let in, since `validate` refuses the wrong ones.
+
+    Nothing where a group of the defaults list is replaced, `+` where one is added, `++` for values.
+    """
+    if not is_group(key):
+        return "++"
+    return "+" if key == "table" or key.startswith(("dataset@", "schedule@")) else ""
+
+
+def scaled(epochs: int, fraction: float) -> int:
+    """A schedule's length at a scale; at least one epoch."""
+    return max(1, round(epochs * fraction))
+
+
+OmegaConf.register_new_resolver("scaled", scaled, replace=True)
+
+
+@dataclass(frozen=True)
+class Range:
+    """An interval as a type annotation; `above` and `below` exclude their ends."""
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def __contains__(self, value: float) -> bool:
+        return (
+            (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        parts = ((">=", self.least), (">", self.above), ("<=", self.most), ("<", self.below))
+        return " and ".join(f"{sign} {bound:g}" for sign, bound in parts if bound is not None)
+
+
+Positive = Annotated[float, Range(above=0)]
+NotNegative = Annotated[float, Range(least=0)]
+Share = Annotated[float, Range(above=0, most=1)]
+Count = Annotated[int, Range(least=1)]
+Whole = Annotated[int, Range(least=0)]
+
+
+@dataclass
+class Network:
+    """A network of `kt.models` by name."""
+
+    name: str
+    width: Positive | None
+    small_stem: bool
+
+
+@dataclass
+class Teacher:
+    """A teacher: its network and, where they are not the student's, parts of its own dataset and schedule."""
+
+    network: Network | None
+    dataset: dict[str, Any] | None
+    schedule: dict[str, Any] | None
+    seed: Whole
+    checkpoint: str | None
+    pretrained: str | None
+    norm: Literal["eval", "batch"]
+
+
+@dataclass
+class Student:
+    """A student: its network and where its initial weights come from, if not from the seed."""
+
+    network: Network
+    checkpoint: str | None
+    pretrained: str | None
+
+
+@dataclass
+class Dataset:
+    """A dataset and what is done to its images."""
+
+    name: Literal["scenes", "cifar100", "imagenet", "imagefolder"]
+    num_classes: Annotated[int, Range(least=2)] | None
+    image_size: Annotated[int, Range(least=8)]
+    subset: Count | None
+    validation: Annotated[float, Range(least=0, below=1)]
+    augmentation: Literal["none", "crop_flip", "imagenet"]
+    style: Literal["photo", "synthetic"]
+    train_size: Count | None
+    test_size: Count | None
+    folder: str | None
+    resident: bool | None
+
+    # Which keys decide the images; the others are of no account for a dataset of that name.
+    COMMON: ClassVar[tuple[str, ...]] = ("name", "num_classes", "image_size", "subset", "validation", "augmentation")
+    OWN: ClassVar[dict[str, tuple[str, ...]]] = {
+        "scenes": ("style", "train_size", "test_size"),
+        "imagefolder": ("folder",),
+    }
+
+
+@dataclass
+class Schedule:
+    """Optimizer, learning rate and length."""
+
+    epochs: Whole
+    batch_size: Count
+    optimizer: Literal["sgd", "adam", "adamw"]
+    lr: Positive
+    momentum: Annotated[float, Range(least=0, below=1)]
+    nesterov: bool
+    weight_decay: NotNegative
+    policy: Literal["step", "cosine", "poly", "constant"]
+    milestones: list[Positive]
+    gamma: Share
+    warmup_epochs: NotNegative
+    clip_grad: Positive | None
+    accumulate: Count
+    evaluate_every: Count
+
+
+@dataclass
+class Scale:
+    """How much of the paper's setting a run affords."""
+
+    name: str
+    fraction: Share
+    width: Positive
+    stand_in: str | None
+    pretrained: bool
+    cell_minutes: Positive | None
+
+
+@dataclass
+class Wandb:
+    """Where Weights & Biases logs go."""
+
+    mode: Literal["offline", "online", "disabled"]
+    project: str
+    entity: str | None
+
+
+@dataclass
+class TableLabels:
+    """Which row of which table a cell belongs to; for names of logs only."""
+
+    name: str | None
+    row: str | None
+    role: str | None
+    label: str | None
+
+
+@dataclass
+class Method:
+    """Settings of a method; subclasses add their own."""
+
+    name: str
+    needs_teacher: ClassVar[bool] = True
+
+
+@dataclass
+class NoMethod(Method):
+    """The student alone."""
+
+    needs_teacher: ClassVar[bool] = False
+
+
+@dataclass
+class Finetune(Method):
+    """Training on from the teacher's weights."""
+
+    head_lr_factor: Positive
+
+
+@dataclass
+class KD(Method):
+    """Soft targets."""
+
+    temperature: Positive
+    alpha: NotNegative
+    task_weight: NotNegative
+
+
+@dataclass
+class FitNet(Method):
+    """A hint."""
+
+    weight: NotNegative
+    hint_layer: Whole
+    regressor: Literal["conv_bn_relu", "conv"]
+
+
+@dataclass
+class AT(Method):
+    """Attention transfer."""
+
+    weight: NotNegative
+    form: Literal["mean", "sum"]
+
+
+@dataclass
+class FT(Method):
+    """Factor transfer."""
+
+    weight: NotNegative
+    factor: Share
+    init_fraction: Share
+    paraphraser_lr: Positive
+    form: Literal["repdistiller", "official"]
+
+
+@dataclass
+class AB(Method):
+    """Activation boundaries."""
+
+    weight: NotNegative
+    margin: Positive
+    init_fraction: Share
+    after: Literal["task", "kd"]
+    temperature: Positive
+
+
+@dataclass
+class HybridForward(Method):
+    """Hybrid forward."""
+
+    balance: Literal["dynamic"] | NotNegative
+    switch_at: list[list[Count]] | None
+    track_hybrid_stats: bool
+    interpolation: Literal["bilinear", "nearest"]
+
+
+METHODS: dict[str, type[Method]] = {
+    "none": NoMethod,
+    "finetune": Finetune,
+    "kd": KD,
+    "fitnet": FitNet,
+    "at": AT,
+    "ft": FT,
+    "ab": AB,
+    "hybrid_forward": HybridForward,
+}
+
+
+@dataclass
+class Config:
+    """The whole config of one command."""
+
+    teacher: Teacher
+    student: Student
+    dataset: Dataset
+    method: Method
+    schedule: Schedule
+    scale: Scale
+    wandb: Wandb
+    table: TableLabels
+    cell: Literal["student", "teacher"]
+    seed: Whole
+    data_root: str
+    output_root: str
+    device: str
+    precision: Literal["fp32", "bf16"]
+    rows: str | list[str] | None
+    role: str | list[str] | None
+    plan: bool
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a plain value belongs to an annotated type."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
+    if kind is None or kind is type(None):
+        return value is None
+    if origin in (Union, types.UnionType):
+        return any(fits(value, argument) for argument in arguments)
+    if origin is Annotated:
+        return fits(value, arguments[0]) and all(value in rule for rule in arguments[1:])
+    if origin is Literal:
+        return isinstance(value, str) and value in arguments
+    if origin is list:
+        return isinstance(value, list) and all(fits(item, arguments[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def describe(kind: Any) -> str:
+    """An annotated type in the words of an error message."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(argument) for argument in arguments)
+    if origin is Annotated:
+        return f"{describe(arguments[0])} {' and '.join(map(str, arguments[1:]))}"
+    if origin is Literal:
+        return ("one of " if len(arguments) > 1 else "") + ", ".join(arguments)
+    if origin is list:
+        return f"a list of {describe(arguments[0]).removeprefix('a ').removeprefix('an ')}"
+    names = {bool: "true or false", int: "an integer", float: "a number", str: "a text", type(None): "null"}
+    return names.get(kind, "a group of keys")
+
+
+def _literals(kind: Any) -> list[str]:
+    """All texts that a type names."""
+    if get_origin(kind) is Literal:
+        return list(get_args(kind))
+    return [text for argument in get_args(kind) if not isinstance(argument, Range) for text in _literals(argument)]
+
+
+def kinds(schema: type) -> dict[str, Any]:
+    """Key -> annotated type of a dataclass."""
+    hints = get_type_hints(schema, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(schema)}
+
+
+def _nested(kind: Any) -> type | None:
+    """The dataclass that a type is, or is if not null."""
+    candidates = [kind, *get_args(kind)]
+    return next((c for c in candidates if isinstance(c, type) and dataclasses.is_dataclass(c)), None)
+
+
+def known_keys(method: str | None = None) -> Iterator[str]:
+    """Every dotted key of a config, with the keys of one method or of all."""
+
+    def walk(schema: type, prefix: str) -> Iterator[str]:
+        for key, kind in kinds(schema).items():
+            yield prefix + key
+            nested = _nested(kind)
+            if nested is Method:
+                for known in [METHODS[method]] if method in METHODS else METHODS.values():
+                    yield from walk(known, f"{prefix}{key}.")
+            elif nested is not None:
+                yield from walk(nested, f"{prefix}{key}.")
+        if schema is Teacher:
+            for key, part in (("dataset", Dataset), ("schedule", Schedule)):
+                yield from walk(part, f"{prefix}{key}.")
+
+    return walk(Config, "")
+
+
+def unknown(key: str, method: str | None = None) -> UserError:
+    """The error for a key that no config has; knows where a bare name belongs and what a misspelt one resembles."""
+    known = list(dict.fromkeys(known_keys(method)))
+    parent, _, leaf = key.rpartition(".")
+    siblings = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == parent]
+    siblings = [name for name in siblings if (parent, name) != ("method", "name")]
+    homes = [other for other in known if other.endswith(f".{leaf}")]
+    hint = f" (did you mean '{homes[0]}'?)" if homes else nearest(leaf, siblings)
+    whose = f" for method {method}" if method and parent == "method" else ""
+    listed = ", ".join(siblings)
+    return UserError(f"{key}: unknown key{whose}{hint}" + (f"; {parent} has {listed}" if parent and listed else ""))
+
+
+def _check(node: Any, schema: type, prefix: str, method: str | None) -> None:
+    """Compares a node with a dataclass, key by key."""
+    if not isinstance(node, Mapping):
+        raise UserError(f"{prefix[:-1]}={node!r}: expected a group of keys")
+    wanted = kinds(schema)
+    for key in node:
+        if key not in wanted:
+            raise unknown(prefix + str(key), method)
+    for key, kind in wanted.items():
+        nested = _nested(kind)
+        if key not in node:
+            raise UserError(f"{prefix}{key}: missing; expected {describe(kind)}")
+        value = node[key]
+        if nested is Method:
+            nested = METHODS[str(method)]
+        if nested is not None and not (value is None and fits(None, kind)):
+            _check(value, nested, f"{prefix}{key}.", method)
+        elif nested is None and not fits(value, kind):
+            shown = "null" if value is None else value
+            raise UserError(f"{prefix}{key}={shown}: expected {describe(kind)}{nearest(value, _literals(kind))}")
+
+
+def _check_part(part: Mapping[str, Any] | None, schema: type, prefix: str) -> None:
+    """Compares a node that may hold only some of a dataclass's keys."""
+    wanted = kinds(schema)
+    for key, value in (part or {}).items():
+        if key not in wanted:
+            raise unknown(prefix + str(key))
+        if not fits(value, wanted[key]):
+            hint = nearest(value, _literals(wanted[key]))
+            raise UserError(f"{prefix}{key}={value}: expected {describe(wanted[key])}{hint}")
+
+
+def validate(config: Mapping[str, Any]) -> None:
+    """Refuses a config that has a wrong key, type, range or choice.
+
+    Raises:
+        UserError: Names the key, its value, what was expected and the nearest valid choice.
+    """
+    node = config.get("method")
+    method = node.get("name") if isinstance(node, Mapping) else None
+    if method not in METHODS:
+        raise UserError(f"method.name={method}: expected one of {', '.join(METHODS)}{nearest(method, METHODS)}")
+    _check(config, Config, "", method)
+    _check_part(config["teacher"]["dataset"], Dataset, "teacher.dataset.")
+    _check_part(config["teacher"]["schedule"], Schedule, "teacher.schedule.")
+    for who in ("teacher", "student"):
+        network = config[who]["network"]
+        if network is not None and network["name"] not in choices("network"):
+            hint = nearest(network["name"], choices("network"))
+            raise UserError(f"{who}.network.name={network['name']}: there is no such network{hint}")
+    for key in ("dataset.folder", "teacher.dataset.folder"):
+        group, _, leaf = key.rpartition(".")
+        folder = OmegaConf.select(OmegaConf.create(dict(config)), group)
+        folder = folder.get(leaf) if folder else None
+        if folder is not None and (Path(folder).is_absolute() or ".." in Path(folder).parts):
+            raise UserError(f"{key}={folder}: expected a folder below data_root; set data_root= to its parent")
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """A composed config as checked plain containers, without Hydra's own node.
+
+    Raises:
+        UserError: A key is wrong or an interpolation cannot be resolved.
+    """
+    try:
+        node = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        values = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(str(error).splitlines()[0]) from None
+    assert isinstance(values, dict)
+    plain_values = {str(key): value for key, value in values.items()}
+    validate(plain_values)
+    return plain_values

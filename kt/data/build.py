@@ -1,0 +1,310 @@
+"""From a dataset's config to loaders."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms import v2
+
+from kt.data import scenes
+from kt.data.loaders import Loader, ResidentLoader, StreamingLoader
+from kt.errors import UserError, nearest
+
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+# Of 20,000 crops in each style; a test draws them again.
+SCENES_MEAN, SCENES_STD = (0.43, 0.45, 0.47), (0.25, 0.24, 0.25)
+DATASETS = ("scenes", "cifar100", "imagenet", "imagefolder")
+AUGMENTATIONS = ("none", "crop_flip", "imagenet")
+# Decoded folders up to this many bytes stay in memory.
+RESIDENT_LIMIT = 2 << 30
+TEST_SEED_OFFSET = 1_000_000
+
+
+@dataclass
+class DataSpec:
+    """What networks and results need to know about a dataset."""
+
+    name: str
+    num_classes: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train_size: int
+    test_size: int
+    fingerprint: str
+    class_names: tuple[str, ...]
+
+
+@dataclass
+class Data:
+    """A dataset ready for training."""
+
+    spec: DataSpec
+    train: Loader
+    test: Loader
+
+
+@dataclass
+class _Arrays:
+    """A whole set in memory: images (n, h, w, 3) uint8 and labels (n,)."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+
+@dataclass
+class _Source:
+    """Both splits of a dataset, in memory or as lists of files."""
+
+    train: _Arrays | list[tuple[Path, int]]
+    test: _Arrays | list[tuple[Path, int]]
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class _Files(torch.utils.data.Dataset):
+    """Image files with a transform; module-level so that loading processes can be spawned."""
+
+    def __init__(self, files: list[tuple[Path, int]], transform: v2.Transform):
+        self.files, self.transform = files, transform
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path, label = self.files[index]
+        return self.transform(_open(path)), label
+
+
+def build_data(
+    dataset: Mapping[str, Any],
+    data_root: str | os.PathLike[str],
+    *,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+    rank: int = 0,
+    world: int = 1,
+    workers: int | None = None,
+    cache_root: Path | None = None,
+) -> Data:
+    """Loaders for a dataset's config.
+
+    Args:
+        dataset: `name`, `num_classes`, `image_size`, `subset`, `validation`, `augmentation`, `style`, `train_size`,
+            `test_size`, `folder`, `resident`, as in `conf/dataset`.
+        data_root: Where real datasets lie.
+        batch_size: Images a batch on this process.
+        seed: Of order and augmentation (never of the split or of the embedded images).
+        device: Where batches go.
+        rank, world: This process among all.
+        workers: Loading processes of sets that stream from disk; by default one per core, eight at most.
+        cache_root: Where decoded folders may be kept (unused by sets that need no decoding).
+
+    Raises:
+        UserError: Something is wrong with the config or with the files.
+    """
+    name, augmentation = dataset["name"], dataset["augmentation"]
+    if name not in DATASETS:
+        raise UserError(f"dataset.name={name!r}: expected one of {', '.join(DATASETS)}{nearest(name, DATASETS)}")
+    if augmentation not in AUGMENTATIONS:
+        hint = nearest(augmentation, AUGMENTATIONS)
+        raise UserError(f"dataset.augmentation={augmentation!r}: expected one of {', '.join(AUGMENTATIONS)}{hint}")
+    root = Path(data_root)
+    source = {"scenes": _scenes, "cifar100": _cifar100, "imagenet": _imagenet, "imagefolder": _imagefolder}[name](dataset, root)
+    labels = _labels(source.train)
+    classes = len(source.class_names)
+    if dataset["num_classes"] not in (None, classes):
+        raise UserError(f"dataset.num_classes={dataset['num_classes']}: {name} has {classes} classes (leave it null)")
+    chosen = np.arange(len(labels))
+    held_out = np.empty(0, np.int64)
+    if dataset["subset"] is not None:
+        chosen = balanced_subset(labels, dataset["subset"], classes)
+    if dataset["validation"]:
+        size = max(1, round(dataset["validation"] * len(chosen)))
+        held_out = chosen[balanced_subset(labels[chosen], size, classes, last=True)]
+        chosen = np.setdiff1d(chosen, held_out)
+    size = dataset["image_size"]
+    workers = min(8, os.cpu_count() or 1) if workers is None else workers
+    common: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "device": device, "rank": rank, "world": world}
+    resident = dataset["resident"]
+    train = _loader(source.train, chosen, size, augmentation, True, resident, workers, common)
+    held = source.train if len(held_out) else source.test
+    tested = held_out if len(held_out) else np.arange(len(_labels(source.test)))
+    test = _loader(held, tested, size, "none", False, resident, workers, common)
+    mark = _fingerprint(source, chosen, tested)
+    numbers = (len(chosen), len(tested))
+    spec = DataSpec(name, classes, size, source.mean, source.std, *numbers, mark, source.class_names)
+    return Data(spec, train, test)
+
+
+def balanced_subset(labels: NDArray[np.int64], size: int, classes: int, last: bool = False) -> NDArray[np.int64]:
+    """Indices, rising, of the first (or last) samples of every class in turn, `size` in all.
+
+    Raises:
+        UserError: There are fewer samples.
+    """
+    if not 0 < size <= len(labels):
+        raise UserError(f"dataset.subset={size}: expected 1 to {len(labels)}, the number of training images")
+    order = np.argsort(labels, kind="stable")
+    counts = np.bincount(labels, minlength=classes)
+    # The k-th sample of each class, class by class: rank within the class first, then the class.
+    within = np.concatenate([np.arange(count)[::-1] if last else np.arange(count) for count in counts])
+    return np.sort(order[np.lexsort((labels[order], within))[:size]])
+
+
+def _labels(part: _Arrays | list[tuple[Path, int]]) -> NDArray[np.int64]:
+    return part.labels if isinstance(part, _Arrays) else np.array([label for _, label in part], np.int64)
+
+
+def _loader(
+    part: _Arrays | list[tuple[Path, int]],
+    chosen: NDArray[np.int64],
+    size: int,
+    augmentation: str,
+    shuffle: bool,
+    resident: bool | None,
+    workers: int,
+    common: dict[str, Any],
+) -> Loader:
+    if not isinstance(part, _Arrays):
+        if resident is None:
+            resident = len(chosen) * size * size * 3 <= RESIDENT_LIMIT
+        if not resident:
+            files = _Files(part, _transform(size, augmentation))
+            return StreamingLoader(files, torch.from_numpy(chosen), shuffle=shuffle, workers=workers, **common)
+        files = [part[i] for i in chosen]
+        images = np.stack([_square(_open(path), size) for path, _ in files])
+        arrays = _Arrays(images, np.array([label for _, label in files], np.int64))
+    else:
+        arrays = _Arrays(part.images[chosen], part.labels[chosen])
+    images, labels = torch.from_numpy(arrays.images), torch.from_numpy(arrays.labels)
+    indices = torch.from_numpy(chosen.astype(np.int64))
+    return ResidentLoader(images, labels, augmentation=augmentation, shuffle=shuffle, indices=indices, **common)
+
+
+def _transform(size: int, augmentation: str) -> v2.Transform:
+    to_float = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    if augmentation == "imagenet":
+        return v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(), *to_float])
+    shared = [v2.Resize(round(size * 256 / 224), antialias=True), v2.CenterCrop(size)]
+    if augmentation == "crop_flip":
+        shared += [v2.RandomCrop(size, padding=size // 8), v2.RandomHorizontalFlip()]
+    return v2.Compose([*shared, *to_float])
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as an image ({error})") from None
+
+
+def _square(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    """The largest centred square at `size` pixels a side."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    box = (left, top, left + side, top + side)
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box))
+
+
+def _fingerprint(source: _Source, chosen: NDArray[np.int64], tested: NDArray[np.int64]) -> str:
+    """A short hash of labels, which samples take part, and some pixels (or file names and sizes)."""
+    mark = hashlib.sha256()
+    for part in (source.train, source.test):
+        mark.update(_labels(part).tobytes())
+        if isinstance(part, _Arrays):
+            mark.update(part.images[:: max(1, len(part.images) // 256)].tobytes())
+        else:
+            for path, _ in part[:: max(1, len(part) // 256)]:
+                mark.update(f"{path.name}:{path.stat().st_size}".encode())
+    mark.update(chosen.tobytes() + tested.tobytes())
+    return mark.hexdigest()[:12]
+
+
+def _scenes(dataset: Mapping[str, Any], root: Path) -> _Source:
+    style = scenes.check_style(dataset["style"])
+    size = dataset["image_size"]
+    parts = [
+        _Arrays(*scenes.classification_arrays(dataset[f"{split}_size"], size, offset, style))
+        for split, offset in (("train", 0), ("test", TEST_SEED_OFFSET))
+    ]
+    return _Source(*parts, scenes.CLASSES, SCENES_MEAN, SCENES_STD)
+
+
+CIFAR_LAYOUT = (
+    "expected the official cifar-100-python/ folder with the files train, test and meta "
+    "(https://www.cs.toronto.edu/~kriz/cifar.html); set data_root= to the folder that holds it, or use scale=mini"
+)
+
+
+def _cifar100(dataset: Mapping[str, Any], root: Path) -> _Source:
+    folder = root / "cifar-100-python"
+    if dataset["image_size"] != 32:
+        raise UserError(f"dataset.image_size={dataset['image_size']}: CIFAR-100 images are 32 pixels wide")
+    records = {}
+    for name in ("train", "test", "meta"):
+        try:
+            with open(folder / name, "rb") as file:
+                records[name] = pickle.load(file, encoding="bytes")
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"data_root={str(root)!r}: there is no {folder / name}; {CIFAR_LAYOUT}") from None
+        except (pickle.UnpicklingError, EOFError) as error:
+            raise UserError(f"{folder / name}: is no pickle ({error}); {CIFAR_LAYOUT}") from None
+    try:
+        parts = []
+        for name in ("train", "test"):
+            images = np.asarray(records[name][b"data"], np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+            parts.append(_Arrays(np.ascontiguousarray(images), np.asarray(records[name][b"fine_labels"], np.int64)))
+        names = tuple(value.decode() for value in records["meta"][b"fine_label_names"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{folder}: the pickles lack {error}; {CIFAR_LAYOUT}") from None
+    return _Source(*parts, names, CIFAR100_MEAN, CIFAR100_STD)
+
+
+def _imagenet(dataset: Mapping[str, Any], root: Path) -> _Source:
+    return _folders(root / (dataset["folder"] or "imagenet"), "https://www.image-net.org, ILSVRC 2012")
+
+
+def _imagefolder(dataset: Mapping[str, Any], root: Path) -> _Source:
+    if not dataset["folder"]:
+        raise UserError("dataset.folder=null: expected the folder below data_root that holds train/ and val/")
+    return _folders(root / dataset["folder"], "your own images")
+
+
+def _folders(folder: Path, origin: str) -> _Source:
+    layout = f"expected {folder}/{{train,val}}/<class>/<image> ({origin}), or use scale=mini"
+    parts, names = [], {}
+    for split in ("train", "val"):
+        if not (folder / split).is_dir():
+            raise UserError(f"dataset.folder: there is no folder {folder / split}; {layout}")
+        names[split] = sorted(entry.name for entry in (folder / split).iterdir() if entry.is_dir())
+        if split == "val" and names["val"] != names["train"]:
+            odd = sorted(set(names["val"]) ^ set(names["train"]))
+            raise UserError(f"dataset.folder: {folder} has other classes in train and val, for example {odd[0]!r}; {layout}")
+        files = [
+            (path, label)
+            for label, name in enumerate(names[split])
+            for path in sorted((folder / split / name).iterdir())
+            if path.suffix.lower() in IMG_EXTENSIONS
+        ]
+        if not files:
+            raise UserError(f"dataset.folder: {folder / split} holds no images; {layout}")
+        parts.append(files)
+    return _Source(parts[0], parts[1], tuple(names["train"]), IMAGENET_MEAN, IMAGENET_STD)
