@@ -44,6 +44,7 @@ NO_TEACHER: Config = {
     "pretrained": None,
     "norm": "eval",
 }
+STALE_SECONDS = 3600.0
 PACKAGES = ("torch", "torchvision", "timm", "mmengine", "numpy", "scipy", "hydra-core", "wandb")
 
 
@@ -220,10 +221,14 @@ def _read_json(path: Path) -> Config | None:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    _write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
     """Readers see the old file or the new one, never half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(temporary, "w") as file:
-        file.write(json.dumps(content, indent=2) + "\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -246,16 +251,21 @@ def _is_held(folder: Path) -> bool:
 def read_status(folder: Path) -> Config:
     """How a cell stands: `status` is done, running, failed, interrupted or missing, with `error` where there is one.
 
-    A cell that says it is running on this machine though nobody holds its lock was killed: failed.
+    A cell that says it is running was killed, and so has failed, if nobody holds its lock; on another machine, whose
+    locks may not be seen here, if its files have not changed for long.
     """
     if read_result(folder) is not None:
         return {**(_read_json(folder / "status.json") or {}), "status": "done", "error": None}
     status = _read_json(folder / "status.json")
     if not status:
         return {"status": "missing", "error": None}
-    if status["status"] == "running" and status["host"] == socket.gethostname() and not _is_held(folder):
-        return {**status, "status": "failed", "error": "the process was killed"}
-    return status
+    if status["status"] != "running" or _is_held(folder):
+        return status
+    if status["host"] != socket.gethostname():
+        watched = [folder / name for name in ("status.json", "metrics.jsonl", "log.txt")]
+        if time.time() - max(path.stat().st_mtime for path in watched if path.exists()) < STALE_SECONDS:
+            return status
+    return {**status, "status": "failed", "error": "the process was killed", "killed": True}
 
 
 def world_size() -> int:
@@ -293,7 +303,7 @@ def _exclusive(folder: Path, display: Display) -> Iterator[None]:
         return
     lock = FileLock(folder / "lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=0.5)  # others hold it for a moment to see whether somebody does
     except Timeout:
         display.line(f"  cell {folder.name}: waiting for another process that works on it")
         lock.acquire()
@@ -419,10 +429,10 @@ def _attempt(config: Config, cell_id: str, folder: Path, display: Display) -> Co
         now = time.time()
         write(status=kind, error=error, user=user, finished=now, seconds=status["seconds"] + now - status["started"])
 
-    write()
     if is_first():
-        (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+        _write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         (folder / "error.txt").unlink(missing_ok=True)
+    write()
     try:
         paths, ids = _provide(config, display)
         write(started=time.time())  # what it needs has been counted there

@@ -222,7 +222,7 @@ class FitNet(Method):
     """A hint."""
 
     weight: NotNegative
-    hint_layer: Whole
+    hint_layer: Whole | None
     regressor: Literal["conv_bn_relu", "conv"]
 
 
@@ -340,6 +340,11 @@ def describe(kind: Any) -> str:
     return names.get(kind, "a group of keys")
 
 
+def shown(value: Any) -> str:
+    """A value as the command line has it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _literals(kind: Any) -> list[str]:
     """All texts that a type names."""
     if get_origin(kind) is Literal:
@@ -384,7 +389,7 @@ def unknown(key: str, method: str | None = None) -> UserError:
     parent, _, leaf = key.rpartition(".")
     siblings = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == parent]
     siblings = [name for name in siblings if (parent, name) != ("method", "name")]
-    homes = [other for other in known if other.endswith(f".{leaf}")]
+    homes = [] if parent == "method" else [other for other in known_keys() if other.endswith(f".{leaf}")]
     hint = f" (did you mean '{homes[0]}'?)" if homes else nearest(leaf, siblings)
     whose = f" for method {method}" if method and parent == "method" else ""
     listed = ", ".join(siblings)
@@ -409,8 +414,7 @@ def _check(node: Any, schema: type, prefix: str, method: str | None) -> None:
         if nested is not None and not (value is None and fits(None, kind)):
             _check(value, nested, f"{prefix}{key}.", method)
         elif nested is None and not fits(value, kind):
-            shown = "null" if value is None else value
-            raise UserError(f"{prefix}{key}={shown}: expected {describe(kind)}{nearest(value, _literals(kind))}")
+            raise UserError(f"{prefix}{key}={shown(value)}: expected {describe(kind)}{nearest(value, _literals(kind))}")
 
 
 def _check_part(part: Mapping[str, Any] | None, schema: type, prefix: str) -> None:
@@ -421,7 +425,7 @@ def _check_part(part: Mapping[str, Any] | None, schema: type, prefix: str) -> No
             raise unknown(prefix + str(key))
         if not fits(value, wanted[key]):
             hint = nearest(value, _literals(wanted[key]))
-            raise UserError(f"{prefix}{key}={value}: expected {describe(wanted[key])}{hint}")
+            raise UserError(f"{prefix}{key}={shown(value)}: expected {describe(wanted[key])}{hint}")
 
 
 def validate(config: Mapping[str, Any]) -> None:

@@ -503,7 +503,6 @@ class _Run:
         self.display, self.batch = display, batch
         self.launched = 0
         self.count = [0]
-        self.trouble: str | None = None
 
     def run(self) -> None:
         """Runs all waves. KeyboardInterrupt passes through."""
@@ -532,41 +531,48 @@ class _Run:
         return False
 
     def _launch(self, jobs: Sequence[Job], total: int) -> None:
-        """Launches cells, and once more those that a broken launcher left untouched."""
-        began = time.time()
-        watch = _Watch(jobs, self.output_root, self.display, self.count, total)
-        if is_first():
-            watch.start()
-        try:
-            left = list(jobs)
-            for _ in range(2):
-                self._call(left)
-                self._wait(left)
-                self.table.refresh(self.output_root)
-                left = [job for job in left if self._untouched(job, began)]
-                if not left:
-                    break
-        finally:
+        """Launches cells, and once more those that a broken launcher took along or never started."""
+        left = list(jobs)
+        for attempt in range(2):
+            began = time.time()
+            watch = _Watch(left, self.output_root, self.display, self.count, total)
             if is_first():
-                watch.end()
-            self.table.refresh(self.output_root)
+                watch.start()
+            try:
+                broken = self._call(left)
+                self._wait(left)
+            finally:
+                if is_first():
+                    watch.end()
+                self.table.refresh(self.output_root)
+            left = [job for job in left if self._is_owed(job, began, broken)]
+            if not left:
+                return
+            if attempt == 0:
+                reported = sum(job.id not in watch.waiting for job in left)
+                self.count[0] -= reported
+                self.display.advance_table(-reported)
+                self.display.line(f"  {len(left)} cells are started again ({broken or 'the launcher left them out'})")
         for job in left:
-            job.status = {"status": "failed", "error": self.trouble or "it was not started", "user": False}
+            job.status = {"status": "failed", "error": broken or "it was not started", "user": False}
 
-    def _untouched(self, job: Job, began: float) -> bool:
-        """Whether this run has not brought a job to an end of its own, good or bad."""
+    def _is_owed(self, job: Job, began: float, broken: str | None) -> bool:
+        """Whether the launcher owes an attempt at a job: it was not begun, or was killed when the launcher broke."""
         status = job.status
         if status["status"] == "done":
             return False
-        return status["status"] in ("missing", "interrupted") or status.get("started", 0) < began
+        untouched = status["status"] in ("missing", "interrupted") or status.get("started", 0) < began
+        return untouched or (broken is not None and bool(status.get("killed")))
 
-    def _call(self, jobs: Sequence[Job]) -> None:
-        """One call of the launcher; whatever it raises is looked up in the cells' files afterwards."""
+    def _call(self, jobs: Sequence[Job]) -> str | None:
+        """One call of the launcher; returns what it raised, which must not cost the table its other cells."""
         try:
             self.launcher.launch([job.overrides for job in jobs], initial_job_idx=self.launched)
-        except Exception as error:  # a launcher fails in its own ways; none may cost the table its other cells
-            self.trouble = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
-        self.launched += len(jobs)
+        except Exception as error:
+            return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+        finally:
+            self.launched += len(jobs)
+        return None
 
     def _wait(self, jobs: Sequence[Job]) -> None:
         """Waits for cells that still run although the launcher has returned, as submitit's do after a failure."""
@@ -620,7 +626,8 @@ def run_table(sweeper: Any, arguments: Sequence[str]) -> int:
     assert isinstance(scale, dict)
 
     def load(overrides: list[str]) -> DictConfig:
-        return OmegaConf.masked_copy(composed := loader.load_sweep_config(master, overrides), list(composed)[1:])
+        composed = loader.load_sweep_config(master, overrides)
+        return OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
 
     table = Table(sweeper.name, sweeper.rows, arguments, composer(load), scale.get("stand_in"))
     table.refresh(output_root)

@@ -1,0 +1,21 @@
+"""Settings of all tests: one thread per process, and real datasets where their folder is named."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before torch is imported anywhere, subprocesses of tests included.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of real datasets, from the environment variable KT_DATA_ROOT."""
+    folder = os.environ.get("KT_DATA_ROOT")
+    if not folder:
+        pytest.skip("KT_DATA_ROOT is not set: it names the folder that holds cifar-100-python/")
+    return Path(folder)

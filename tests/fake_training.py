@@ -1,0 +1,85 @@
+"""A stand-in for the training and the renderer, for tests of everything around them; needs no torch.
+
+The variable `FAKE_TRAINING` holds JSON: method name (or `teacher`) -> what its cells do instead of training:
+`error`, `mistake` (of the user), `exit`, `kill` (their own process), `interrupt` or seconds to sleep.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import json
+import os
+import signal
+import sys
+import time
+import types
+from pathlib import Path
+from typing import Any
+
+from kt.errors import UserError
+
+
+def train_cell(config: dict[str, Any], folder: Path, needs: dict[str, Path], progress: Any = None) -> dict[str, Any]:
+    """Counts its calls and leaves a student."""
+    with open(folder / "calls", "a") as file:
+        file.write("x")
+    for path in needs.values():
+        assert path.exists(), path
+    name = "teacher" if config["table"]["role"] == "teacher" else config["method"]["name"]
+    does = json.loads(os.environ.get("FAKE_TRAINING", "{}")).get(name)
+    if isinstance(does, int | float):
+        time.sleep(does)
+    elif does == "error":
+        raise RuntimeError("the loss is not finite\nsecond line")
+    elif does == "mistake":
+        raise UserError("data_root=nowhere: expected a dataset there, or use scale=mini")
+    elif does == "exit":
+        sys.exit(7)
+    elif does == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif does == "interrupt":
+        raise KeyboardInterrupt
+    if progress is not None:
+        progress.start(10, folder.name)
+        progress.advance(10, "train")
+        progress.stop()
+    print("a third party prints")
+    (folder / "student.pth").write_text(folder.name)
+    return {"metrics": {"top1": 50.0, "top5": 90.0}, "labels": {}, "train_size": 10}
+
+
+def write_table(name: str, rows: list[dict[str, Any]], output_root: str, scale: str, dataset: str) -> None:
+    """Leaves what it was given."""
+    folder = Path(output_root) / "tables" / name / scale
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "given.json").write_text(json.dumps({"rows": rows, "dataset": dataset}))
+    (folder / "table.md").write_text("| the table |\n")
+
+
+def modules() -> dict[str, types.ModuleType]:
+    """The modules that it replaces."""
+    made = {name: types.ModuleType(name) for name in ("experiments.build", "tables", "tables.render")}
+    made["experiments.build"].train_cell = train_cell  # type: ignore[attr-defined]
+    made["tables"].__path__ = []  # type: ignore[attr-defined]
+    made["tables.render"].write_table = write_table  # type: ignore[attr-defined]
+    return made
+
+
+class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports the stand-ins, in this process and, through `sitecustomize`, in every worker that a launcher starts."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        known = ("experiments.build", "tables", "tables.render")
+        return importlib.machinery.ModuleSpec(name, self, is_package=name == "tables") if name in known else None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        return modules()[spec.name]
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        pass
+
+
+def install() -> None:
+    """Puts the stand-ins before the real modules."""
+    sys.meta_path.insert(0, _Finder())

@@ -1,0 +1,238 @@
+"""Cells: identity, needs, folder, status, result and lock. The training is a stand-in."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import fake_training
+import pytest
+from filelock import FileLock
+from test_config import composed
+
+from experiments import progress
+from experiments.cell import (
+    CellFailed,
+    folder_of,
+    identity,
+    needs_of,
+    read_result,
+    read_status,
+    run_cell,
+    settle,
+    teacher_config,
+)
+from kt.errors import UserError
+
+PAIR = ("teacher=resnet56", "student=resnet20")
+
+
+@pytest.fixture(autouse=True)
+def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, module in fake_training.modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(progress, "_current", progress.Display(quiet=True))
+
+
+def calls(folder: Path) -> int:
+    """How often the stand-in was asked to train a cell."""
+    return len((folder / "calls").read_text())
+
+
+def test_identity_forgets_what_is_of_no_account(tmp_path: Path) -> None:
+    base = identity(composed("method=kd", *PAIR))
+    same = (
+        ["student=resnet20", "method=kd", "teacher=resnet56"],
+        ["method=kd", *PAIR, f"data_root={tmp_path}", f"output_root={tmp_path}", "device=cpu"],
+        ["method=kd", *PAIR, "wandb.mode=disabled", "dataset.resident=true", "schedule.evaluate_every=3"],
+        ["method=kd", *PAIR, "+table=imagenet_compression", "dataset=scenes", "table.row=kd"],
+        ["method=kd", *PAIR, "method.temperature=4", "student.network.width=0.25", "schedule.epochs=8"],
+        ["method=kd", *PAIR, "scale=paper", "dataset=scenes", "scale.width=0.25"],
+        ["method=kd", *PAIR, "scale.cell_minutes=9"],
+    )
+    for overrides in same:
+        assert identity(composed(*overrides)) == base, overrides
+
+
+def test_identity_sees_what_matters() -> None:
+    changes = ("method.temperature=3", "seed=1", "teacher.seed=1", "schedule.lr=0.1", "dataset.subset=100")
+    changes += ("teacher.schedule.epochs=9", "precision=bf16", "teacher.norm=batch", "student=resnet8", "method=at")
+    ids = [identity(composed("method=kd", *PAIR))]
+    for change in changes:
+        overrides = [line for line in ("method=kd", *PAIR) if line.split("=")[0] != change.split("=")[0]]
+        ids.append(identity(composed(*overrides, change)))
+    assert len(set(ids)) == len(ids)
+
+
+def test_identity_of_a_fixed_config_is_fixed() -> None:
+    """Another id throws away everybody's results: then raise IDENTITY_VERSION and this number knowingly."""
+    config = composed()
+    config["student"] = {"network": {"name": "resnet8", "width": 1.0, "small_stem": False}}
+    config["student"] |= {"checkpoint": None, "pretrained": None}
+    config["dataset"] = {"name": "cifar100", "num_classes": 100, "image_size": 32, "subset": None}
+    config["dataset"] |= {"validation": 0.0, "augmentation": "crop_flip"}
+    config["schedule"] = {"epochs": 3, "batch_size": 64, "optimizer": "sgd", "lr": 0.05, "policy": "step"}
+    assert identity(config) == "d2a6780eb39eff56"
+
+
+def test_a_plain_student_has_no_teacher() -> None:
+    alone = identity(composed("student=resnet20"))
+    assert identity(composed(*PAIR)) == alone
+    assert identity(composed("student=resnet20", "teacher=vgg16", "teacher.seed=4")) == alone
+    assert needs_of(settle(composed(*PAIR))) == {}
+
+
+def test_the_teacher_is_a_plain_cell() -> None:
+    config = composed("method=kd", *PAIR, "teacher.seed=2", "teacher.schedule.epochs=9")
+    need = needs_of(settle(config))["teacher"]
+    assert isinstance(need, dict)
+    as_student = composed("student=resnet56", "seed=2", "schedule.epochs=9")
+    assert identity(need) == identity(as_student)
+    assert identity({**config, "cell": "teacher"}) == identity(as_student)
+    assert need["schedule"]["epochs"] == 9 and need["method"] == {"name": "none"}
+
+
+def test_settling_is_idempotent() -> None:
+    for overrides in (["method=kd", *PAIR], ["cell=teacher", *PAIR], ["dataset=cifar100"]):
+        once = settle(composed(*overrides))
+        assert settle(once) == once
+
+
+def test_only_embedded_data_slim_the_networks() -> None:
+    real = settle(composed("method=kd", *PAIR, "dataset=cifar100"))
+    assert real["student"]["network"]["width"] == real["teacher"]["network"]["width"] == 1.0
+    small = settle(composed("method=kd", *PAIR))
+    assert small["student"]["network"]["width"] == small["teacher"]["network"]["width"] == 0.25
+
+
+def test_pretrained_teachers_are_scored_and_not_trained() -> None:
+    config = composed("method=kd", "teacher=resnet50", "student=mobilenet_v1", "scale=paper")
+    teacher = teacher_config(config)
+    assert teacher["student"]["pretrained"] == "IMAGENET1K_V1" and teacher["schedule"]["epochs"] == 0
+    for other in (["dataset=cifar100"], ["scale.pretrained=false"], ["teacher.network.width=0.5"]):
+        changed = teacher_config(composed("method=kd", "teacher=resnet50", "scale=paper", *other))
+        assert changed["student"]["pretrained"] is None and changed["schedule"]["epochs"] > 0
+
+
+def test_a_checkpoint_is_known_by_its_content(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.pth", tmp_path / "b.pth"
+    first.write_bytes(b"weights")
+    second.write_bytes(b"weights")
+    ids = [identity(composed("method=kd", *PAIR, f"teacher.checkpoint={path}")) for path in (first, second)]
+    assert ids[0] == ids[1]
+    second.write_bytes(b"other weights")
+    assert identity(composed("method=kd", *PAIR, f"teacher.checkpoint={second}")) != ids[0]
+    with pytest.raises(UserError, match="checkpoint"):
+        identity(composed("method=kd", *PAIR, f"teacher.checkpoint={tmp_path / 'c.pth'}"))
+
+
+def test_method_needs_teacher() -> None:
+    with pytest.raises(UserError, match="method=kd: needs a teacher"):
+        settle(composed("method=kd"))
+
+
+def test_runs_its_needs_once(tmp_path: Path) -> None:
+    root = f"output_root={tmp_path}"
+    kd = run_cell(composed("method=kd", *PAIR, root))
+    at = run_cell(composed("method=at", *PAIR, root))
+    assert kd["needs"] == at["needs"] and kd["id"] != at["id"]
+    teacher = folder_of(tmp_path, kd["needs"]["teacher"])
+    assert calls(teacher) == 1
+    for key in ("id", "status", "metrics", "labels", "config", "needs", "seconds", "versions", "commit", "hardware"):
+        assert key in kd
+    assert kd["status"] == "done" and kd["versions"]["python"]
+    assert run_cell(composed("method=kd", *PAIR, root)) == kd
+    assert calls(folder_of(tmp_path, kd["id"])) == 1
+    assert "a third party prints" in (folder_of(tmp_path, kd["id"]) / "log.txt").read_text()
+
+
+def test_a_failure_is_recorded_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = composed("method=kd", *PAIR, f"output_root={tmp_path}")
+    folder = folder_of(tmp_path, identity(config))
+    monkeypatch.setenv("FAKE_TRAINING", json.dumps({"kd": "error"}))
+    with pytest.raises(CellFailed, match="RuntimeError: the loss is not finite"):
+        run_cell(config)
+    status = read_status(folder)
+    assert (status["status"], status["error"]) == ("failed", "RuntimeError: the loss is not finite")
+    assert "Traceback" in (folder / "error.txt").read_text()
+    spent = status["seconds"]
+    monkeypatch.setenv("FAKE_TRAINING", json.dumps({"kd": 0.2}))
+    result = run_cell(config)
+    assert result["seconds"] >= spent + 0.2
+    assert not (folder / "error.txt").exists()
+    assert read_status(folder)["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("does", "raised", "status"),
+    [("mistake", UserError, "failed"), ("exit", CellFailed, "failed"), ("interrupt", KeyboardInterrupt, "interrupted")],
+)
+def test_every_way_out_has_a_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: str, raised: type[BaseException], status: str
+) -> None:
+    config = composed(f"output_root={tmp_path}")
+    monkeypatch.setenv("FAKE_TRAINING", json.dumps({"none": does}))
+    with pytest.raises(raised):
+        run_cell(config)
+    found = read_status(folder_of(tmp_path, identity(config)))
+    assert found["status"] == status and found["user"] == (does == "mistake")
+    assert sys.stdout is not None and not isinstance(sys.stdout, progress._Diverted)
+
+
+def _run(config: dict[str, Any]) -> None:
+    run_cell(config, progress.Display(quiet=True))
+
+
+def test_a_killed_cell_has_failed_and_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = composed(f"output_root={tmp_path}")
+    folder = folder_of(tmp_path, identity(config))
+    monkeypatch.setenv("FAKE_TRAINING", json.dumps({"none": 30}))
+    process = multiprocessing.get_context("fork").Process(target=_run, args=(config,))
+    process.start()
+    while not (folder / "calls").exists():
+        time.sleep(0.01)
+    assert read_status(folder)["status"] == "running"
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert read_status(folder)["status"] == "failed"
+    assert "killed" in read_status(folder)["error"]
+    monkeypatch.delenv("FAKE_TRAINING")
+    assert run_cell(config)["status"] == "done"
+    assert calls(folder) == 2
+
+
+def test_a_second_process_waits_for_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = composed(f"output_root={tmp_path}")
+    folder = folder_of(tmp_path, identity(config))
+    monkeypatch.setenv("FAKE_TRAINING", json.dumps({"none": 0.5}))
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_run, args=(config,)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert calls(folder) == 1
+
+
+def test_half_a_result_is_no_result(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text('{"id": "x", "sta')
+    assert read_result(tmp_path) is None
+    assert read_status(tmp_path)["status"] == "missing"
+
+
+def test_another_machine_may_be_running_it(tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+    path.write_text(json.dumps({"status": "running", "host": "elsewhere", "error": None}))
+    assert read_status(tmp_path)["status"] == "running"
+    os.utime(path, (0, 0))
+    assert read_status(tmp_path)["status"] == "failed"
+    with FileLock(tmp_path / "lock"):
+        assert read_status(tmp_path)["status"] == "running"

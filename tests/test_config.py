@@ -1,0 +1,145 @@
+"""The config tree: every file composes and validates, choices follow scale and dataset, nothing imports torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from experiments.run import normalise
+from experiments.schema import CONF, METHODS, choices, plain
+from kt.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    """A checked config under a command line's overrides."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return plain(compose("config", normalise(overrides)))
+
+
+@pytest.mark.parametrize("group", ["dataset", "method", "schedule", "scale"])
+def test_every_choice_is_valid(group: str) -> None:
+    for choice in choices(group):
+        composed(f"{group}={choice}")
+
+
+def test_every_network_is_a_teacher_and_a_student() -> None:
+    names = choices("network")
+    assert set(choices("student")) == set(names)
+    assert set(choices("teacher")) == {*names, "none"}
+    config = composed("teacher=vgg16", "student=wrn_16_2")
+    assert (config["teacher"]["network"]["name"], config["student"]["network"]["name"]) == ("vgg16", "wrn_16_2")
+    for name in names:
+        for group in ("teacher", "student"):
+            text = (CONF / group / f"{name}.yaml").read_text()
+            assert f"/network@network: {name}\n" in text
+
+
+def test_networks_are_those_of_the_package() -> None:
+    spaces: dict[str, Any] = {}
+    exec((ROOT / "kt" / "models" / "names.py").read_text(), spaces)
+    assert set(choices("network")) == set(spaces["NETWORK_NAMES"])
+
+
+def test_methods_are_those_with_a_schema() -> None:
+    assert set(choices("method")) == set(METHODS)
+
+
+def test_schedule_follows_the_dataset() -> None:
+    config = composed("dataset=cifar100", "schedule.epochs=2")
+    schedule = config["schedule"]
+    assert (schedule["epochs"], schedule["batch_size"], schedule["lr"]) == (2, 64, 0.05)
+    assert schedule["milestones"] == [0.625, 0.75, 0.875]
+    assert composed("dataset=cifar100")["schedule"]["epochs"] == 240
+    assert composed("dataset=cifar100", "schedule=imagenet")["schedule"]["batch_size"] == 256
+
+
+def test_scale_chooses_data_and_length() -> None:
+    assert composed()["dataset"]["name"] == "scenes"
+    paper, fast = composed("scale=paper"), composed("scale=fast")
+    assert paper["dataset"]["name"] == fast["dataset"]["name"] == "imagenet"
+    assert (paper["schedule"]["epochs"], fast["schedule"]["epochs"]) == (100, 10)
+    assert composed("scale=paper", "dataset=cifar100")["dataset"]["name"] == "cifar100"
+    assert composed("scale=fast", "schedule.epochs=3")["schedule"]["epochs"] == 3
+
+
+def test_sign_does_not_matter() -> None:
+    for line in ("seed=3", "+seed=3", "++seed=3"):
+        assert composed(line)["seed"] == 3
+    for line in ("method=kd", "+method=kd"):
+        assert composed(line)["method"]["name"] == "kd"
+
+
+def test_teacher_may_have_parts_of_its_own() -> None:
+    config = composed("teacher=resnet56", "teacher.schedule.epochs=5", "+dataset@teacher.dataset=cifar100")
+    assert config["teacher"]["schedule"] == {"epochs": 5}
+    assert config["teacher"]["dataset"]["name"] == "cifar100"
+    assert composed("network@student.network=resnet8")["student"]["network"]["name"] == "resnet8"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["method=kd", "method.temprature=3"], ["method.temprature", "'temperature'"]),
+        (["method=kd", "+method.temprature=3"], ["method.temprature", "'temperature'"]),
+        (["method=kd", "method.temperature=abc"], ["method.temperature=abc", "a number > 0"]),
+        (["method=kd", "method.temperature=0"], ["method.temperature=0", "a number > 0"]),
+        (["method=kd", "method.temperature=null"], ["method.temperature=null", "a number > 0"]),
+        (["method=fitnet", "method.regressor=cnv"], ["method.regressor=cnv", "'conv'"]),
+        (["method=hybrid_forward", "method.balance=dynamik"], ["method.balance=dynamik", "'dynamic'"]),
+        (["method=hybrid_forward", "method.balance=-0.1"], ["method.balance=-0.1", ">= 0"]),
+        (["method=hybrid_forward", "method.switch_at=[1,2]"], ["method.switch_at", "list"]),
+        (["method.name=kdd"], ["method.name=kdd", "'kd'"]),
+        (["schedule.epochs=2.5"], ["schedule.epochs=2.5", "an integer"]),
+        (["schedule.epochs=true"], ["schedule.epochs=true", "an integer"]),
+        (["schedule.nesterov=1"], ["schedule.nesterov=1", "true or false"]),
+        (["schedule.lr=0"], ["schedule.lr=0", "> 0"]),
+        (["schedule.momentum=1"], ["schedule.momentum=1", "< 1"]),
+        (["dataset.validation=1.0"], ["dataset.validation=1.0", "< 1"]),
+        (["precision=fp16"], ["precision=fp16", "fp32, bf16"]),
+        (["wandb.mode=off"], ["wandb.mode"]),
+        (["+wandb.projct=x"], ["wandb.projct", "'project'"]),
+        (["balance=1"], ["balance", "'method.balance'"]),
+        (["metod=kd"], ["metod", "'method'"]),
+        (["teacher.schedule.epoch=1"], ["teacher.schedule.epoch", "'epochs'"]),
+        (["teacher.schedule.epochs=x"], ["teacher.schedule.epochs=x", "an integer"]),
+        (["dataset.folder=/somewhere"], ["dataset.folder=/somewhere", "data_root"]),
+        (["student.network.name=resnt20"], ["student.network.name=resnt20", "'resnet20'"]),
+        (["~seed"], ["~seed", "deleted"]),
+    ],
+)
+def test_mistakes_are_named(overrides: list[str], words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        composed(*overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_a_missing_key_is_noticed() -> None:
+    broken = OmegaConf.create(composed())
+    del broken.schedule.gamma
+    with pytest.raises(UserError, match=r"schedule\.gamma: missing"):
+        plain(broken)
+
+
+def test_showing_the_config_is_quick_and_needs_no_torch() -> None:
+    program = (
+        "import sys; from experiments.run import main;"
+        "status = main(['--cfg', 'job', 'method=kd', 'teacher=resnet56']);"
+        "heavy = {'torch', 'numpy', 'wandb', 'mmengine'} & set(sys.modules); sys.exit(str(heavy) if heavy else status)"
+    )
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "temperature: 4.0" in done.stdout
+    assert time.perf_counter() - began < 4.0

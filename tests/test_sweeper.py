@@ -1,0 +1,320 @@
+"""Tables: selection, routing, axes, plans, waves, exit statuses and launchers. The training is a stand-in."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import fake_training
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from experiments import progress
+from experiments.cell import folder_of, read_status
+from experiments.run import main, normalise
+from experiments.schema import CONF
+from experiments.table import Table, composer
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = "+table=imagenet_compression"
+IDS = ["teacher", "baseline", "kd", "at", "ft", "ab", "hybrid_forward"]
+
+
+@pytest.fixture(autouse=True)
+def _stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, module in fake_training.modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(progress, "_current", None)
+    (tmp_path / "site").mkdir()
+    path = str(Path(__file__).parent)
+    text = f"import sys\nsys.path.append({path!r})\nimport fake_training\nfake_training.install()\n"
+    (tmp_path / "site" / "sitecustomize.py").write_text(text)
+
+
+def run(tmp_path: Path, *arguments: str) -> int:
+    """A command in this process."""
+    return main([*arguments, f"output_root={tmp_path / 'out'}"])
+
+
+def start(tmp_path: Path, *arguments: str, **does: Any) -> subprocess.Popen[str]:
+    """A command in a process of its own; its workers see the stand-in too."""
+    found = os.pathsep.join([str(tmp_path / "site"), str(ROOT)])
+    environment = {**os.environ, "PYTHONPATH": found, "FAKE_TRAINING": json.dumps(does), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "experiments.run", *arguments, f"output_root={tmp_path / 'out'}"]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def given(tmp_path: Path) -> dict[str, dict[str, Any]]:
+    """Row id -> what the renderer got."""
+    path = tmp_path / "out" / "tables" / "imagenet_compression" / "mini" / "given.json"
+    return {row["id"]: row for row in json.loads(path.read_text())["rows"]}
+
+
+def statuses(tmp_path: Path) -> dict[str, str]:
+    """Row id -> status of its first cell."""
+    rows = given(tmp_path).items()
+    return {name: read_status(folder_of(tmp_path / "out", row["cells"][0]["id"]))["status"] for name, row in rows}
+
+
+@composer
+def composed(overrides: list[str]) -> DictConfig:
+    """Composes for all tests together, so that files are read once."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides)
+
+
+def table(*arguments: str) -> Table:
+    """The table under a command line's overrides, without running it."""
+    rows = OmegaConf.to_container(OmegaConf.load(CONF / "table" / "imagenet_compression.yaml").hydra.sweeper.rows)
+    assert isinstance(rows, dict)
+    return Table("imagenet_compression", rows, normalise([TABLE, *arguments]), composed, "scenes")
+
+
+def names(found: Table) -> list[str]:
+    """The rows of the cells to train, in order."""
+    return [job.text.split()[0] for job in found.jobs.values()]
+
+
+def test_plan_lists_cells_and_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, TABLE, "plan=true") == 0
+    planned = [line.split() for line in capsys.readouterr().out.splitlines()[1:-1]]
+    assert not (tmp_path / "out").exists()
+    assert [words[1] for words in planned] == IDS
+    assert [words[0] for words in planned] == list(table().jobs)
+    assert all(words[-2] == "missing" for words in planned)
+    teacher = planned[0][0]
+    assert {words[1]: words[-1] for words in planned} == {
+        name: "-" if name in ("teacher", "baseline") else teacher for name in IDS
+    }
+
+
+@pytest.mark.parametrize(
+    ("selection", "left"),
+    [
+        (["rows=kd,at"], ["teacher", "kd", "at"]),
+        (["rows=[kd,at]"], ["teacher", "kd", "at"]),
+        (["rows=baseline"], ["baseline"]),
+        (["method=kd,hybrid_forward"], ["teacher", "kd", "hybrid_forward"]),
+        (["method=none"], ["teacher", "baseline"]),
+        (["role=baseline,teacher"], ["teacher", "baseline"]),
+        (["role=method", "rows=kd,teacher"], ["teacher", "kd"]),
+    ],
+)
+def test_selection(selection: list[str], left: list[str]) -> None:
+    """What a selected row needs comes along."""
+    assert names(table(*selection)) == left
+
+
+def test_overrides_reach_the_rows_that_have_them() -> None:
+    def ids(*arguments: str) -> dict[str, list[str]]:
+        return {shown.row.id: list(shown.cells) for shown in table(*arguments).shown}
+
+    base = ids()
+
+    def moved(*arguments: str) -> set[str]:
+        found = ids(*arguments)
+        return {name for name in IDS if found[name] != base[name]}
+
+    students = set(IDS) - {"teacher"}
+    assert moved("method.temperature=2") == {"kd", "ab"}
+    assert moved("+method.balance=dynamic") == {"hybrid_forward"}
+    assert moved("teacher=resnet56") == set(IDS) - {"baseline"}
+    assert moved("student=resnet20") == students
+    assert moved("dataset.subset=100") == set(IDS)
+    assert moved("seed=1") == students
+    assert moved("teacher.seed=1") == set(IDS) - {"baseline"}
+    assert moved("device=cpu", "wandb.mode=disabled") == set()
+
+
+def test_axes_are_rows_and_seeds_are_averaged(tmp_path: Path) -> None:
+    arguments = (TABLE, "rows=teacher,baseline,hybrid_forward", "seed=0,1", "method.balance=dynamic,0.1,1.0")
+    assert run(tmp_path, *arguments) == 0
+    rows = given(tmp_path)
+    axes = [f"hybrid_forward[method.balance={value}]" for value in ("dynamic", "0.1", "1.0")]
+    assert list(rows) == ["teacher", "baseline", *axes]
+    assert [cell["seed"] for cell in rows["teacher"]["cells"]] == [0]
+    for name in ("baseline", *axes):
+        assert [cell["seed"] for cell in rows[name]["cells"]] == [0, 1]
+    assert rows[axes[1]]["axes"] == {"method.balance": "0.1"} and rows[axes[1]]["ours"]
+    assert "method.balance=0.1" in rows[axes[1]]["label"]
+    assert len(list((tmp_path / "out" / "cells").iterdir())) == 1 + 2 + 6
+
+
+def test_a_teacher_axis_multiplies_only_the_taught() -> None:
+    assert names(table("rows=teacher,baseline,kd", "teacher=resnet56,resnet20")) == [
+        "teacher[teacher=resnet56]",
+        "teacher[teacher=resnet20]",
+        "baseline",
+        "kd[teacher=resnet56]",
+        "kd[teacher=resnet20]",
+    ]
+
+
+def test_explicit_data_keep_full_networks(tmp_path: Path) -> None:
+    arguments = (TABLE, "dataset=cifar100", "dataset.subset=10000", "teacher=resnet56", "student=resnet20")
+    assert run(tmp_path, *arguments, "schedule.epochs=2", "rows=kd,teacher") == 0
+    rows = given(tmp_path)
+    assert (rows["kd"]["teacher"], rows["kd"]["student"]) == ("resnet56", "resnet20")
+    assert (rows["teacher"]["teacher"], rows["teacher"]["student"]) == ("resnet56", None)
+    result = json.loads((folder_of(tmp_path / "out", rows["kd"]["cells"][0]["id"]) / "result.json").read_text())
+    config = result["config"]
+    assert config["dataset"]["name"] == "cifar100" and config["dataset"]["subset"] == 10000
+    assert config["student"]["network"]["width"] == config["teacher"]["network"]["width"] == 1.0
+    assert config["schedule"]["epochs"] == 2 and config["schedule"]["lr"] == 0.05
+    assert result["needs"]["teacher"] == rows["teacher"]["cells"][0]["id"]
+
+
+def test_a_whole_table_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, TABLE) == 0
+    rows = given(tmp_path)
+    assert list(rows) == IDS
+    assert [row["paper_row"] for row in rows.values()] == list(range(7))
+    assert rows["baseline"]["teacher"] is None and rows["kd"]["teacher"] == "resnet50"
+    assert {row["role"] for row in rows.values()} == {"teacher", "baseline", "method"}
+    out = capsys.readouterr().out
+    assert "[7/7]" in out and "| the table |" in out and "index.html" in out
+    began = time.perf_counter()
+    assert run(tmp_path, TABLE) == 0
+    assert time.perf_counter() - began < 10
+    assert all((path / "calls").read_text() == "x" for path in (tmp_path / "out" / "cells").iterdir())
+    assert run(tmp_path, TABLE, "plan=true") == 0
+    assert "7 done, 0 to train: nothing to train" in capsys.readouterr().out
+
+
+def test_estimates_come_from_finished_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, TABLE, "rows=kd") == 0
+    for path in (tmp_path / "out" / "cells").glob("*/result.json"):
+        result = json.loads(path.read_text())
+        result["seconds"] = 10.0 * result["config"]["schedule"]["epochs"]
+        path.write_text(json.dumps(result))
+    capsys.readouterr()
+    assert run(tmp_path, TABLE, "rows=at", "plan=true", "schedule.epochs=8") == 0
+    assert "about 80 s" in capsys.readouterr().out
+
+
+def test_a_failure_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_TRAINING", json.dumps({"at": "error", "ft": "exit", "ab": "mistake"}))
+    assert run(tmp_path, TABLE) == 3
+    bad = {"at": "failed", "ft": "failed", "ab": "failed"}
+    assert statuses(tmp_path) == {**dict.fromkeys(IDS, "done"), **bad}
+    monkeypatch.delenv("FAKE_TRAINING")
+    assert run(tmp_path, TABLE) == 0
+    assert set(statuses(tmp_path).values()) == {"done"}
+
+
+def test_without_its_teacher_nothing_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FAKE_TRAINING", json.dumps({"teacher": "error"}))
+    assert run(tmp_path, TABLE) == 3
+    assert statuses(tmp_path) == {**dict.fromkeys(IDS, "missing"), "teacher": "failed", "baseline": "done"}
+    out = capsys.readouterr().out
+    assert "kd seed 0: not trained, because teacher seed 0 failed" in out
+
+
+def test_a_mistake_that_stops_everything_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FAKE_TRAINING", json.dumps({"teacher": "mistake", "none": "mistake"}))
+    assert run(tmp_path, TABLE) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("kt: error: data_root=nowhere") and err.count("\n") == 1
+
+
+def test_an_interrupt_keeps_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_TRAINING", json.dumps({"at": "interrupt"}))
+    assert run(tmp_path, TABLE) == 130
+    later = {"at": "interrupted", "ft": "missing", "ab": "missing", "hybrid_forward": "missing"}
+    assert statuses(tmp_path) == {**dict.fromkeys(IDS, "done"), **later}
+    monkeypatch.delenv("FAKE_TRAINING")
+    assert run(tmp_path, TABLE) == 0
+
+
+def test_rows_with_results_stay_in_the_table(tmp_path: Path) -> None:
+    assert run(tmp_path, TABLE, "rows=baseline") == 0
+    assert list(given(tmp_path)) == ["baseline"]
+    assert run(tmp_path, TABLE, "rows=kd") == 0
+    assert list(given(tmp_path)) == ["teacher", "baseline", "kd"]
+
+
+def test_a_single_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = ("method=kd", "teacher=resnet56", "student=resnet20")
+    assert run(tmp_path, *pair, "plan=true") == 0
+    assert "2 cells, 0 done" in capsys.readouterr().out
+    assert run(tmp_path, *pair) == 0
+    assert "top1 50.00" in capsys.readouterr().out
+    monkeypatch.setenv("FAKE_TRAINING", json.dumps({"at": "error"}))
+    assert run(tmp_path, "method=at", *pair[1:]) == 3
+    err = capsys.readouterr().err
+    assert err.startswith("kt: error: cell ") and "error.txt" in err and err.count("\n") == 1
+
+
+def test_second_run_needs_no_torch(tmp_path: Path) -> None:
+    assert run(tmp_path, TABLE, "rows=teacher,kd") == 0
+    program = (
+        "import sys; from experiments.run import main; status = main(sys.argv[1:]);"
+        "heavy = {'torch', 'wandb', 'mmengine'} & set(sys.modules); sys.exit(str(heavy) if heavy else status)"
+    )
+    arguments = [TABLE, "rows=teacher,kd", f"output_root={tmp_path / 'out'}"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), str(ROOT)])}
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_joblib_survives_a_killed_cell(tmp_path: Path) -> None:
+    launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    process = start(tmp_path, TABLE, "rows=baseline,kd,at,ft", *launcher, at="kill", kd=0.5, ft=0.5)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 3, out + err
+    expected = {"teacher": "done", "baseline": "done", "kd": "done", "at": "failed", "ft": "done"}
+    assert statuses(tmp_path) == expected
+    assert "the process was killed" in out
+    assert "Traceback" not in err
+
+
+def test_joblib_starts_again_what_a_killed_worker_left(tmp_path: Path) -> None:
+    launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    process = start(tmp_path, TABLE, "rows=baseline,kd,at,ft,ab", *launcher, kd=3, at=3)
+    cells = tmp_path / "out" / "cells"
+    worker = None
+    while worker is None and process.poll() is None:
+        time.sleep(0.05)
+        for path in cells.glob("*/calls"):
+            status = json.loads((path.parent / "status.json").read_text())
+            if status["status"] == "running" and "\n  name: kd\n" in (path.parent / "config.yaml").read_text():
+                # The child that runs the cell dies with the worker that waits for it.
+                worker = int(Path(f"/proc/{status['pid']}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    assert worker is not None
+    os.kill(worker, signal.SIGKILL)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, out + err
+    assert set(statuses(tmp_path).values()) == {"done"}
+
+
+def test_submitit_local(tmp_path: Path) -> None:
+    folder = f"hydra.launcher.submitit_folder={tmp_path / 'submitit'}"
+    process = start(tmp_path, TABLE, "rows=baseline,kd", "hydra/launcher=submitit_local", folder, kd="error")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 3, out + err
+    assert statuses(tmp_path) == {"teacher": "done", "baseline": "done", "kd": "failed"}
+
+
+def test_ctrl_c(tmp_path: Path) -> None:
+    process = start(tmp_path, TABLE, "rows=baseline,kd", kd=60)
+    while len(list((tmp_path / "out").glob("cells/*/calls"))) < 3:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, out + err
+    assert statuses(tmp_path) == {"teacher": "done", "baseline": "done", "kd": "interrupted"}
+    assert "Traceback" not in err
