@@ -155,6 +155,9 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
     rank, world = rank_and_world()
     device = pick_device(config["device"])
     schedule = config["schedule"]
+    threads = config["threads"] or (1 if config["dataset"]["name"] == "scenes" else None)
+    if threads is not None:
+        torch.set_num_threads(threads)
     data = build_data(
         config["dataset"],
         config["data_root"],

@@ -296,6 +296,7 @@ class Config:
     output_root: str
     device: str
     precision: Literal["fp32", "bf16"]
+    threads: Annotated[int, Range(least=1)] | None
     rows: str | list[str] | None
     role: str | list[str] | None
     plan: bool
