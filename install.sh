@@ -41,6 +41,7 @@ if [ ! -x .venv/bin/python ]; then
 fi
 
 pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
+pin() { grep "^$1=" constraints.txt | cut -d' ' -f1; }
 constraints=$(mktemp)
 trap 'rm -f "$constraints"' EXIT
 if [ "${KT_SYSTEM_TORCH:-0}" = 1 ]; then
@@ -49,7 +50,7 @@ else
   cp constraints.txt "$constraints"
   echo "kt: installing torch"
   # With `==`, a platform's own CPU build of torch may be taken, which torchvision's build does not fit.
-  pip install -q "$(grep '^torch=' constraints.txt)" "$(grep '^torchvision=' constraints.txt)" 'setuptools<81' wheel ninja psutil
+  pip install -q "$(pin torch)" "$(pin torchvision)" 'setuptools<81' wheel ninja psutil
 fi
 extras=
 [ "$mode" = full ] && extras='[test]'
@@ -57,7 +58,7 @@ echo "kt: installing kt$extras"
 pip install -q -c "$constraints" -e ".$extras"
 if [ "$mode" = full ]; then
   echo "kt: installing mmcv, mmdet and mmseg; the first time, mmcv compiles for 15 to 20 minutes"
-  MMCV_WITH_OPS=1 pip install -q -c "$constraints" --no-build-isolation "$(grep '^onedl-mmcv=' constraints.txt)"
+  MMCV_WITH_OPS=1 pip install -q -c "$constraints" --no-build-isolation "$(pin onedl-mmcv)"
   pip install -q -c "$constraints" -e '.[test,mm]'
 fi
 echo "$stamp" > ".venv/.kt-$mode"

@@ -599,12 +599,9 @@ def _render(table: Table, output_root: str, scale: str, dataset: str) -> None:
     from tables.render import write_table
 
     rows = [shown.entry() for shown in table.rendered(output_root)]
-    write_table(table.name, rows, output_root, scale, dataset)
-    folder = Path(output_root) / "tables" / table.name / scale
-    text = folder / "table.md"
-    if text.exists():
-        print("\n" + text.read_text().strip() + "\n")
-    print(f"{folder / 'index.html'}")
+    folder = write_table(table.name, rows, output_root, scale, dataset)
+    print("\n" + (folder / "table.md").read_text().strip() + "\n")
+    print(folder / "index.html")
 
 
 def run_table(sweeper: Any, arguments: Sequence[str]) -> int:

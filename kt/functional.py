@@ -294,7 +294,9 @@ def match_channels(consistency: Tensor, strategy: str, generator: torch.Generato
     if consistency.dim() != 2:
         raise ValueError(f"expected a matrix (c_teacher, c_student), got shape {tuple(consistency.shape)}")
     if strategy not in STRATEGIES:
-        raise ValueError(f"strategy {strategy!r}: expected one of {', '.join(STRATEGIES)}{nearest(strategy, STRATEGIES)}")
+        raise ValueError(
+            f"strategy {strategy!r}: expected one of {', '.join(STRATEGIES)}{nearest(strategy, STRATEGIES)}"
+        )
     theirs, ours = consistency.shape
     if strategy == "greedy":
         return consistency.argmax(0)
@@ -351,7 +353,9 @@ def interpolate_process(process: Tensor, length: int) -> Tensor:
         (length, pathways).
     """
     if process.dim() != 2 or len(process) == 0 or length < 1:
-        raise ValueError(f"expected a process (steps, pathways) and length >= 1, got {tuple(process.shape)} and {length}")
+        raise ValueError(
+            f"expected a process (steps, pathways) and length >= 1, got {tuple(process.shape)} and {length}"
+        )
     if len(process) == 1:
         return process.expand(length, -1).clone()
     position = torch.linspace(0, len(process) - 1, length, dtype=torch.float64, device=process.device)

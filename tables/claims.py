@@ -44,7 +44,8 @@ class Context:
             raise Missing(f"row {method} has no recorded steps")
         length = min(len(epochs) for epochs in per_cell)
         return [
-            {key: statistics.fmean(epochs[i][key] for epochs in per_cell) for key in per_cell[0][i]} for i in range(length)
+            {key: statistics.fmean(epochs[i][key] for epochs in per_cell) for key in per_cell[0][i]}
+            for i in range(length)
         ]
 
     def milestone(self, method: str) -> int:

@@ -86,7 +86,9 @@ def comma_separated(table: Mapping[str, Any]) -> str:
     """One line per row and metric."""
     buffer = io.StringIO()
     writer = csv.writer(buffer)
-    writer.writerow(["row", "label", "role", "teacher", "student", "metric", "mean", "std", "seeds", "printed", "comparable"])
+    writer.writerow(
+        ["row", "label", "role", "teacher", "student", "metric", "mean", "std", "seeds", "printed", "comparable"]
+    )
     for row in table["rows"]:
         for metric in table["metrics"]:
             name = metric["name"]
@@ -104,7 +106,14 @@ def tex(table: Mapping[str, Any]) -> str:
     """A booktabs tabular with the banner as a comment."""
 
     def escape(text: str) -> str:
-        for old, new in (("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("±", r"$\pm$"), ("↑", r"$\uparrow$"), ("↓", r"$\downarrow$")):
+        for old, new in (
+            ("&", r"\&"),
+            ("%", r"\%"),
+            ("_", r"\_"),
+            ("±", r"$\pm$"),
+            ("↑", r"$\uparrow$"),
+            ("↓", r"$\downarrow$"),
+        ):
             text = text.replace(old, new)
         return text[2:-2].join((r"\textbf{", "}")) if text.startswith("**") else text
 

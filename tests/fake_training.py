@@ -49,12 +49,13 @@ def train_cell(config: dict[str, Any], folder: Path, needs: dict[str, Path], pro
     return {"metrics": {"top1": 50.0, "top5": 90.0}, "labels": {}, "train_size": 10}
 
 
-def write_table(name: str, rows: list[dict[str, Any]], output_root: str, scale: str, dataset: str) -> None:
+def write_table(name: str, rows: list[dict[str, Any]], output_root: str, scale: str, dataset: str) -> Path:
     """Leaves what it was given."""
     folder = Path(output_root) / "tables" / name / scale
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "given.json").write_text(json.dumps({"rows": rows, "dataset": dataset}))
     (folder / "table.md").write_text("| the table |\n")
+    return folder
 
 
 def modules() -> dict[str, types.ModuleType]:

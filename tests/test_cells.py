@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import fake_training
 import pytest
 from filelock import FileLock
 from test_config import composed
 
+import fake_training
 from experiments import progress
 from experiments.cell import (
     CellFailed,
@@ -61,7 +61,7 @@ def test_identity_forgets_what_is_of_no_account(tmp_path: Path) -> None:
 
 
 def test_identity_sees_what_matters() -> None:
-    changes = ("method.temperature=3", "seed=1", "teacher.seed=1", "schedule.lr=0.1", "dataset.subset=100")
+    changes = ("method.temperature=3", "seed=1", "teacher.seed=1", "schedule.lr=0.123", "dataset.subset=100")
     changes += ("teacher.schedule.epochs=9", "precision=bf16", "teacher.norm=batch", "student=resnet8", "method=at")
     ids = [identity(composed("method=kd", *PAIR))]
     for change in changes:

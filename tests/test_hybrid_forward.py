@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from method_settings import make_classifier, make_model
 
 from kt.classifier import Classifier
 from kt.errors import UserError
@@ -16,6 +15,7 @@ from kt.methods import build_method
 from kt.models import build_network
 from kt.phases import Phase
 from kt.transfer import TransferModel
+from method_settings import make_classifier, make_model
 
 CLASSES = 6
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from method_settings import SCHEDULE, SETTINGS, make_data, make_model
 from mmengine.hooks import Hook
 
 from kt.errors import UserError
@@ -20,6 +19,7 @@ from kt.methods import METHODS, build_method
 from kt.models import build_network
 from kt.phases import phase_folder
 from kt.train import fit
+from method_settings import SCHEDULE, SETTINGS, make_data, make_model
 
 NAMES = sorted(SETTINGS)
 TAUGHT = [name for name in NAMES if SETTINGS[name].teacher]

@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import fake_training
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+import fake_training
 from experiments import progress
 from experiments.cell import folder_of, read_status
 from experiments.run import main, normalise

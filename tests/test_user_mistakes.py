@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import fake_training
 import pytest
 
+import fake_training
 from experiments import progress
 from experiments.run import main
 from kt.errors import UserError

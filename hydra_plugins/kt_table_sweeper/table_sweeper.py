@@ -43,7 +43,7 @@ class TableSweeper(Sweeper):
 
     def __init__(self, name: str, rows: Any, batch: int | None = None):
         self.name = name
-        self.rows: dict[str, Any] = OmegaConf.to_container(rows) if OmegaConf.is_config(rows) else rows
+        self.rows: Any = OmegaConf.to_container(rows) if OmegaConf.is_config(rows) else rows
         self.batch = batch
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:

@@ -22,7 +22,6 @@ from kt.data import scenes
 from kt.data.loaders import Loader, ResidentLoader, StreamingLoader
 from kt.errors import UserError, nearest
 
-
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 # Of 20,000 crops in each style; a test draws them again.
@@ -126,7 +125,9 @@ def build_data(
         hint = nearest(augmentation, AUGMENTATIONS)
         raise UserError(f"dataset.augmentation={augmentation!r}: expected one of {', '.join(AUGMENTATIONS)}{hint}")
     root = Path(data_root)
-    source = {"scenes": _scenes, "cifar100": _cifar100, "imagenet": _imagenet, "imagefolder": _imagefolder}[name](dataset, root)
+    source = {"scenes": _scenes, "cifar100": _cifar100, "imagenet": _imagenet, "imagefolder": _imagefolder}[name](
+        dataset, root
+    )
     labels = _labels(source.train)
     classes = len(source.class_names)
     if dataset["num_classes"] not in (None, classes):
@@ -297,7 +298,9 @@ def _folders(folder: Path, origin: str) -> _Source:
         names[split] = sorted(entry.name for entry in (folder / split).iterdir() if entry.is_dir())
         if split == "val" and names["val"] != names["train"]:
             odd = sorted(set(names["val"]) ^ set(names["train"]))
-            raise UserError(f"dataset.folder: {folder} has other classes in train and val, for example {odd[0]!r}; {layout}")
+            raise UserError(
+                f"dataset.folder: {folder} has other classes in train and val, for example {odd[0]!r}; {layout}"
+            )
         files = [
             (path, label)
             for label, name in enumerate(names[split])

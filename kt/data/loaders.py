@@ -27,7 +27,9 @@ class Loader(Protocol):
         """Batches of one epoch: `inputs` (n, 3, h, w) float in 0..1, `labels` (n,), `indices` (n,)."""
 
 
-def epoch_order(size: int, seed: int, epoch: int, shuffle: bool, rank: int, world: int, batch_size: int) -> list[Tensor]:
+def epoch_order(
+    size: int, seed: int, epoch: int, shuffle: bool, rank: int, world: int, batch_size: int
+) -> list[Tensor]:
     """Index batches of one epoch on one rank.
 
     Shuffled batches are all of the same size and the remainder is left out (unless the set is smaller than one batch),

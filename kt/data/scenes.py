@@ -198,7 +198,9 @@ class Pose:
     def to_image(self, u: float, v: float) -> tuple[Array, Array]:
         """Pixel coordinates (n,) of one point of the object frame."""
         a, b = u * self.half_width, v * self.half_height
-        return self.x + np.cos(self.tilt) * a - np.sin(self.tilt) * b, self.y + np.sin(self.tilt) * a + np.cos(self.tilt) * b
+        return self.x + np.cos(self.tilt) * a - np.sin(self.tilt) * b, self.y + np.sin(self.tilt) * a + np.cos(
+            self.tilt
+        ) * b
 
 
 def part_mask(part: Part, u: Array, v: Array) -> Mask:
@@ -266,7 +268,9 @@ def _stylise(rng: np.random.Generator, images: Array, style: str) -> NDArray[np.
         blurred[:, :, 1:-1] = (soft[:, :, :-2] + 2 * soft[:, :, 1:-1] + soft[:, :, 2:]) / 4
         strength = rng.uniform(0, 1, (n, 1, 1, 1)).astype(np.float32)
         images = images + strength * (blurred - images)
-        images = images + rng.standard_normal(images.shape, np.float32) * rng.uniform(0.01, 0.07, (n, 1, 1, 1)).astype(np.float32)
+        images = images + rng.standard_normal(images.shape, np.float32) * rng.uniform(0.01, 0.07, (n, 1, 1, 1)).astype(
+            np.float32
+        )
     return (np.clip(images, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 

@@ -3,7 +3,7 @@
 from kt.hooks.checkpoint import CheckpointHook, SnapshotHook
 from kt.hooks.evaluate import EvaluateHook, SyncBuffersHook
 from kt.hooks.progress import ProgressHook
-from kt.hooks.records import Records, RecordHook
+from kt.hooks.records import RecordHook, Records
 from kt.hooks.wandb import WandbRun
 
 __all__ = [

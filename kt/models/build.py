@@ -28,7 +28,11 @@ CIFAR_RESNETS: dict[str, tuple[int, tuple[int, int, int, int]]] = {
     "resnet32x4": (32, (32, 64, 128, 256)),
 }
 WIDE_RESNETS = {"wrn_16_2": (16, 2), "wrn_40_1": (40, 1), "wrn_40_2": (40, 2)}
-VITS = {"deit_tiny": "deit_tiny_patch16_224", "deit_small": "deit_small_patch16_224", "vit_small": "vit_small_patch16_224"}
+VITS = {
+    "deit_tiny": "deit_tiny_patch16_224",
+    "deit_small": "deit_small_patch16_224",
+    "vit_small": "vit_small_patch16_224",
+}
 TORCHVISION_NAMES = {"shufflenet_v2": "shufflenet_v2_x1_0"}
 
 
@@ -61,7 +65,9 @@ def build_network(
     if name not in NETWORK_NAMES:
         raise UserError(f"network={name!r}: expected one of {', '.join(NETWORK_NAMES)}{nearest(name, NETWORK_NAMES)}")
     if pretrained is not None and (name not in TORCHVISION or width != 1.0 or small_stem):
-        raise UserError(f"pretrained={pretrained!r}: only full-width torchvision networks have weights, not {name!r} like this")
+        raise UserError(
+            f"pretrained={pretrained!r}: only full-width torchvision networks have weights, not {name!r} like this"
+        )
     if small_stem and not (name in TORCHVISION and name.startswith("resnet")):
         raise UserError(f"small_stem=true: only torchvision ResNets have one, not {name!r}")
     if name in CIFAR_RESNETS:

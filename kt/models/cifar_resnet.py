@@ -50,7 +50,10 @@ class CifarResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels[0])
         inputs = channels[0]
         for number, planes in enumerate(channels[1:], 1):
-            layers = [CifarBlock(inputs if i == 0 else planes, planes, 2 if i == 0 and number > 1 else 1) for i in range(blocks)]
+            layers = [
+                CifarBlock(inputs if i == 0 else planes, planes, 2 if i == 0 and number > 1 else 1)
+                for i in range(blocks)
+            ]
             setattr(self, f"layer{number}", nn.Sequential(*layers))
             inputs = planes
         self.avgpool = nn.AdaptiveAvgPool2d(1)

@@ -101,7 +101,9 @@ class SmallShuffleNet(nn.Module):
                 stride = 2 if i == 0 else 1
                 wide = inputs if i == 0 else outputs
                 units.append(
-                    ShuffleUnitV1(wide, outputs, stride, groups) if version == 1 else ShuffleUnitV2(wide, outputs, stride)
+                    ShuffleUnitV1(wide, outputs, stride, groups)
+                    if version == 1
+                    else ShuffleUnitV2(wide, outputs, stride)
                 )
             setattr(self, f"layer{number}", nn.Sequential(*units))
             inputs = outputs

@@ -43,7 +43,10 @@ class WideResNet(nn.Module):
         self.conv1 = nn.Conv2d(3, channels[0], 3, 1, 1, bias=False)
         inputs = channels[0]
         for number, planes in enumerate(channels[1:], 1):
-            layers = [WideBlock(inputs if i == 0 else planes, planes, 2 if i == 0 and number > 1 else 1) for i in range(blocks)]
+            layers = [
+                WideBlock(inputs if i == 0 else planes, planes, 2 if i == 0 and number > 1 else 1)
+                for i in range(blocks)
+            ]
             setattr(self, f"block{number}", nn.Sequential(*layers))
             inputs = planes
         self.bn1 = nn.BatchNorm2d(inputs)
