@@ -1,4 +1,4 @@
-"""An image classifier as an mmengine model: any network that `kt.stages.stages_of` knows, with its own input normalisation."""
+"""An image classifier as an mmengine model: any network with stages, and its own input normalisation."""
 
 from __future__ import annotations
 

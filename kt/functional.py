@@ -140,12 +140,12 @@ def factor_transfer(student: Tensor, teacher: Tensor, form: str = "repdistiller"
     Args:
         student: Translated student factor, (n, c, h, w).
         teacher: Paraphrased teacher factor, (n, c, h, w).
-        form: `repdistiller` compares mean-square maps over channels; `official` the raw factors (Kim et al. 2018, eq. 3).
+        form: `repdistiller` compares mean-square maps over channels, `official` the raw factors (Kim et al., eq. 3).
     """
     _maps(student, teacher)
     if form == "official":
         _same_shape(student, teacher)
-        return F.l1_loss(*(F.normalize(f.flatten(1), dim=1) for f in (student, teacher)))
+        return F.l1_loss(F.normalize(student.flatten(1), dim=1), F.normalize(teacher.flatten(1), dim=1))
     if form == "repdistiller":
         student, teacher = _pool_to_smaller(student, teacher)
         return F.l1_loss(attention_map(student), attention_map(teacher))
@@ -198,7 +198,7 @@ def rkd_distance(student: Tensor, teacher: Tensor) -> Tensor:
     for feature in (student, teacher):
         distance = _pairwise_distances(feature)
         scaled.append(distance / distance[distance > 0].mean())
-    return F.smooth_l1_loss(*scaled)
+    return F.smooth_l1_loss(scaled[0], scaled[1])
 
 
 def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
@@ -215,7 +215,7 @@ def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
     for feature in (student, teacher):
         sides = F.normalize(feature[None] - feature[:, None], dim=2)
         cosines.append((sides @ sides.transpose(1, 2)).flatten())
-    return F.smooth_l1_loss(*cosines)
+    return F.smooth_l1_loss(cosines[0], cosines[1])
 
 
 def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
@@ -236,8 +236,8 @@ def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
         if size >= student.shape[2]:
             continue
         weight /= 2
-        pooled = (F.adaptive_avg_pool2d(feature, size) for feature in (student, teacher))
-        loss = loss + weight * F.mse_loss(*pooled)
+        ours, theirs = (F.adaptive_avg_pool2d(feature, size) for feature in (student, teacher))
+        loss = loss + weight * F.mse_loss(ours, theirs)
         total += weight
     return loss / total
 

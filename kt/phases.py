@@ -64,7 +64,7 @@ class Phase:
 
 
 def learning_rate_factor(schedule: Mapping[str, Any], step: int, total: int, steps_per_epoch: int) -> float:
-    """The factor on the base learning rate at `step` (from 0) of `total`; a pure function, so a resumed run needs no state.
+    """The factor on the base learning rate at `step` (from 0) of `total`; pure, so a resumed run needs no state.
 
     Policies: `step` multiplies by gamma at each milestone (in epochs, or as a fraction of the total where below 1),
     `cosine` and `poly` (power 0.9) fall to zero, `constant` stays. A warm-up rises linearly over its epochs.

@@ -1,4 +1,4 @@
-"""Trains a student through all phases of a method: the library's one entry point, and what every cell of a table runs."""
+"""Trains a student through all phases of a method: the library's entry point, and what every cell runs."""
 
 from __future__ import annotations
 

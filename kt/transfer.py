@@ -72,6 +72,8 @@ class TransferModel(BaseModel):
     """
 
     phase: Phase | None = None
+    student: Any
+    method: Any
 
     def __init__(
         self,
@@ -116,7 +118,7 @@ class TransferModel(BaseModel):
             return self.student(inputs, mode=mode)
         if self.phase is None:
             raise RuntimeError("no phase entered: set TransferModel.phase (kt.phases.run_phase does)")
-        batch = {"inputs": inputs, "labels": labels, "indices": indices}
+        batch: Any = {"inputs": inputs, "labels": labels, "indices": indices}
         loss, logged = self.phase.loss(self, batch)
         return loss, {name: value.detach() for name, value in logged.items()}
 

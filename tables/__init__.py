@@ -1,1 +1,1 @@
-"""The papers' tables: what was printed, what our runs gave, and whether the claims hold."""
+"""The papers' tables: printed numbers, our results beside them, verdicts on the claims, renderings."""

@@ -1,66 +1,163 @@
-"""The curves that papers plot, as inline SVG."""
+"""Training curves of cells (`metrics.jsonl`): epoch means, the first learning-rate decay, differences and their spread.
+
+Paths of hybrid forward are named as its records name them: `l1` starts in the student, `l2` in the teacher, `l3` is the
+plain student.
+"""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping
+import functools
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from tables.claims import Context, Missing
+import numpy as np
 
+Array = np.ndarray
 
-def draw(table: Mapping[str, Any], output_root: Path) -> list[tuple[str, str]]:
-    """`(caption, svg)` of every figure that the results allow."""
-    context = Context(table, output_root)
-    drawn = []
-    for caption, series in _figures(context):
-        drawn.append((caption, _svg(series)))
-    return drawn
+HOLDS, FAILS, UNKNOWN = "holds", "fails", "unknown"
+MAX_POINTS = 500
 
 
-def _figures(context: Context) -> list[tuple[str, dict[str, dict[str, list[float]]]]]:
-    if context.table["paper"] != "hybrid_forward":
-        return []
-    figures = []
+@dataclass(frozen=True)
+class Curve:
+    """One cell's main training phase, one entry per step.
+
+    Attributes:
+        step: (n,) step numbers, from 1.
+        epoch: (n,) fractional epochs at the steps' ends, above 0.
+        lr: (n,) learning rates.
+        values: Name -> (n,) values, for example `loss` and `accuracy` in percent.
+    """
+
+    step: Array
+    epoch: Array
+    lr: Array
+    values: Mapping[str, Array]
+
+    @property
+    def epoch_index(self) -> Array:
+        """(n,) which epoch each step belongs to, from 1."""
+        return np.ceil(self.epoch - 1e-9).astype(int)
+
+    def total(self, names: Sequence[str]) -> Array:
+        """(n,) sum of several values."""
+        return np.sum([self.values[name] for name in names], axis=0)
+
+
+def read_curve(path: Path) -> Curve | None:
+    """The main phase's steps in a cell's records; None if there are none."""
     try:
-        taught = context.epochs("hybrid_forward")
-    except Missing:
-        return []
-    try:
-        alone = context.epochs("none")
-        loss = {"with teacher (L1 + L2 + L3)": _of(taught, "loss"), "without teacher": _of(alone, "loss")}
-        hits = {"with teacher": _of(taught, "accuracy"), "without teacher": _of(alone, "accuracy")}
-        figures.append(("Figure 5: training with and without the teacher", {"loss": loss, "accuracy (%)": hits}))
-    except Missing:
-        pass
-    paths = (("hybrid path 1", "1"), ("hybrid path 2", "2"), ("plain student", "3"))
-    loss = {name: _of(taught, f"l{number}") for name, number in paths}
-    keys = ("accuracy1", "accuracy2", "accuracy")
-    hits = {name: _of(taught, key) for (name, _), key in zip(paths, keys, strict=True)}
-    figures.append(("Figure 6: the three forward paths", {"loss": loss, "accuracy (%)": hits}))
-    return figures
+        stat = path.stat()
+    except OSError:
+        return None
+    return _read_curve(os.fspath(path), stat.st_size, stat.st_mtime_ns)
 
 
-def _of(epochs: list[dict[str, float]], key: str) -> list[float]:
-    return [epoch[key] for epoch in epochs]
+@functools.lru_cache(maxsize=64)
+def _read_curve(path: str, size: int, modified: int) -> Curve | None:
+    rows = []
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue  # the line that a killed process left half written
+            if row.get("kind") == "train" and row.get("phase") == "train":
+                rows.append(row)
+    if not rows:
+        return None
+    names = [name for name, value in rows[0].items() if isinstance(value, int | float)]
+    columns = {name: np.array([row.get(name, math.nan) for row in rows], dtype=float) for name in names}
+    fixed = {name: columns.pop(name) for name in ("step", "epoch", "lr")}
+    return Curve(fixed["step"], fixed["epoch"], fixed["lr"], columns)
 
 
-def _svg(panels: Mapping[str, Mapping[str, list[float]]]) -> str:
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
+def first_decay(curve: Curve) -> int | None:
+    """Index of the first step with a lower learning rate than the plateau before it; None if there is no such step.
 
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    FigureCanvasSVG(figure)
-    for axes, (label, series) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        for name, values in series.items():
-            marker = "o" if len(values) < 30 else None
-            axes.plot(range(1, len(values) + 1), values, label=name, marker=marker, markersize=3)
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(f"training {label}")
-        axes.grid(alpha=0.25)
-        axes.legend(frameon=False, fontsize=8)
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    content = buffer.getvalue()
-    return content[content.index("<svg") :]
+    A schedule that falls all the time, or that rises in a warm-up, has no such step.
+    """
+    lr = curve.lr
+    for index in range(2, len(lr)):
+        if lr[index] < 0.9 * lr[index - 1] and math.isclose(lr[index - 1], lr[index - 2], rel_tol=1e-9):
+            return index
+    return None
+
+
+def epoch_means(curve: Curve, values: Array) -> tuple[Array, Array]:
+    """(e,) epochs and (e,) means over their steps."""
+    epochs, inverse = np.unique(curve.epoch_index, return_inverse=True)
+    return epochs, np.bincount(inverse, weights=values) / np.bincount(inverse)
+
+
+def downsample(x: Array, y: Array, points: int = MAX_POINTS) -> tuple[Array, Array]:
+    """At most `points` means of neighbours."""
+    if len(x) <= points:
+        return x, y
+    edges = np.linspace(0, len(x), points + 1).astype(int)
+    counts = np.diff(edges)
+    return np.add.reduceat(x, edges[:-1]) / counts, np.add.reduceat(y, edges[:-1]) / counts
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A difference with what it may differ by chance.
+
+    Attributes:
+        mean: Mean over seeds.
+        spread: Standard deviation over seeds; with one seed, two standard errors of the mean over its steps.
+        seeds: How many seeds.
+    """
+
+    mean: float
+    spread: float
+    seeds: int
+
+    @property
+    def verdict(self) -> str:
+        """Whether the difference is positive: `holds`, `fails`, or `unknown` within the spread."""
+        if self.mean > self.spread:
+            return HOLDS
+        return FAILS if self.mean < -self.spread else UNKNOWN
+
+    def text(self, unit: str = "") -> str:
+        """`+1.20 ± 0.10`."""
+        return f"{self.mean:+.2f} ± {self.spread:.2f}{unit}"
+
+
+def gap(samples: Sequence[Array]) -> Gap:
+    """The mean of per-step differences, one array per seed."""
+    means = np.array([sample.mean() for sample in samples])
+    if len(means) > 1:
+        return Gap(float(means.mean()), float(means.std(ddof=1)), len(means))
+    only = samples[0]
+    spread = 2 * only.std(ddof=1) / math.sqrt(len(only)) if len(only) > 1 else 0.0
+    return Gap(float(means[0]), float(spread), 1)
+
+
+def gaps_by_epoch(
+    pairs: Sequence[tuple[Curve, Curve]], first: Callable[[Curve], Array], second: Callable[[Curve], Array]
+) -> dict[int, Gap]:
+    """Epoch -> difference `first - second` of paired curves, step by step: the batches of a seed are the same."""
+    by_epoch: dict[int, list[Array]] = {}
+    for one, other in pairs:
+        length = min(len(one.step), len(other.step))
+        difference = first(one)[:length] - second(other)[:length]
+        epochs = one.epoch_index[:length]
+        for epoch in np.unique(epochs):
+            by_epoch.setdefault(int(epoch), []).append(difference[epochs == epoch])
+    return {epoch: gap(samples) for epoch, samples in sorted(by_epoch.items()) if len(samples) == len(pairs)}
+
+
+def all_hold(verdicts: Sequence[str]) -> str:
+    """Whether all statements hold: one that fails decides, else one that is unknown."""
+    return next((verdict for verdict in (FAILS, UNKNOWN) if verdict in verdicts), HOLDS)
+
+
+def any_holds(verdicts: Sequence[str]) -> str:
+    """Whether at least one statement holds."""
+    return next((verdict for verdict in (HOLDS, UNKNOWN) if verdict in verdicts), FAILS)

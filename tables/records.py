@@ -1,9 +1,10 @@
-"""The printed numbers, settings and claims of the papers (`tables/paper/*.yaml`)."""
+"""The papers' records: printed numbers, settings, figures and claims (`tables/paper/*.yaml`, schema in its README)."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,49 +15,125 @@ from kt.errors import UserError, nearest
 FOLDER = Path(__file__).parent / "paper"
 PAPERS = ("hybrid_forward", "stage_by_stage", "kcd", "mas", "distpro")
 
+# libyaml's loader is ten times faster; wheels of PyYAML without it exist.
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+_READABLE = {
+    "top1": "top-1 accuracy",
+    "top5": "top-5 accuracy",
+    "miou": "mIoU",
+    "map": "mAP",
+    "ap": "AP",
+    "rmse": "RMSE",
+    "mr_reasonable": "miss rate, reasonable",
+    "mr_reasonable_small": "miss rate, reasonable small",
+    "mr_reasonable_occ_heavy": "miss rate, heavily occluded",
+    "mr_all": "miss rate, all",
+    "kl_divergence": "KL divergence",
+    "l2_distance": "L2 distance",
+}
+
+
+def metric_label(name: str) -> str:
+    """A metric's name for readers."""
+    if name.startswith("overlap_top"):
+        return f"overlap of top {name.removeprefix('overlap_top')}"
+    if name.startswith("ap"):
+        return _READABLE.get(name, name.upper().replace("_", " "))
+    return _READABLE.get(name, name)
+
 
 @dataclass(frozen=True)
-class Printed:
-    """One printed table and the record of its paper."""
+class TableRecord:
+    """One printed table with the paper it is from.
 
-    paper: str
-    table: dict[str, Any]
-    record: dict[str, Any]
+    Attributes:
+        document: The whole record of the paper.
+        table: The table's entry in it.
+    """
+
+    document: Mapping[str, Any]
+    table: Mapping[str, Any]
 
     @property
-    def claims(self) -> list[dict[str, Any]]:
-        """The paper's claims that rest on this table, or on figures of its experiment."""
-        where = {self.table["id"]} | {
-            figure["id"] for figure in self.record["figures"] if figure["id"] in self._figures()
-        }
-        return [claim for claim in self.record["claims"] if where & set(claim["where"])]
+    def name(self) -> str:
+        """The table's name, unique over all papers."""
+        return str(self.table["name"])
 
-    def _figures(self) -> set[str]:
-        protocols = self.table.get("protocol")
-        names = protocols if isinstance(protocols, list) else [protocols]
-        applied = [self.record["protocols"].get(name, {}).get("applies_to", []) for name in names]
-        return {entry for entries in applied for entry in entries if str(entry).startswith("figure")}
+    @property
+    def paper(self) -> str:
+        """The paper's key."""
+        return str(self.document["paper"]["key"])
+
+    @property
+    def title(self) -> str:
+        """What the paper calls the table: `Table 1`, or where its numbers stand in the text."""
+        found = str(self.table["id"])
+        if found.startswith("table"):
+            return f"Table {found.removeprefix('table')}"
+        return "Section " + found.removeprefix("text_sec").replace("_", ".")
+
+    @property
+    def metrics(self) -> list[Mapping[str, Any]]:
+        """The printed metrics: name, unit, better, decimals."""
+        return list(self.table["metrics"])
+
+    @property
+    def rows(self) -> list[Mapping[str, Any]]:
+        """The printed rows in order."""
+        return list(self.table["rows"])
+
+    @property
+    def datasets(self) -> list[str]:
+        """The datasets that the table names."""
+        named = self.table["dataset"]
+        return [str(name) for name in (named if isinstance(named, list) else [named])]
+
+    @property
+    def protocols(self) -> list[Mapping[str, Any]]:
+        """The settings behind the table."""
+        named = self.table["protocol"]
+        return [self.document["protocols"][name] for name in (named if isinstance(named, list) else [named])]
+
+    @property
+    def figures(self) -> list[Mapping[str, Any]]:
+        """The figures that show the same experiments."""
+        shown = {place for protocol in self.protocols for place in protocol["applies_to"]}
+        return [figure for figure in self.document["figures"] if figure["id"] in shown]
+
+    @property
+    def claims(self) -> list[Mapping[str, Any]]:
+        """The claims that rest on this table or its figures, and those that the paper's text makes on its own."""
+        places = {self.table["id"], *(figure["id"] for figure in self.figures)}
+
+        def belongs(claim: Mapping[str, Any]) -> bool:
+            return any(place in places or place.startswith("text section") for place in claim["where"])
+
+        return [claim for claim in self.document["claims"] if belongs(claim)]
 
 
-@cache
-def load(paper: str) -> dict[str, Any]:
-    """The record of one paper."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load((FOLDER / f"{paper}.yaml").read_text(), Loader=loader)
+@functools.lru_cache(maxsize=None)
+def load_paper(key: str) -> Mapping[str, Any]:
+    """A paper's record."""
+    with open(FOLDER / f"{key}.yaml", encoding="utf-8") as file:
+        return yaml.load(file, Loader=_Loader)
 
 
-def all_tables() -> list[Printed]:
-    """All printed tables, paper by paper."""
-    return [Printed(paper, table, load(paper)) for paper in PAPERS for table in load(paper)["tables"]]
+@functools.lru_cache(maxsize=None)
+def all_tables() -> tuple[TableRecord, ...]:
+    """Every printed table of the five papers."""
+    return tuple(TableRecord(paper, table) for paper in map(load_paper, PAPERS) for table in paper["tables"])
 
 
-def find(name: str) -> Printed:
-    """The printed table of that name.
+def find_table(name: str) -> TableRecord:
+    """The table of that name.
 
     Raises:
         UserError: No paper has it.
     """
-    known = {printed.table["name"]: printed for printed in all_tables()}
-    if name not in known:
-        raise UserError(f"table={name}: there is no such table{nearest(name, known)}; `python -m tables` lists all")
-    return known[name]
+    found = {record.name: record for record in all_tables()}
+    if name not in found:
+        raise UserError(
+            f"table={name}: there is no such table{nearest(name, found)}; `python -m tables` lists all {len(found)}"
+        )
+    return found[name]

@@ -38,7 +38,7 @@ class KnowledgeDistillation(Method):
         ours, theirs = student.head.classifier.out_features, teacher.head.classifier.out_features
         if ours != theirs:
             raise UserError(
-                f"method=kd: the teacher knows {theirs} classes and the student {ours}; soft targets need the same classes"
+                f"method=kd: the teacher knows {theirs} classes, the student {ours}; soft targets need the same ones"
             )
         self.temperature, self.alpha, self.task_weight = temperature, alpha, task_weight
 

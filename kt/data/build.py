@@ -132,8 +132,8 @@ def build_data(
     classes = len(source.class_names)
     if dataset["num_classes"] not in (None, classes):
         raise UserError(f"dataset.num_classes={dataset['num_classes']}: {name} has {classes} classes (leave it null)")
-    chosen = np.arange(len(labels))
-    held_out = np.empty(0, np.int64)
+    chosen: NDArray[np.int64] = np.arange(len(labels))
+    held_out: NDArray[np.int64] = np.empty(0, np.int64)
     if dataset["subset"] is not None:
         chosen = balanced_subset(labels, dataset["subset"], classes)
     if dataset["validation"]:
@@ -187,11 +187,11 @@ def _loader(
         if resident is None:
             resident = len(chosen) * size * size * 3 <= RESIDENT_LIMIT
         if not resident:
-            files = _Files(part, _transform(size, augmentation))
-            return StreamingLoader(files, torch.from_numpy(chosen), shuffle=shuffle, workers=workers, **common)
+            dataset = _Files(part, _transform(size, augmentation))
+            return StreamingLoader(dataset, torch.from_numpy(chosen), shuffle=shuffle, workers=workers, **common)
         files = [part[i] for i in chosen]
-        images = np.stack([_square(_open(path), size) for path, _ in files])
-        arrays = _Arrays(images, np.array([label for _, label in files], np.int64))
+        pixels = np.stack([_square(_open(path), size) for path, _ in files])
+        arrays = _Arrays(pixels, np.array([label for _, label in files], np.int64))
     else:
         arrays = _Arrays(part.images[chosen], part.labels[chosen])
     images, labels = torch.from_numpy(arrays.images), torch.from_numpy(arrays.labels)
@@ -242,11 +242,11 @@ def _fingerprint(source: _Source, chosen: NDArray[np.int64], tested: NDArray[np.
 def _scenes(dataset: Mapping[str, Any], root: Path) -> _Source:
     style = scenes.check_style(dataset["style"])
     size = dataset["image_size"]
-    parts = [
+    train, test = (
         _Arrays(*scenes.classification_arrays(dataset[f"{split}_size"], size, offset, style))
         for split, offset in (("train", 0), ("test", TEST_SEED_OFFSET))
-    ]
-    return _Source(*parts, scenes.CLASSES, SCENES_MEAN, SCENES_STD)
+    )
+    return _Source(train, test, scenes.CLASSES, SCENES_MEAN, SCENES_STD)
 
 
 CIFAR_LAYOUT = (
@@ -276,7 +276,7 @@ def _cifar100(dataset: Mapping[str, Any], root: Path) -> _Source:
         names = tuple(value.decode() for value in records["meta"][b"fine_label_names"])
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{folder}: the pickles lack {error}; {CIFAR_LAYOUT}") from None
-    return _Source(*parts, names, CIFAR100_MEAN, CIFAR100_STD)
+    return _Source(parts[0], parts[1], names, CIFAR100_MEAN, CIFAR100_STD)
 
 
 def _imagenet(dataset: Mapping[str, Any], root: Path) -> _Source:

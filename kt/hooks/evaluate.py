@@ -14,7 +14,7 @@ from kt.phases import rank_and_world
 
 
 class SyncBuffersHook(Hook):
-    """Averages running statistics over ranks at the end of an epoch, so that every rank holds one and the same model."""
+    """Averages running statistics over ranks at the end of an epoch: every rank then holds the same model."""
 
     priority = "ABOVE_NORMAL"
 

@@ -22,7 +22,7 @@ pass without a graph.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,7 +50,9 @@ def default_groups(student: Sequence[Stage], teacher: Sequence[Stage]) -> list[l
     return [group for group in present if group]
 
 
-def split_stages(groups: Sequence[Sequence[int]], networks: dict[str, Sequence[Stage]]) -> list[dict[str, list[int]]]:
+def split_stages(
+    groups: Sequence[Sequence[int]], networks: Mapping[str, Sequence[Stage]]
+) -> list[dict[str, list[int]]]:
     """Stage indices of each network in each group of strides.
 
     A group that one of the networks lacks merges with the next one (the last with the one before).
@@ -82,8 +84,8 @@ def split_stages(groups: Sequence[Sequence[int]], networks: dict[str, Sequence[S
         merged[-1] = {who: merged[-1][who] + pending[who] for who in networks}
     if len(merged) < 2:
         raise UserError(
-            f"method.switch_at={[list(g) for g in groups]}: student strides {[s.stride for s in networks[STUDENT]]} and "
-            f"teacher strides {[s.stride for s in networks[TEACHER]]} leave no border at which a path could switch"
+            f"method.switch_at={[list(g) for g in groups]}: student strides {[s.stride for s in networks[STUDENT]]} "
+            f"and teacher strides {[s.stride for s in networks[TEACHER]]} leave no border at which a path could switch"
         )
     return merged
 
@@ -133,7 +135,7 @@ class HybridForward(Method):
                     last = {who: stages[who][self.groups[border][who][-1]] for who in stages}
                     adapter = nn.Conv2d(last[owner].channels, last[receiver].channels, 1)
                     self.adapters[f"path{number}_{border}_to_{receiver}"] = adapter
-        self._known_sizes: dict[tuple[int, int], list[tuple[float, float]]] = {}
+        self._known_sizes: dict[tuple[int, ...], list[dict[str, tuple[int, ...]]]] = {}
 
     def _owners(self, first: str) -> list[str]:
         other = TEACHER if first == STUDENT else STUDENT
