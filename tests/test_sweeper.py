@@ -202,11 +202,11 @@ def test_estimates_come_from_finished_cells(tmp_path: Path, capsys: pytest.Captu
 
 def test_a_failure_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_TRAINING", json.dumps({"at": "error", "ft": "exit", "ab": "mistake"}))
-    assert run(tmp_path, TABLE) == 3
+    assert run(tmp_path, TABLE, "rows=at,ft,ab,kd") == 3
     bad = {"at": "failed", "ft": "failed", "ab": "failed"}
-    assert statuses(tmp_path) == {**dict.fromkeys(IDS, "done"), **bad}
+    assert statuses(tmp_path) == {"teacher": "done", "kd": "done", **bad}
     monkeypatch.delenv("FAKE_TRAINING")
-    assert run(tmp_path, TABLE) == 0
+    assert run(tmp_path, TABLE, "rows=at,ft,ab,kd") == 0
     assert set(statuses(tmp_path).values()) == {"done"}
 
 
@@ -214,8 +214,8 @@ def test_without_its_teacher_nothing_is_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FAKE_TRAINING", json.dumps({"teacher": "error"}))
-    assert run(tmp_path, TABLE) == 3
-    assert statuses(tmp_path) == {**dict.fromkeys(IDS, "missing"), "teacher": "failed", "baseline": "done"}
+    assert run(tmp_path, TABLE, "rows=teacher,baseline,kd,at") == 3
+    assert statuses(tmp_path) == {"teacher": "failed", "baseline": "done", "kd": "missing", "at": "missing"}
     out = capsys.readouterr().out
     assert "kd seed 0: not trained, because teacher seed 0 failed" in out
 
@@ -231,11 +231,10 @@ def test_a_mistake_that_stops_everything_is_one_line(
 
 def test_an_interrupt_keeps_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_TRAINING", json.dumps({"at": "interrupt"}))
-    assert run(tmp_path, TABLE) == 130
-    later = {"at": "interrupted", "ft": "missing", "ab": "missing", "hybrid_forward": "missing"}
-    assert statuses(tmp_path) == {**dict.fromkeys(IDS, "done"), **later}
+    assert run(tmp_path, TABLE, "rows=kd,at,ft") == 130
+    assert statuses(tmp_path) == {"teacher": "done", "kd": "done", "at": "interrupted", "ft": "missing"}
     monkeypatch.delenv("FAKE_TRAINING")
-    assert run(tmp_path, TABLE) == 0
+    assert run(tmp_path, TABLE, "rows=kd,at,ft") == 0
 
 
 def test_rows_with_results_stay_in_the_table(tmp_path: Path) -> None:

@@ -1,0 +1,249 @@
+"""Data: epochs as pure functions, augmentation, subsets, real layouts, embedded scenes."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from method_settings import DATASET
+from PIL import Image
+
+from kt.data import build_data
+from kt.data.build import SCENES_MEAN, SCENES_STD, balanced_subset
+from kt.data.loaders import PADDING, StreamingLoader, crop_flip, epoch_order, resized_crop_flip
+from kt.data.scenes import CLASSES, KEYPOINTS, STUFF, STYLES, classification_arrays, draw_scene
+from kt.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def build(root: Path | str = ".", **changes: Any) -> Any:
+    common = {key: changes.pop(key) for key in ("rank", "world", "workers") if key in changes}
+    return build_data({**DATASET, **changes}, root, batch_size=10, seed=3, device=CPU, **common)
+
+
+def test_an_epoch_is_a_pure_function_of_its_number() -> None:
+    first, second = build(), build()
+    for epoch in range(3):
+        list(first.train.epoch(epoch))
+    for a, b in zip(first.train.epoch(3), second.train.epoch(3), strict=True):
+        assert all(torch.equal(a[key], b[key]) for key in ("inputs", "labels", "indices"))
+    again, other = (next(iter(second.train.epoch(epoch))) for epoch in (3, 4))
+    assert not torch.equal(again["indices"], other["indices"])
+
+
+def test_batches() -> None:
+    data = build()
+    batch = next(iter(data.train.epoch(0)))
+    assert batch["inputs"].shape == (10, 3, 32, 32) and batch["inputs"].dtype == torch.float32
+    assert 0 <= batch["inputs"].min() < batch["inputs"].max() <= 1
+    assert batch["inputs"].is_contiguous(memory_format=torch.channels_last)
+    assert len(data.train) == 6 and data.spec.train_size == 64
+    tested = torch.cat([b["indices"] for b in data.test.epoch(0)])
+    assert tested.tolist() == list(range(32)) and len(data.test) == 4
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_ranks_share_an_epoch(world: int) -> None:
+    parts = [torch.cat(epoch_order(103, 0, 5, True, rank, world, 10)).tolist() for rank in range(world)]
+    assert len({len(part) for part in parts}) == 1 and len(set(sum(parts, []))) == sum(map(len, parts))
+    whole = [torch.cat(epoch_order(103, 0, 0, False, rank, world, 10)).tolist() for rank in range(world)]
+    assert sorted(sum(whole, [])) == list(range(103))
+
+
+def test_crop_and_flip_image_by_image() -> None:
+    images = torch.randint(0, 256, (16, 8, 8, 3), dtype=torch.uint8)
+    found = crop_flip(images, torch.Generator().manual_seed(0)).numpy()
+    generator = torch.Generator().manual_seed(0)
+    shifts = torch.randint(0, 2 * PADDING + 1, (2, 16), generator=generator).numpy()
+    mirrored = (torch.rand(16, generator=generator) < 0.5).numpy()
+    assert mirrored.any() and not mirrored.all()
+    for i, image in enumerate(images.numpy()):
+        padded = np.pad(image, ((PADDING, PADDING), (PADDING, PADDING), (0, 0)))
+        y, x = shifts[:, i]
+        crop = padded[y : y + 8, x : x + 8]
+        np.testing.assert_array_equal(found[i], crop[:, ::-1] if mirrored[i] else crop)
+
+
+def test_resized_crop_of_everything_is_the_image_or_its_mirror() -> None:
+    images = torch.rand(12, 3, 9, 9)
+    found = resized_crop_flip(images, torch.Generator().manual_seed(0), scale=(50.0, 60.0))
+    same = [torch.allclose(a, b, atol=1e-5) for a, b in zip(found, images, strict=True)]
+    mirrored = [torch.allclose(a, b.flip(2), atol=1e-5) for a, b in zip(found, images, strict=True)]
+    assert any(same) and any(mirrored) and all(a or b for a, b in zip(same, mirrored, strict=True))
+
+
+def test_subsets_are_balanced_and_validation_is_held_out() -> None:
+    labels = np.repeat(np.arange(5), [30, 10, 20, 20, 20])
+    chosen = balanced_subset(labels, 40, 5)
+    assert np.bincount(labels[chosen]).tolist() == [8] * 5 and len(set(chosen)) == 40
+    data = build(subset=40, validation=0.25)
+    trained = torch.cat([b["indices"] for b in data.train.epoch(0)])
+    held = torch.cat([b["indices"] for b in data.test.epoch(0)])
+    assert (data.spec.train_size, data.spec.test_size) == (30, 10) and not set(trained.tolist()) & set(held.tolist())
+    labels = torch.cat([b["labels"] for b in data.test.epoch(0)])
+    assert labels.bincount().tolist() == [1] * 10
+    with pytest.raises(UserError, match=r"dataset.subset=65: expected 1 to 64"):
+        build(subset=65)
+
+
+def test_fingerprint_follows_the_content() -> None:
+    marks = [build(**changes).spec.fingerprint for changes in ({}, {"style": "synthetic"}, {"subset": 40}, {})]
+    assert marks[0] == marks[3] and len(set(marks)) == 3
+
+
+# Embedded scenes
+
+
+def test_scenes_are_deterministic_and_fast() -> None:
+    start = time.perf_counter()
+    images, labels = classification_arrays(2000, seed=5)
+    speed = 2000 / (time.perf_counter() - start)
+    # 2,400 a second on an idle core; the bound leaves room for a busy one.
+    assert speed > 400, f"{speed:.0f} images a second"
+    again, _ = classification_arrays(1500, seed=5)
+    np.testing.assert_array_equal(images[:1500], again)
+    late, late_labels = classification_arrays(1000, seed=5, first=1000)
+    np.testing.assert_array_equal(late, images[1000:])
+    assert np.bincount(late_labels).tolist() == [100] * len(CLASSES)
+    assert not np.array_equal(images[:10], classification_arrays(10, seed=6)[0])
+
+
+def test_scene_statistics_are_the_stated_ones() -> None:
+    pixels = np.concatenate([classification_arrays(4000, style=style)[0].reshape(-1, 3) for style in STYLES]) / 255
+    np.testing.assert_allclose(pixels.mean(0), SCENES_MEAN, atol=0.01)
+    stds = [classification_arrays(4000, style=style)[0].reshape(-1, 3).std(0) / 255 for style in STYLES]
+    np.testing.assert_allclose(np.mean(stds, 0), SCENES_STD, atol=0.02)
+
+
+def nearest_centroid(train: np.ndarray, labels: np.ndarray, test: np.ndarray, truth: np.ndarray) -> float:
+    centres = np.stack([train[labels == c].mean(0) for c in range(len(CLASSES))])
+    guesses = ((test[:, None] - centres[None]) ** 2).sum(2).argmin(1)
+    return float((guesses == truth).mean())
+
+
+def test_classes_are_shapes_and_not_colours() -> None:
+    images, labels = classification_arrays(3000, style="synthetic")
+    flat = images.reshape(3000, -1, 3) / 255.0
+    colour = flat.mean(1)
+    assert nearest_centroid(colour[:2000], labels[:2000], colour[2000:], labels[2000:]) < 0.3
+    grey = images.mean(3)
+    edges = np.abs(np.diff(grey, axis=1))[:, :, :-1] + np.abs(np.diff(grey, axis=2))[:, :-1]
+    shape = (edges > 20).reshape(3000, -1).astype(float)
+    assert nearest_centroid(shape[:2000], labels[:2000], shape[2000:], labels[2000:]) > 0.2
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_a_scene_agrees_with_itself(index: int) -> None:
+    scene = draw_scene(0, index)
+    assert scene.image.shape == (128, 256, 3) and scene.instances
+    front: set[tuple[int, int]] = set()
+    for instance in reversed(scene.instances):
+        pixels = set(zip(*np.nonzero(instance.amodal), strict=True))
+        seen = pixels - front
+        front |= pixels
+        assert instance.visibility == pytest.approx(len(seen) / len(pixels))
+        assert set(zip(*np.nonzero(instance.mask), strict=True)) == seen
+        rows, columns = zip(*pixels, strict=True)
+        assert instance.box == (min(columns), min(rows), max(columns) + 1, max(rows) + 1)
+        assert (scene.semantic[instance.mask] == len(STUFF) + CLASSES.index(instance.name)).all()
+        assert (scene.depth[instance.mask] == np.float32(instance.depth)).all()
+        assert (instance.keypoints is not None) == (instance.name == "person")
+        if instance.keypoints is not None:
+            assert len(instance.keypoints) == len(KEYPOINTS)
+            for x, y, state in instance.keypoints:
+                if state:
+                    assert instance.amodal[int(y), int(x)]
+                    assert (state == 2) == bool(instance.mask[int(y), int(x)])
+    distances = [instance.depth for instance in scene.instances]
+    assert distances == sorted(distances, reverse=True)
+
+
+def test_styles_share_the_geometry_and_differ_in_pixels() -> None:
+    photo, flat = (draw_scene(0, 2, style=style) for style in ("photo", "synthetic"))
+    np.testing.assert_array_equal(photo.semantic, flat.semantic)
+    np.testing.assert_array_equal(photo.depth, flat.depth)
+    assert np.abs(photo.image.astype(int) - flat.image).mean() > 5
+    crops = [classification_arrays(50, style=style) for style in STYLES]
+    np.testing.assert_array_equal(crops[0][1], crops[1][1])
+    with pytest.raises(UserError, match="did you mean 'photo'"):
+        draw_scene(0, 0, style="foto")
+
+
+# Real layouts
+
+
+def make_folders(root: Path, splits: dict[str, dict[str, int]]) -> Path:
+    rng = np.random.default_rng(0)
+    for split, classes in splits.items():
+        for name, count in classes.items():
+            folder = root / "pets" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8)).save(folder / f"{i}.png")
+    return root
+
+
+def test_image_folders_resident_and_streaming(tmp_path: Path) -> None:
+    root = make_folders(tmp_path, {"train": {"cat": 7, "dog": 6}, "val": {"cat": 2, "dog": 3}})
+    settings = {"name": "imagefolder", "folder": "pets", "image_size": 24, "augmentation": "imagenet"}
+    resident = build(root, **settings)
+    streaming = build(root, **settings, resident=False, workers=0)
+    assert isinstance(streaming.train, StreamingLoader) and not isinstance(resident.train, StreamingLoader)
+    assert resident.spec.class_names == ("cat", "dog") and resident.spec.num_classes == 2
+    for data in (resident, streaming):
+        batch = next(iter(data.train.epoch(1)))
+        assert batch["inputs"].shape == (10, 3, 24, 24) and 0 <= batch["inputs"].min() <= batch["inputs"].max() <= 1
+        assert [(b["labels"].tolist(), b["indices"].tolist()) for b in data.test.epoch(0)] == [
+            ([0, 0, 1, 1, 1], [0, 1, 2, 3, 4])
+        ]
+        again = next(iter(data.train.epoch(1)))
+        assert torch.equal(batch["inputs"], again["inputs"])
+    workers = build(root, **settings, resident=False, workers=2)
+    for a, b in zip(streaming.train.epoch(2), workers.train.epoch(2), strict=True):
+        assert torch.equal(a["inputs"], b["inputs"]) and torch.equal(a["indices"], b["indices"])
+
+
+def test_mistakes_in_folders_are_one_line(tmp_path: Path) -> None:
+    settings = {"name": "imagefolder", "folder": "pets"}
+    messages = []
+    for splits in ({}, {"train": {"cat": 0}}, {"train": {"cat": 1}, "val": {"dog": 1}}):
+        root = tmp_path / str(len(messages))
+        make_folders(root, splits)
+        with pytest.raises(UserError) as caught:
+            build(root, **settings)
+        messages.append(str(caught.value))
+    assert "there is no folder" in messages[0] and "holds no images" in messages[1] and "other classes" in messages[2]
+    assert all("\n" not in message and "or use scale=mini" in message for message in messages)
+    with pytest.raises(UserError, match=r"imagenet/train.*ILSVRC 2012"):
+        build(tmp_path, name="imagenet")
+
+
+def test_mistakes_in_pickles_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no .*cifar-100-python/train; expected the official"):
+        build(tmp_path, name="cifar100")
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    (folder / "train").write_bytes(b"no pickle")
+    with pytest.raises(UserError, match="is no pickle"):
+        build(tmp_path, name="cifar100")
+    for name in ("train", "test", "meta"):
+        (folder / name).write_bytes(pickle.dumps({b"data": np.zeros((2, 3072), np.uint8)}))
+    with pytest.raises(UserError, match="the pickles lack b'fine_labels'"):
+        build(tmp_path, name="cifar100")
+
+
+def test_real_cifar100(data_root: Path) -> None:
+    data = build(data_root, name="cifar100", subset=1000)
+    assert (data.spec.num_classes, data.spec.train_size, data.spec.test_size) == (100, 1000, 10_000)
+    assert data.spec.class_names[0] == "apple" and data.spec.class_names[-1] == "worm"
+    images = torch.cat([batch["inputs"] for batch in data.test.epoch(0)])
+    for found, published in ((images.mean((0, 2, 3)), data.spec.mean), (images.std((0, 2, 3)), data.spec.std)):
+        torch.testing.assert_close(found, torch.tensor(published), rtol=0.02, atol=0.005)
+    labels = torch.cat([batch["labels"] for batch in data.train.epoch(0)])
+    assert labels.bincount(minlength=100).max() == 10
