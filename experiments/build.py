@@ -22,7 +22,7 @@ from kt.hooks import WandbRun
 from kt.methods import METHODS, build_method
 from kt.models import build_network
 from kt.phases import rank_and_world, seed_everything
-from kt.stages import head_of, normalisation_of
+from kt.stages import head_of
 from kt.train import fit, images_per_second, write_json
 from kt.transfer import TransferModel
 
@@ -81,11 +81,13 @@ def load_weights(network: nn.Module, path: Path, key: str) -> None:
     network.load_state_dict(state)
 
 
-def build_classifier(network: Mapping[str, Any], num_classes: int, image_size: int, normalisation: Any) -> Classifier:
-    """A network of the config with the dataset's normalisation."""
+def build_classifier(
+    network: Mapping[str, Any], num_classes: int, image_size: int, normalisation: Any, pretrained: str | None = None
+) -> Classifier:
+    """A network of the config with the dataset's normalisation, or with its own where it comes pretrained."""
     settings = {key: value for key, value in network.items() if value is not None}
-    plain = build_network(**settings, num_classes=num_classes, image_size=image_size)
-    return Classifier(plain, normalisation)
+    plain = build_network(**settings, num_classes=num_classes, image_size=image_size, pretrained=pretrained)
+    return Classifier(plain, None if pretrained else normalisation)
 
 
 def build_teacher(config: Mapping[str, Any], spec: Any, path: Path | None) -> Classifier | None:
@@ -94,15 +96,7 @@ def build_teacher(config: Mapping[str, Any], spec: Any, path: Path | None) -> Cl
     if not teacher or not teacher.get("network"):
         return None
     if path is None:
-        pretrained = teacher.get("pretrained")
-        if not pretrained:
-            raise UserError(
-                f"teacher={teacher['network']['name']}: it has neither a checkpoint nor a cell to take it from"
-            )
-        network = {key: value for key, value in teacher["network"].items() if value is not None}
-        plain = build_network(**network, num_classes=1000, image_size=spec.image_size, pretrained=pretrained)
-        own = normalisation_of(plain)
-        return Classifier(plain, (own.mean, own.std))
+        raise UserError(f"teacher={teacher['network']['name']}: it has neither a checkpoint nor a cell to take it from")
     num_classes, image_size, normalisation = spec.num_classes, spec.image_size, (spec.mean, spec.std)
     described = path.with_name("student.json")
     if described.exists():
@@ -118,7 +112,9 @@ def build_student(config: Mapping[str, Any], spec: Any, teacher: Classifier | No
     """The student with its initial weights: drawn from the seed, a checkpoint's, or (fine-tuning) the teacher's."""
     seed_everything(config["seed"], WEIGHTS)
     normalisation = (spec.mean, spec.std)
-    student = build_classifier(config["student"]["network"], spec.num_classes, spec.image_size, normalisation)
+    pretrained = config["student"].get("pretrained")
+    network = config["student"]["network"]
+    student = build_classifier(network, spec.num_classes, spec.image_size, normalisation, pretrained)
     kind = METHODS.get(config["method"]["name"])
     if kind is not None and kind.starts_from_teacher and teacher is not None:
         _copy_features(student, teacher)
@@ -213,8 +209,9 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
         if run is not None:
             run.finish(metrics, failed=not finished)
     if rank == 0:
+        mean, std = (buffer.flatten().tolist() for buffer in (student.mean, student.std))
         record = {"network": dict(config["student"]["network"]), "num_classes": spec.num_classes}
-        record |= {"image_size": spec.image_size, "mean": list(spec.mean), "std": list(spec.std)}
+        record |= {"image_size": spec.image_size, "mean": mean, "std": std}
         write_json(folder / "student.json", record)
     return {
         "metrics": metrics,

@@ -277,17 +277,18 @@ class Table:
         everything = read_rows(rows)
         self.selected = {row.id for row in select(everything, user)}
         chosen = [row for row in everything if row.id in self.selected]
-        others = [row for row in everything if row.id not in self.selected]
         routed = route(chosen, user)
-        plain_user = {key: values for key, values in user.items() if not key.startswith("method.")}
-        routed |= route(others, plain_user)
+        common = {key: values for key, values in user.items() if not key.startswith("method.")}
+        routed |= route([row for row in everything if row.id not in self.selected], common)
+        self.rows, self.routed, self.compose = everything, routed, compose
         self.shown: list[Shown] = []
         self.jobs: dict[str, Job] = {}
-        for row in everything:
-            self._expand(row, routed[row.id], compose)
+        for row in chosen:
+            self.shown += self._expand(row)
 
-    def _expand(self, row: Row, settings: Settings, compose: Callable[[list[str]], DictConfig]) -> None:
-        """Adds a row's cells, one per combination of its axes that makes a difference."""
+    def _expand(self, row: Row) -> list[Shown]:
+        """A row's cells, one per combination of its axes that makes a difference; adds jobs if the row is selected."""
+        settings = self.routed[row.id]
         axes = {key: values for key, values in settings.items() if len(values) > 1}
         points = []
         for combination in itertools.product(*axes.values()):
@@ -296,7 +297,7 @@ class Table:
             labels = {"name": self.name, "row": row.id, "role": row.role, "label": row.label}
             single |= {f"table.{key}": quoted(text) for key, text in labels.items()}
             overrides = unparse({"table": self.name, **single})
-            config = settle(plain(compose(overrides)))
+            config = settle(plain(self.compose(overrides)))
             points.append((chosen, overrides, config, identity(config)))
         ids = {tuple(chosen.items()): cell_id for chosen, _, _, cell_id in points}
         for key, values in axes.items():
@@ -315,7 +316,7 @@ class Table:
             if row.id in self.selected:
                 text = f"{shown.entry()['id']} seed {config['seed']}"
                 self._add_job(Job(cell_id, overrides, config, text, []))
-        self.shown += rows.values()
+        return list(rows.values())
 
     def _add_job(self, job: Job) -> None:
         """Adds a cell and the cells that it needs, each once."""
@@ -338,12 +339,18 @@ class Table:
             self.jobs[job_id].status = status
 
     def rendered(self, output_root: str) -> list[Shown]:
-        """The rows to render: those selected, and others that have results anyway."""
+        """The rows to render, in the table's order: those selected, and others that have results anyway."""
 
         def has_results(shown: Shown) -> bool:
             return any(read_result(folder_of(output_root, cell_id)) for cell_id in shown.cells)
 
-        return [shown for shown in self.shown if shown.row.id in self.selected or has_results(shown)]
+        found = list(self.shown)
+        if any((Path(output_root) / "cells").glob("*/result.json")):
+            for row in self.rows:
+                if row.id not in self.selected:
+                    found += [shown for shown in self._expand(row) if has_results(shown)]
+        order = [row.id for row in self.rows]
+        return sorted(found, key=lambda shown: order.index(shown.row.id))
 
 
 def waves(jobs: Mapping[str, Job]) -> list[list[Job]]:

@@ -1,476 +1,479 @@
-"""A network as an ordered list of stages, cut where the resolution drops, and a head.
+"""Stages: any network as an ordered list of views of its own modules, and a head.
 
-Stages are views: they hold the network's own modules, are registered nowhere, and running them in order is the
-network's own feature extraction. A new network joins with one function each for `stages_of` and `head_of`:
+A network is cut where its resolution drops. Running the stages in order and then the head calls the network's own
+modules in the network's own order, so the result, the running statistics and the random numbers drawn are exactly those
+of `network(x)`. Views are made on demand, are no modules and are never registered: state dicts stay vanilla.
 
-    @stages_of.register
-    def _(network: MyNetwork) -> list[Stage]:
-        return [Stage("stem", 2, 32, [network.stem]), Stage("body", 4, 64, [network.body])]
+A network becomes known by `stages_of.register` and `head_of.register`; classes of libraries that need not be installed
+are registered by qualified name (`_library`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial, singledispatch
+from itertools import chain
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.layers import BatchNormAct2d
-from timm.models._efficientnet_blocks import DepthwiseSeparableConv
-from timm.models.efficientnet import EfficientNet
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torchvision.models import VGG, MobileNetV2, ResNet, ShuffleNetV2
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from kt.errors import UserError
-from kt.models.cifar_resnet import CifarBlock, CifarResNet
-from kt.models.shufflenet import ShuffleUnitV1, SmallShuffleNet
-from kt.models.wrn import WideResNet
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Map = Callable[[Tensor], Tensor]
 
-Step = Callable[[Tensor], Tensor]
-# A step taken apart at its last activation: (what comes before it, the activation out of place).
-Parts = tuple[Step, Step]
+# Children that lie beside the main path, by the names the supported libraries give them: shortcut projections,
+# squeeze-and-excitation and the shorter branch of a ShuffleNet v2 unit.
+SIDE_PATHS = frozenset({"downsample", "shortcut", "se", "branch1"})
 
 
-@dataclass
+class Piece:
+    """A part of a network's forward that is no module of its own, with the modules and parameters that it reads."""
+
+    def __init__(self, function: Map, *owned: nn.Module | nn.Parameter | None):
+        self._function = function
+        self._owned = [part for part in owned if part is not None]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._function(x)
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Its torch modules, nested ones included."""
+        return chain.from_iterable(part.modules() for part in self._owned if isinstance(part, nn.Module))
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Its parameters."""
+        for part in self._owned:
+            if isinstance(part, nn.Module):
+                yield from part.parameters()
+            else:
+                yield part
+
+
+Step = nn.Module | Piece
+
+
+def _run(steps: Iterable[Map], x: Tensor) -> Tensor:
+    for step in steps:
+        x = step(x)
+    return x
+
+
+@dataclass(eq=False)
 class Stage:
-    """A view of consecutive modules of a network that work at one resolution.
+    """A view of one stage.
 
     Attributes:
-        name: For logs and messages.
-        stride: Nominal output stride relative to the image.
-        channels: Channels (or token width) of the output.
-        steps: What runs, in order: modules of the network, or functions of such.
-        owned: The network's modules that belong to the stage, if they are not the steps themselves.
-        extra: Parameters of the network that belong to the stage and to no module of it (position embeddings).
+        name: Unique within the network.
+        stride: Nominal down-sampling from the image to this stage's output (a dilated layer counts as if strided).
+        channels: Channels of the output, or the width of its tokens.
+        steps: The network's own modules, in order.
     """
 
     name: str
     stride: int
     channels: int
-    steps: Sequence[Step]
-    owned: Sequence[nn.Module] | None = None
-    extra: Sequence[nn.Parameter] = field(default_factory=tuple)
+    steps: tuple[Step, ...] = field(repr=False)
+    _split: tuple[Map, Map] | None = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._split = _split_chain(self.steps)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The stage's output for the output of the stage before (for the first: the normalised image)."""
-        for step in self.steps:
-            x = step(x)
-        return x
-
-    def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`(pre-activation, output)` in one computation; equal where the stage does not end in an activation."""
-        for step in self.steps[:-1]:
-            x = step(x)
-        parts = _parts(self.steps[-1])
-        if parts is None:
-            x = self.steps[-1](x)
-            return x, x
-        before = parts[0](x)
-        return before, parts[1](before)
+        """The stage's output, (n, channels, h, w) or tokens (n, l, channels), for the output of the stage before."""
+        return _run(self.steps, x)
 
     def preactivation(self, x: Tensor) -> Tensor:
-        """The output before the stage's last ReLU."""
-        return self.both(x)[0]
+        """What the stage's last ReLU reads, so that the ReLU of it is the output; the output where no ReLU comes last.
 
-    def roots(self) -> list[nn.Module]:
-        """The outermost modules of the stage."""
-        if self.owned is not None:
-            return list(self.owned)
-        return [step for step in self.steps if isinstance(step, nn.Module)]
+        In a ShuffleNet v2 unit, half of the channels bypass the last ReLU: they are the output's own. A stage that is
+        needed both ways runs once by `both`; forward hooks on the stage's last block do not fire.
+        """
+        return self._split[0](x) if self._split else self(x)
+
+    def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`(preactivation(x), self(x))` from one run; neither overwrites the other."""
+        before = self.preactivation(x)
+        return before, self._split[1](before) if self._split else before
 
     def modules(self) -> Iterator[nn.Module]:
-        """All modules of the stage."""
-        for root in self.roots():
-            yield from root.modules()
+        """Its torch modules, nested ones included."""
+        return chain.from_iterable(step.modules() for step in self.steps)
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """All parameters of the stage."""
-        yield from self.extra
-        for root in self.roots():
-            yield from root.parameters()
+        """Its parameters."""
+        return chain.from_iterable(step.parameters() for step in self.steps)
 
     @property
     def depth(self) -> int:
-        """Convolutions on the main path; shortcut projections are not counted."""
-        names = [(name, module) for root in self.roots() for name, module in root.named_modules()]
-        side = ("downsample", "shortcut")
-        return sum(isinstance(module, nn.Conv2d) and not any(word in name for word in side) for name, module in names)
+        """Convolutions and linear layers on the main path; shortcut projections are not counted."""
+        return sum(1 for _ in _main_layers(self.steps))
 
 
-@dataclass
+@dataclass(eq=False)
 class Head:
     """A view of what follows the last stage.
 
     Attributes:
-        pool: Last stage output -> penultimate feature, (n, c).
-        classifier: The last linear layer, or the module that holds it and runs after pooling.
-        owned: The network's modules of the head.
-        before: Layers between the pooled feature and the last linear layer (VGG).
+        steps: From the last stage's output to the penultimate feature.
+        dropout: What lies between that feature and the classifier.
+        classifier: The last layer.
     """
 
-    pool: Callable[[Tensor], Tensor]
+    steps: tuple[Step, ...]
+    dropout: tuple[Step, ...]
     classifier: nn.Linear
-    owned: Sequence[nn.Module]
-    before: Callable[[Tensor], Tensor] | None = None
-
-    def pooled(self, x: Tensor) -> Tensor:
-        """The penultimate feature, (n, c), for the last stage's output."""
-        x = self.pool(x)
-        return x if self.before is None else self.before(x)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Logits for the last stage's output."""
-        return self.classifier(self.pooled(x))
+        """Logits (n, classes) for the last stage's output."""
+        return self.classifier(_run(self.dropout, self.pooled(x)))
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """The penultimate feature (n, c), before dropout, for the last stage's output."""
+        return _run(self.steps, x)
 
     def modules(self) -> Iterator[nn.Module]:
-        """All modules of the head."""
-        for root in self.owned:
-            yield from root.modules()
+        """Its torch modules, nested ones included."""
+        return chain.from_iterable(step.modules() for step in (*self.steps, *self.dropout, self.classifier))
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """All parameters of the head."""
-        for root in self.owned:
-            yield from root.parameters()
+        """Its parameters."""
+        return chain.from_iterable(step.parameters() for step in (*self.steps, *self.dropout, self.classifier))
 
 
-@dataclass(frozen=True)
-class Normalisation:
-    """Mean and standard deviation per RGB channel of images in 0..1."""
+class Normalisation(NamedTuple):
+    """How a network wants its input: `(image - mean) / std` per channel for RGB images in 0..1."""
 
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def normalisation_of(network: nn.Module) -> Normalisation:
-    """The input normalisation a network wants: its attribute `kt_normalisation`, timm's own, or ImageNet's."""
+    """The input normalisation a network was made for.
+
+    The attribute `kt_normalisation = (mean, std)` wins, then timm's `default_cfg`; all others get ImageNet's.
+    """
     own = getattr(network, "kt_normalisation", None)
-    if own is not None:
-        return Normalisation(tuple(own[0]), tuple(own[1]))
-    config = getattr(network, "default_cfg", None)
-    if isinstance(config, dict) and "mean" in config and "std" in config:
-        return Normalisation(tuple(config["mean"]), tuple(config["std"]))
-    return Normalisation()
+    if own is None:
+        settings = getattr(network, "default_cfg", None) or {}
+        own = (settings.get("mean", IMAGENET.mean), settings.get("std", IMAGENET.std))
+    mean, std = own
+    return Normalisation(tuple(mean), tuple(std))
 
 
 def as_map(feature: Tensor) -> Tensor:
-    """A feature as (n, c, h, w): tokens (n, l, c) form a square map, without prefix tokens; maps pass through.
+    """A stage output as a map (n, c, h, w): tokens (n, l, c) become a square map, without their class token.
 
     Raises:
-        ValueError: The tokens form no square.
+        ValueError: The tensor is neither a map nor l = s*s or 1 + s*s tokens.
     """
     if feature.dim() == 4:
         return feature
-    if feature.dim() != 3:
-        raise ValueError(f"expected a map (n, c, h, w) or tokens (n, l, c), got shape {tuple(feature.shape)}")
-    n, tokens, channels = feature.shape
-    side = int(tokens**0.5)
-    if not 0 <= tokens - side * side <= 2:
-        raise ValueError(f"{tokens} tokens form no square map, with or without class and distillation token")
-    return feature[:, tokens - side * side :].transpose(1, 2).reshape(n, channels, side, side)
+    if feature.dim() == 3:
+        n, length, channels = feature.shape
+        for patches in (length, length - 1):
+            side = math.isqrt(patches)
+            if patches and side * side == patches:
+                return feature[:, length - patches :].transpose(1, 2).reshape(n, channels, side, side)
+    raise ValueError(f"a feature of shape {tuple(feature.shape)} is neither a map (n, c, h, w) nor a square of tokens")
 
 
-# Where the last activation of a step is
+# ---------------------------------------------------------------------------------------------------- dispatch
+
+_STAGES: dict[str, Callable[[Any], list[Stage]]] = {}
+_HEADS: dict[str, Callable[[Any], Head]] = {}
+_SPLITS: dict[str, Callable[[Any], tuple[Map, Map] | None]] = {}
 
 
-@singledispatch
-def _parts(step: object) -> Parts | None:
-    """A step taken apart at its last activation, or None if it does not end in one."""
+def _library(table: dict[str, Any], *names: str) -> Callable[[Callable], Callable]:
+    """Registers a function for classes given by qualified name, so that their library is not imported."""
+
+    def register(function: Callable) -> Callable:
+        table.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+def _find(table: dict[str, Any], kind: type) -> Any:
+    """The entry for a class or the nearest of its bases, unless the class has another forward than that base."""
+    for base in kind.__mro__:
+        function = table.get(f"{base.__module__}.{base.__qualname__}")
+        if function is not None:
+            parts = ("forward", "_forward_impl", "forward_features", "forward_head")
+            same = all(getattr(kind, part, None) is getattr(base, part, None) for part in parts)
+            return function if same else None
     return None
 
 
-@_parts.register(nn.ReLU)
-def _(step: nn.Module) -> Parts:
-    return (lambda x: x), F.relu
-
-
-@_parts.register(nn.ReLU6)
-def _(step: nn.Module) -> Parts:
-    return (lambda x: x), F.relu6
-
-
-@_parts.register(nn.Sequential)
-def _(step: nn.Sequential) -> Parts | None:
-    last = _parts(step[-1])
-    if last is None:
-        return None
-
-    def before(x: Tensor) -> Tensor:
-        for module in list(step)[:-1]:
-            x = module(x)
-        return last[0](x)
-
-    return before, last[1]
-
-
-@_parts.register(CifarBlock)
-@_parts.register(ShuffleUnitV1)
-def _(step: CifarBlock) -> Parts:
-    return step.preactivation, F.relu
-
-
-@_parts.register(BasicBlock)
-def _(step: BasicBlock) -> Parts:
-    def before(x: Tensor) -> Tensor:
-        out = step.bn2(step.conv2(step.relu(step.bn1(step.conv1(x)))))
-        return out + (x if step.downsample is None else step.downsample(x))
-
-    return before, F.relu
-
-
-@_parts.register(Bottleneck)
-def _(step: Bottleneck) -> Parts:
-    def before(x: Tensor) -> Tensor:
-        out = step.relu(step.bn1(step.conv1(x)))
-        out = step.bn3(step.conv3(step.relu(step.bn2(step.conv2(out)))))
-        return out + (x if step.downsample is None else step.downsample(x))
-
-    return before, F.relu
-
-
-@_parts.register(BatchNormAct2d)
-def _(step: BatchNormAct2d) -> Parts | None:
-    activation = _parts(step.act)
-    return None if activation is None else (partial(nn.BatchNorm2d.forward, step), activation[1])
-
-
-@_parts.register(DepthwiseSeparableConv)
-def _(step: DepthwiseSeparableConv) -> Parts | None:
-    last = None if step.has_skip else _parts(step.bn2)
-    if last is None:
-        return None
-    return (lambda x: last[0](step.conv_pw(step.se(step.aa(step.bn1(step.conv_dw(x))))))), last[1]
-
-
-# Stages
+def _known(table: dict[str, Any], network: nn.Module) -> Any:
+    function = _find(table, type(network))
+    if function is None:
+        kind = f"{type(network).__module__}.{type(network).__qualname__}"
+        raise UserError(
+            f"network={kind}: its stages are unknown; expected one of {', '.join(sorted(table))}, a network of "
+            "kt.models or one registered with stages_of.register and head_of.register"
+        )
+    return function
 
 
 @singledispatch
 def stages_of(network: nn.Module) -> list[Stage]:
-    """The stages of a network, in order.
+    """Views of the network's stages, in order.
 
     Raises:
-        UserError: Nobody has said where this kind of network is cut.
+        UserError: Nobody has said how to cut networks of this class.
     """
-    raise UserError(
-        f"{type(network).__name__} has no stages yet: register a function for it with kt.stages.stages_of.register "
-        "(and kt.stages.head_of.register)"
-    )
+    return _known(_STAGES, network)(network)
 
 
 @singledispatch
 def head_of(network: nn.Module) -> Head:
-    """The head of a network.
+    """A view of what follows the last stage: `head_of(net)(last stage's output) == net(x)`.
 
     Raises:
-        UserError: Nobody has said what follows the last stage of this kind of network.
+        UserError: Nobody has said what the head of networks of this class is.
     """
-    raise UserError(f"{type(network).__name__} has no head yet: register one with kt.stages.head_of.register")
+    return _known(_HEADS, network)(network)
 
 
-def _flat(pool: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    return torch.flatten(pool(x), 1)
+# ---------------------------------------------------------------------------------- helpers for those who register
 
 
-def _out_channels(module: nn.Module) -> int:
-    """Output channels of a stack of layers: those of its last normalisation or convolution."""
-    last = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)][-1]
-    return last.out_channels if isinstance(last, nn.Conv2d) else last.num_features
+def make_stage(name: str, stride: int, *steps: Step, channels: int | None = None) -> Stage:
+    """A stage of the given steps; `channels` are by default those of its last main-path convolution."""
+    if channels is None:
+        *_, last = _main_layers(steps)
+        channels = last.out_channels
+    return Stage(name, stride, channels, steps)
 
 
-@stages_of.register
-def _(network: ResNet) -> list[Stage]:
-    stem: list[Step] = [network.conv1, network.bn1, network.relu]
-    layers = [network.layer1, network.layer2, network.layer3, network.layer4]
-    channels = [_block_channels(layer[-1]) for layer in layers]
-    if isinstance(network.maxpool, nn.Identity):  # the small stem keeps the resolution, and so belongs to layer1
-        first = [Stage("layer1", 1, channels[0], [*stem, *layers[0]])]
-        scale = 1
-    else:
-        first = [
-            Stage("stem", 2, network.conv1.out_channels, stem),
-            Stage("layer1", 4, channels[0], [network.maxpool, *layers[0]]),
-        ]
-        scale = 4
-    rest = [Stage(f"layer{i + 1}", scale * 2**i, channels[i], list(layers[i])) for i in (1, 2, 3)]
-    return first + rest
+def flatten() -> Piece:
+    """`torch.flatten(x, 1)` as a step."""
+    return Piece(partial(torch.flatten, start_dim=1))
 
 
-def _block_channels(block: nn.Module) -> int:
-    return (block.bn3 if isinstance(block, Bottleneck) else block.bn2).num_features  # type: ignore[union-attr, return-value]
+def _main_layers(steps: Iterable[Step]) -> Iterator[Any]:
+    """Convolutions and linear layers outside side paths, in order of registration."""
+    for step in steps:
+        if isinstance(step, nn.Conv2d | nn.Linear):
+            yield step
+        elif isinstance(step, nn.Module):
+            yield from _main_layers(child for name, child in step.named_children() if name not in SIDE_PATHS)
+        else:
+            yield from _main_layers(part for part in step._owned if isinstance(part, nn.Module))
 
 
-@head_of.register
-def _(network: ResNet) -> Head:
-    return Head(partial(_flat, network.avgpool), network.fc, [network.fc])
+def _strided(step: nn.Module) -> bool:
+    kinds = (nn.Conv2d, nn.MaxPool2d)
+    return any(isinstance(m, kinds) and m.stride in (2, (2, 2)) for m in step.modules())
 
 
-@stages_of.register
-def _(network: CifarResNet) -> list[Stage]:
-    def make(number: int, stride: int) -> Stage:
-        layer: nn.Sequential = getattr(network, f"layer{number}")
-        channels = layer[-1].bn2.num_features
-        if number > 1:
-            return Stage(f"layer{number}", stride, channels, list(layer))
-        return Stage("layer1", stride, channels, [network.stem, *layer], [network.conv1, network.bn1, layer])
-
-    return [make(1, 1), make(2, 2), make(3, 4)]
-
-
-@head_of.register
-def _(network: CifarResNet) -> Head:
-    return Head(partial(_flat, network.avgpool), network.fc, [network.fc])
-
-
-@stages_of.register
-def _(network: WideResNet) -> list[Stage]:
-    blocks = [network.block1, network.block2, network.block3]
-    channels = [block[-1].conv2.out_channels for block in blocks]
-    first = Stage("block1", 1, channels[0], [network.conv1, *blocks[0]])
-    return [first, *(Stage(f"block{i + 1}", 2**i, channels[i], list(blocks[i])) for i in (1, 2))]
-
-
-@head_of.register
-def _(network: WideResNet) -> Head:
-    return Head(network.pool, network.fc, [network.bn1, network.fc])
-
-
-@stages_of.register
-def _(network: SmallShuffleNet) -> list[Stage]:
-    def width(unit: nn.Module) -> int:
-        if isinstance(unit, ShuffleUnitV1):
-            return unit.expand[1].num_features
-        return 2 * unit.main[3][1].num_features  # type: ignore[index, union-attr, return-value]
-
-    stages = [Stage("stem", 1, 24, [network.stem], [network.conv1])]
-    for number in (1, 2, 3):
-        layer: nn.Sequential = getattr(network, f"layer{number}")
-        stages.append(Stage(f"layer{number}", 2**number, width(layer[-1]), list(layer)))
-    return stages
-
-
-@head_of.register
-def _(network: SmallShuffleNet) -> Head:
-    closing = [] if network.conv_last is None else [network.conv_last]
-    return Head(network.pool, network.fc, [*closing, network.fc])
-
-
-@stages_of.register
-def _(network: VGG) -> list[Stage]:
-    groups: list[list[nn.Module]] = [[]]
-    for layer in network.features:
-        if isinstance(layer, nn.MaxPool2d):
+def _cut(modules: Iterable[nn.Module]) -> list[list[nn.Module]]:
+    """Groups of consecutive modules; each one that halves the resolution begins a new group."""
+    groups: list[list[nn.Module]] = []
+    for module in modules:
+        if not groups or _strided(module):
             groups.append([])
-        groups[-1].append(layer)
-    # The last pooling has no layers behind it: it belongs to the head.
-    return [
-        Stage(f"block{i + 1}", 2**i, _out_channels(nn.ModuleList(group)), group) for i, group in enumerate(groups[:-1])
-    ]
+        groups[-1].append(module)
+    return groups
 
 
-@head_of.register
-def _(network: VGG) -> Head:
-    pool = network.features[-1]
-    hidden = list(network.classifier)[:-1]
-
-    def before(x: Tensor) -> Tensor:
-        for layer in hidden:
-            x = layer(x)
-        return x
-
-    return Head(lambda x: _flat(network.avgpool, pool(x)), network.classifier[-1], [pool, network.classifier], before)
+def _head_of_sequential(steps: Sequence[Step], classifier: Iterable[nn.Module]) -> Head:
+    """A head whose `classifier` is a chain of modules that ends in dropout and a linear layer."""
+    *before, last = classifier
+    assert isinstance(last, nn.Linear)
+    cut = len(before)
+    while cut and isinstance(before[cut - 1], nn.Dropout):
+        cut -= 1
+    return Head((*steps, *before[:cut]), tuple(before[cut:]), last)
 
 
-@stages_of.register
-def _(network: MobileNetV2) -> list[Stage]:
-    layers = list(network.features)
-    starts = [0] + [i for i, layer in enumerate(layers) if i and getattr(layer, "stride", 1) == 2] + [len(layers)]
-    return [
-        Stage(f"features{a}", 2 ** (i + 1), _out_channels(layers[b - 1]), layers[a:b])
-        for i, (a, b) in enumerate(zip(starts, starts[1:], strict=False))
-    ]
+# ------------------------------------------------------------------------------------------- before the last ReLU
 
 
-@head_of.register
-def _(network: MobileNetV2) -> Head:
-    def pool(x: Tensor) -> Tensor:
-        return torch.flatten(F.adaptive_avg_pool2d(x, (1, 1)), 1)
+def _split_last_relu(module: Any) -> tuple[Map, Map] | None:
+    """`(f, g)` with `g(f(x)) == module(x)` and g its last ReLU, not in place; None if the module ends otherwise.
 
-    return Head(pool, network.classifier[-1], [network.classifier], network.classifier[0])
-
-
-@stages_of.register
-def _(network: ShuffleNetV2) -> list[Stage]:
-    widths = [_out_channels(network.conv1), 0, 0, _out_channels(network.conv5)]
-    widths[1], widths[2] = (2 * _out_channels(layer[-1].branch2) for layer in (network.stage2, network.stage3))
-    return [
-        Stage("stem", 2, widths[0], [network.conv1]),
-        Stage("stage2", 8, widths[1], [network.maxpool, *network.stage2]),
-        Stage("stage3", 16, widths[2], list(network.stage3)),
-        Stage("stage4", 32, widths[3], [*network.stage4, network.conv5]),
-    ]
+    A module that ends in a ReLU after more than a chain of modules says what comes before by a method `preactivation`.
+    """
+    if isinstance(module, nn.ReLU | nn.ReLU6):
+        return (lambda x: x), F.relu6 if isinstance(module, nn.ReLU6) else F.relu
+    if isinstance(module, nn.Sequential):
+        return _split_chain(tuple(module))
+    if hasattr(module, "preactivation"):
+        return module.preactivation, F.relu
+    function = _find(_SPLITS, type(module))
+    return function(module) if function else None
 
 
-@head_of.register
-def _(network: ShuffleNetV2) -> Head:
-    return Head(lambda x: x.mean([2, 3]), network.fc, [network.fc])
+def _split_chain(steps: Sequence[Any]) -> tuple[Map, Map] | None:
+    steps = [step for step in steps if not isinstance(step, nn.Identity)]
+    last = _split_last_relu(steps[-1]) if steps else None
+    if last is None:
+        return None
+    before, activation = last
+    return (lambda x: before(_run(steps[:-1], x))), activation
 
 
-@stages_of.register
-def _(network: EfficientNet) -> list[Stage]:
-    if not isinstance(network.conv_head, nn.Identity):
-        raise UserError("timm's EfficientNet family is cut into stages for MobileNet-v1 only (no head convolution)")
-    groups: list[list[nn.Module]] = [[network.conv_stem, network.bn1]]
-    for block in (block for blocks in network.blocks for block in blocks):
-        if block.conv_dw.stride[0] == 2:
-            groups.append([])
-        groups[-1].append(block)
-    return [Stage(f"blocks{i}", 2 ** (i + 1), _out_channels(group[-1]), group) for i, group in enumerate(groups)]
+def _residual_sum(block: Any, convolutions: Sequence[tuple[str, str]], x: Tensor) -> Tensor:
+    """The sum that a torchvision residual block hands to its last ReLU."""
+    y = x
+    for number, (conv, norm) in enumerate(convolutions):
+        y = getattr(block, norm)(getattr(block, conv)(block.relu(y) if number else y))
+    y += x if block.downsample is None else block.downsample(x)
+    return y
 
 
-@head_of.register
-def _(network: EfficientNet) -> Head:
-    return Head(partial(network.forward_head, pre_logits=True), network.classifier, [network.classifier])
+@_library(_SPLITS, "torchvision.models.resnet.BasicBlock")
+def _(block: Any) -> tuple[Map, Map]:
+    return partial(_residual_sum, block, (("conv1", "bn1"), ("conv2", "bn2"))), F.relu
 
 
-@stages_of.register
-def _(network: VisionTransformer) -> list[Stage]:
-    blocks = list(network.blocks)
-    groups = min(4, len(blocks))
-    borders = [round(i * len(blocks) / groups) for i in range(groups + 1)]
-    stride = network.patch_embed.patch_size[0]
+@_library(_SPLITS, "torchvision.models.resnet.Bottleneck")
+def _(block: Any) -> tuple[Map, Map]:
+    return partial(_residual_sum, block, (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))), F.relu
 
-    def embed(x: Tensor) -> Tensor:
-        return network.norm_pre(network.patch_drop(network._pos_embed(network.patch_embed(x))))
 
-    tokens = [getattr(network, name, None) for name in ("cls_token", "reg_token", "pos_embed")]
+@_library(_SPLITS, "torchvision.models.shufflenetv2.InvertedResidual")
+def _(block: Any) -> tuple[Map, Map]:
+    from torchvision.models.shufflenetv2 import channel_shuffle
+
+    def before(branch: nn.Sequential, x: Tensor) -> Tensor:
+        return _run(tuple(branch)[:-1], x)
+
+    def preactivation(x: Tensor) -> Tensor:
+        # ReLU commutes with the shuffle and leaves the bypassing half alone, which is not negative already.
+        if block.stride == 1:
+            bypass, x = x.chunk(2, dim=1)
+        else:
+            bypass = before(block.branch1, x)
+        return channel_shuffle(torch.cat((bypass, before(block.branch2, x)), dim=1), 2)
+
+    return preactivation, F.relu
+
+
+@_library(_SPLITS, "timm.layers.norm_act.BatchNormAct2d")
+def _(norm: Any) -> tuple[Map, Map] | None:
+    last = _split_last_relu(norm.act)
+    # timm's layer is the plain batch normalisation it inherits from, then `drop` and `act`.
+    return last and ((lambda x: norm.drop(nn.BatchNorm2d.forward(norm, x))), last[1])
+
+
+@_library(_SPLITS, "timm.models._efficientnet_blocks.DepthwiseSeparableConv")
+def _(block: Any) -> tuple[Map, Map] | None:
+    if block.has_skip or block.conv_s2d is not None:
+        return None
+    return _split_chain((block.conv_dw, block.bn1, block.aa, block.se, block.conv_pw, block.bn2))
+
+
+# ------------------------------------------------------------------------------------------------------ torchvision
+
+
+@_library(_STAGES, "torchvision.models.resnet.ResNet")
+def _(net: Any) -> list[Stage]:
+    stem: tuple[Any, ...] = (net.conv1, net.bn1, net.relu)
+    stride = net.conv1.stride[0]
     stages = []
-    for i, (a, b) in enumerate(zip(borders, borders[1:], strict=False)):
-        if i:
-            stages.append(Stage(f"blocks{a}-{b - 1}", stride, network.embed_dim, blocks[a:b]))
-            continue
-        owned = [network.patch_embed, network.norm_pre, *blocks[a:b]]
-        extra = [token for token in tokens if isinstance(token, nn.Parameter)]
-        stages.append(Stage(f"blocks{a}-{b - 1}", stride, network.embed_dim, [embed, *blocks[a:b]], owned, extra))
+    if isinstance(net.maxpool, nn.MaxPool2d):
+        stages.append(make_stage("stem", stride, *stem))
+        stem, stride = (net.maxpool,), 2 * stride
+    else:
+        # The stem of a network for small images keeps the resolution, and so belongs to the first layer.
+        stem = (*stem, net.maxpool)
+    stages.append(make_stage("layer1", stride, *stem, net.layer1))
+    for number in (2, 3, 4):
+        stages.append(make_stage(f"layer{number}", stride * 2 ** (number - 1), getattr(net, f"layer{number}")))
     return stages
 
 
-@head_of.register
-def _(network: VisionTransformer) -> Head:
-    def pool(x: Tensor) -> Tensor:
-        return network.forward_head(network.norm(x), pre_logits=True)
-
-    return Head(pool, network.head, [network.norm, network.fc_norm, network.head])
+@_library(_HEADS, "torchvision.models.resnet.ResNet")
+def _(net: Any) -> Head:
+    return Head((net.avgpool, flatten()), (), net.fc)
 
 
-def run_stages(stages: Iterable[Stage], x: Tensor) -> list[Tensor]:
-    """Outputs of all stages for a normalised image."""
-    outputs = []
-    for stage in stages:
-        x = stage(x)
-        outputs.append(x)
-    return outputs
+@_library(_STAGES, "torchvision.models.vgg.VGG")
+def _(net: Any) -> list[Stage]:
+    *groups, _ = _cut(net.features)
+    return [make_stage(f"block{i + 1}", 2**i, *group) for i, group in enumerate(groups)]
+
+
+@_library(_HEADS, "torchvision.models.vgg.VGG")
+def _(net: Any) -> Head:
+    # The last max-pool is the head's: nothing follows it at its resolution.
+    *_, last = _cut(net.features)
+    return _head_of_sequential((*last, net.avgpool, flatten()), net.classifier)
+
+
+@_library(_STAGES, "torchvision.models.mobilenetv2.MobileNetV2")
+def _(net: Any) -> list[Stage]:
+    return [make_stage(f"stage{i}", 2**i, *group) for i, group in enumerate(_cut(net.features), 1)]
+
+
+@_library(_HEADS, "torchvision.models.mobilenetv2.MobileNetV2")
+def _(net: Any) -> Head:
+    pool = Piece(partial(F.adaptive_avg_pool2d, output_size=(1, 1)))
+    return _head_of_sequential((pool, flatten()), net.classifier)
+
+
+@_library(_STAGES, "torchvision.models.shufflenetv2.ShuffleNetV2")
+def _(net: Any) -> list[Stage]:
+    stem = net.conv1[0].stride[0]
+    # The pool alone would be a stage without parameters: it goes with the layer that follows it.
+    pooled = stem * (2 if isinstance(net.maxpool, nn.MaxPool2d) else 1)
+    layers = {"stage2": (net.maxpool, net.stage2), "stage3": (net.stage3,), "stage4": (net.stage4, net.conv5)}
+    stages = [make_stage("stem", stem, net.conv1)]
+    for number, (name, steps) in enumerate(layers.items(), 1):
+        # A unit's output is the concatenation of both branches; only the last stage ends in a plain convolution.
+        channels = None if name == "stage4" else net._stage_out_channels[number]
+        stages.append(make_stage(name, pooled * 2**number, *steps, channels=channels))
+    return stages
+
+
+@_library(_HEADS, "torchvision.models.shufflenetv2.ShuffleNetV2")
+def _(net: Any) -> Head:
+    return Head((Piece(lambda x: x.mean([2, 3])),), (), net.fc)
+
+
+# ------------------------------------------------------------------------------------------------------------- timm
+
+
+@_library(_STAGES, "timm.models.efficientnet.EfficientNet")
+def _(net: Any) -> list[Stage]:
+    groups = _cut((net.conv_stem, net.bn1, *net.blocks, net.conv_head, net.bn2))
+    return [make_stage(f"stage{i}", 2**i, *group) for i, group in enumerate(groups, 1)]
+
+
+@_library(_HEADS, "timm.models.efficientnet.EfficientNet")
+def _(net: Any) -> Head:
+    def dropout(x: Tensor) -> Tensor:
+        return F.dropout(x, net.drop_rate, net.training) if net.drop_rate > 0 else x
+
+    return Head((net.global_pool,), (Piece(dropout),), net.classifier)
+
+
+@_library(_STAGES, "timm.models.vision_transformer.VisionTransformer")
+def _(net: Any, groups: int = 4) -> list[Stage]:
+    def embed(x: Tensor) -> Tensor:
+        return net.norm_pre(net.patch_drop(net._pos_embed(net.patch_embed(x))))
+
+    own = (net.patch_embed, net.pos_drop, net.patch_drop, net.norm_pre, net.cls_token, net.reg_token, net.pos_embed)
+    blocks, count = list(net.blocks), len(net.blocks)
+    stages = []
+    for i in range(groups):
+        steps = blocks[i * count // groups : (i + 1) * count // groups]
+        first = () if i else (Piece(embed, *own),)
+        stride = net.patch_embed.patch_size[0]
+        stages.append(make_stage(f"blocks{i + 1}", stride, *first, *steps, channels=net.embed_dim))
+    return stages
+
+
+@_library(_HEADS, "timm.models.vision_transformer.VisionTransformer")
+def _(net: Any) -> Head:
+    return Head((net.norm, Piece(net.pool, net.attn_pool), net.fc_norm), (net.head_drop,), net.head)

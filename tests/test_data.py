@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from method_settings import DATASET
 from PIL import Image
 
 from kt.data import build_data
@@ -18,6 +17,7 @@ from kt.data.build import SCENES_MEAN, SCENES_STD, balanced_subset
 from kt.data.loaders import PADDING, StreamingLoader, crop_flip, epoch_order, resized_crop_flip
 from kt.data.scenes import CLASSES, KEYPOINTS, STUFF, STYLES, classification_arrays, draw_scene
 from kt.errors import UserError
+from method_settings import DATASET
 
 CPU = torch.device("cpu")
 
@@ -112,6 +112,12 @@ def test_scenes_are_deterministic_and_fast() -> None:
     np.testing.assert_array_equal(late, images[1000:])
     assert np.bincount(late_labels).tolist() == [100] * len(CLASSES)
     assert not np.array_equal(images[:10], classification_arrays(10, seed=6)[0])
+
+
+def test_drawn_images_are_cached(tmp_path: Path) -> None:
+    marks = [build_data(DATASET, ".", batch_size=8, seed=0, device=CPU, cache_root=tmp_path).spec for _ in range(2)]
+    assert marks[0] == marks[1] == build().spec
+    assert sorted(path.name.split("-")[3] for path in tmp_path.iterdir()) == ["0", "1000000"]
 
 
 def test_scene_statistics_are_the_stated_ones() -> None:

@@ -52,7 +52,9 @@ def test_soft_target(temperature: float) -> None:
 
 def attention(feature: np.ndarray) -> np.ndarray:
     n, c, h, w = feature.shape
-    maps = [[[sum(feature[i, k, y, x] ** 2 for k in range(c)) / c for x in range(w)] for y in range(h)] for i in range(n)]
+    maps = [
+        [[sum(feature[i, k, y, x] ** 2 for k in range(c)) / c for x in range(w)] for y in range(h)] for i in range(n)
+    ]
     return np.stack([unit(np.array(m).ravel()) for m in maps])
 
 

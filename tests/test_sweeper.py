@@ -118,6 +118,7 @@ def test_overrides_reach_the_rows_that_have_them() -> None:
         return {shown.row.id: list(shown.cells) for shown in table(*arguments).shown}
 
     base = ids()
+    assert list(base) == IDS
 
     def moved(*arguments: str) -> set[str]:
         found = ids(*arguments)

@@ -113,7 +113,7 @@ def build_data(
         device: Where batches go.
         rank, world: This process among all.
         workers: Loading processes of sets that stream from disk; by default one per core, eight at most.
-        cache_root: Where decoded folders may be kept (unused by sets that need no decoding).
+        cache_root: Where drawn images may be kept.
 
     Raises:
         UserError: Something is wrong with the config or with the files.
@@ -125,9 +125,8 @@ def build_data(
         hint = nearest(augmentation, AUGMENTATIONS)
         raise UserError(f"dataset.augmentation={augmentation!r}: expected one of {', '.join(AUGMENTATIONS)}{hint}")
     root = Path(data_root)
-    source = {"scenes": _scenes, "cifar100": _cifar100, "imagenet": _imagenet, "imagefolder": _imagefolder}[name](
-        dataset, root
-    )
+    readers = {"scenes": _scenes, "cifar100": _cifar100, "imagenet": _imagenet, "imagefolder": _imagefolder}
+    source = readers[name](dataset, root, cache_root)
     labels = _labels(source.train)
     classes = len(source.class_names)
     if dataset["num_classes"] not in (None, classes):
@@ -239,14 +238,32 @@ def _fingerprint(source: _Source, chosen: NDArray[np.int64], tested: NDArray[np.
     return mark.hexdigest()[:12]
 
 
-def _scenes(dataset: Mapping[str, Any], root: Path) -> _Source:
+def _scenes(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> _Source:
     style = scenes.check_style(dataset["style"])
     size = dataset["image_size"]
     train, test = (
-        _Arrays(*scenes.classification_arrays(dataset[f"{split}_size"], size, offset, style))
+        _drawn(dataset[f"{split}_size"], size, offset, style, cache)
         for split, offset in (("train", 0), ("test", TEST_SEED_OFFSET))
     )
     return _Source(train, test, scenes.CLASSES, SCENES_MEAN, SCENES_STD)
+
+
+def _drawn(count: int, size: int, seed: int, style: str, cache: Path | None) -> _Arrays:
+    """Embedded crops, kept in the cache under a name that changes with the code that draws them."""
+    if cache is None:
+        return _Arrays(*scenes.classification_arrays(count, size, seed, style))
+    code = hashlib.sha256(Path(scenes.__file__).read_bytes()).hexdigest()[:8]
+    path = cache / f"scenes-{style}-{size}-{seed}-{count}-{code}.npz"
+    if path.exists():
+        with np.load(path) as stored:
+            return _Arrays(stored["images"], stored["labels"])
+    arrays = _Arrays(*scenes.classification_arrays(count, size, seed, style))
+    cache.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        np.savez(file, images=arrays.images, labels=arrays.labels)
+    os.replace(temporary, path)
+    return arrays
 
 
 CIFAR_LAYOUT = (
@@ -255,7 +272,7 @@ CIFAR_LAYOUT = (
 )
 
 
-def _cifar100(dataset: Mapping[str, Any], root: Path) -> _Source:
+def _cifar100(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> _Source:
     folder = root / "cifar-100-python"
     if dataset["image_size"] != 32:
         raise UserError(f"dataset.image_size={dataset['image_size']}: CIFAR-100 images are 32 pixels wide")
@@ -279,11 +296,11 @@ def _cifar100(dataset: Mapping[str, Any], root: Path) -> _Source:
     return _Source(parts[0], parts[1], names, CIFAR100_MEAN, CIFAR100_STD)
 
 
-def _imagenet(dataset: Mapping[str, Any], root: Path) -> _Source:
+def _imagenet(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> _Source:
     return _folders(root / (dataset["folder"] or "imagenet"), "https://www.image-net.org, ILSVRC 2012")
 
 
-def _imagefolder(dataset: Mapping[str, Any], root: Path) -> _Source:
+def _imagefolder(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> _Source:
     if not dataset["folder"]:
         raise UserError("dataset.folder=null: expected the folder below data_root that holds train/ and val/")
     return _folders(root / dataset["folder"], "your own images")

@@ -1,176 +1,255 @@
-"""One builder for every network, at any width."""
+"""One builder for every network and every width."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-from urllib.error import URLError
 
-import timm
-import torch
-import torchvision
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor, nn
+from torchvision.models import MobileNetV2, ResNet, ShuffleNetV2, get_model_weights
+from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.models.vgg import VGG, cfgs, make_layers
 
 from kt.errors import UserError, nearest
-from kt.models.cifar_resnet import CifarResNet
-from kt.models.names import NETWORK_NAMES, TORCHVISION
-from kt.models.shufflenet import SmallShuffleNet
-from kt.models.wrn import WideResNet
+from kt.models.cifar import CifarResNet, ShuffleNetV1, WideResNet, initialise, shufflenet_v2_32
+from kt.models.names import NETWORK_NAMES, NETWORKS, NetworkSpec
+from kt.stages import head_of
 
-CIFAR_RESNETS: dict[str, tuple[int, tuple[int, int, int, int]]] = {
-    "resnet8": (8, (16, 16, 32, 64)),
-    "resnet20": (20, (16, 16, 32, 64)),
-    "resnet20_half": (20, (8, 8, 16, 32)),
-    "resnet32": (32, (16, 16, 32, 64)),
-    "resnet56": (56, (16, 16, 32, 64)),
-    "resnet110": (110, (16, 16, 32, 64)),
-    "resnet8x4": (8, (32, 64, 128, 256)),
-    "resnet32x4": (32, (32, 64, 128, 256)),
-}
-WIDE_RESNETS = {"wrn_16_2": (16, 2), "wrn_40_1": (40, 1), "wrn_40_2": (40, 2)}
-VITS = {
-    "deit_tiny": "deit_tiny_patch16_224",
-    "deit_small": "deit_small_patch16_224",
-    "vit_small": "vit_small_patch16_224",
-}
-TORCHVISION_NAMES = {"shufflenet_v2": "shufflenet_v2_x1_0"}
+IMAGENET_CLASSES = 1000
+SHUFFLENET_V2_CHANNELS = (24, 116, 232, 464, 1024)
 
 
-def scaled(channels: int, width: float) -> int:
-    """`channels * width`, rounded to a multiple of 8 and at least 8; unchanged at width 1."""
-    return channels if width == 1.0 else max(8, int(channels * width / 8 + 0.5) * 8)
+def slim(channels: int, width: float, divisor: int = 8) -> int:
+    """A channel count times `width`, rounded to a multiple of `divisor`, at least `divisor`.
+
+    Rounding takes away no more than a tenth (the rule of Howard et al., "MobileNets", in its authors' code). A width of
+    1 changes nothing, multiple or not.
+    """
+    if width == 1:
+        return channels
+    wanted = channels * width
+    rounded = max(divisor, int(wanted + divisor / 2) // divisor * divisor)
+    return rounded if rounded >= 0.9 * wanted else rounded + divisor
 
 
-def build_network(
-    name: str,
-    num_classes: int,
-    width: float = 1.0,
-    image_size: int = 224,
-    small_stem: bool = False,
-    pretrained: str | None = None,
-) -> nn.Module:
-    """A freshly initialised (or pretrained) classification network.
+class SlimResNet(ResNet):
+    """torchvision's ResNet with every channel count scaled, and a choice of stems.
 
     Args:
-        name: One of `kt.models.NETWORK_NAMES`.
-        num_classes: Number of classes.
-        width: Factor on every channel count; 1 gives the library's own network, key by key.
-        image_size: Side of the images; only vision transformers depend on it.
-        small_stem: For torchvision ResNets: a 3x3 stem of stride 1 without pooling, as used for 32x32 images.
-        pretrained: Name of torchvision weights, for example `IMAGENET1K_V1`; a classifier of another size starts fresh.
-
-    Raises:
-        UserError: Unknown network or weights, or an option that the network does not have.
+        block: torchvision's residual block.
+        layers: Blocks per layer.
+        num_classes: Outputs of the classifier.
+        width: Factor on every channel count.
+        small_stem: A 3x3 stem of stride 1 without max-pool, for small images.
     """
-    if name not in NETWORK_NAMES:
-        raise UserError(f"network={name!r}: expected one of {', '.join(NETWORK_NAMES)}{nearest(name, NETWORK_NAMES)}")
-    if pretrained is not None and (name not in TORCHVISION or width != 1.0 or small_stem):
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        layers: Sequence[int],
+        num_classes: int,
+        width: float = 1.0,
+        small_stem: bool = False,
+    ):
+        # The parent's constructor fixes the channel counts; all else (its layers, its forward) is used as it is.
+        nn.Module.__init__(self)
+        self._norm_layer = nn.BatchNorm2d
+        self.inplanes = slim(64, width)
+        self.dilation, self.groups, self.base_width = 1, 1, 64
+        kernel, stride = (3, 1) if small_stem else (7, 2)
+        self.conv1 = nn.Conv2d(3, self.inplanes, kernel, stride, padding=kernel // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(self.inplanes)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.Identity() if small_stem else nn.MaxPool2d(3, 2, padding=1)
+        planes = [slim(channels, width) for channels in (64, 128, 256, 512)]
+        self.layer1 = self._make_layer(block, planes[0], layers[0])
+        self.layer2 = self._make_layer(block, planes[1], layers[1], stride=2)
+        self.layer3 = self._make_layer(block, planes[2], layers[2], stride=2)
+        self.layer4 = self._make_layer(block, planes[3], layers[3], stride=2)
+        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
+        self.fc = nn.Linear(planes[3] * block.expansion, num_classes)
+        initialise(self)
+
+
+def _torchvision_resnet(
+    num_classes: int, width: float, block: str, layers: Sequence[int], small_stem: bool = False
+) -> nn.Module:
+    kind = {"basic": BasicBlock, "bottleneck": Bottleneck}[block]
+    return SlimResNet(kind, layers, num_classes, width, small_stem)
+
+
+def _torchvision_vgg(num_classes: int, width: float) -> nn.Module:
+    plan = [entry if isinstance(entry, str) else slim(entry, width) for entry in cfgs["D"]]
+    network = VGG(make_layers(plan), num_classes, init_weights=width == 1)
+    if width != 1:
+        last, hidden = slim(512, width), slim(4096, width)
+        network.classifier[0] = nn.Linear(last * 7 * 7, hidden)
+        network.classifier[3] = nn.Linear(hidden, hidden)
+        network.classifier[6] = nn.Linear(hidden, num_classes)
+        initialise(network)
+        for module in network.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, 0, 0.01)
+            if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return network
+
+
+def _torchvision_mobilenet_v2(num_classes: int, width: float) -> nn.Module:
+    network = MobileNetV2(num_classes, width_mult=width)
+    if width < 1:
+        # The library keeps the last convolution at its full 1280 channels.
+        convolution, norm = network.features[-1][0], network.features[-1][1]
+        last = slim(network.last_channel, width)
+        network.features[-1][0] = nn.Conv2d(convolution.in_channels, last, 1, bias=False)
+        network.features[-1][1] = nn.BatchNorm2d(last, norm.eps, norm.momentum)
+        initialise(network.features[-1])
+        network.classifier[1] = nn.Linear(last, num_classes)
+        nn.init.normal_(network.classifier[1].weight, 0, 0.01)
+        nn.init.zeros_(network.classifier[1].bias)
+        network.last_channel = last
+    return network
+
+
+def _torchvision_shufflenet_v2(num_classes: int, width: float) -> nn.Module:
+    return ShuffleNetV2([4, 8, 4], [slim(c, width) for c in SHUFFLENET_V2_CHANNELS], num_classes)
+
+
+def _timm_mobilenet_v1(num_classes: int, width: float, library: str, **options: Any) -> nn.Module:
+    import timm
+    from timm.models.efficientnet import _gen_mobilenet_v1
+
+    if width == 1:
+        return timm.create_model(library, num_classes=num_classes, **options)
+    # timm's models of this kind differ only in this factor, but their constructors do not pass it on.
+    return _gen_mobilenet_v1(library.partition(".")[0], width, num_classes=num_classes)
+
+
+def _timm_vit(
+    num_classes: int, width: float, dim: int, heads: int, image_size: int, library: str, **options: Any
+) -> nn.Module:
+    import timm
+
+    if image_size % 16:
+        raise UserError(f"dataset.image_size={image_size}: expected a multiple of 16, the patch size of {library}")
+    dim = slim(dim, width)
+    heads = next(count for count in range(max(1, round(heads * width)), 0, -1) if dim % count == 0)
+    options = {**options, "embed_dim": dim, "num_heads": heads, "img_size": image_size}
+    return timm.create_model(library, num_classes=num_classes, **options)
+
+
+def _cifar_resnet(num_classes: int, width: float, depth: int, channels: Sequence[int]) -> nn.Module:
+    return CifarResNet(depth, [slim(c, width) for c in channels], num_classes)
+
+
+def _wide_resnet(num_classes: int, width: float, depth: int, factor: int) -> nn.Module:
+    channels = (16, 16 * factor, 32 * factor, 64 * factor)
+    return WideResNet(depth, [slim(c, width) for c in channels], num_classes)
+
+
+def _shufflenet_v1_32(num_classes: int, width: float) -> nn.Module:
+    # Quarters of every difference of channel counts divide into three groups; multiples of 24 see to it.
+    channels = [slim(24, width, 24)]
+    for full in (240, 480, 960):
+        channels.append(max(slim(full, width, 24), channels[-1] + 24))
+    return ShuffleNetV1(channels, num_classes)
+
+
+def _shufflenet_v2_32(num_classes: int, width: float) -> nn.Module:
+    return shufflenet_v2_32([slim(c, width) for c in SHUFFLENET_V2_CHANNELS], num_classes)
+
+
+FAMILIES: dict[str, Callable[..., nn.Module]] = {
+    "torchvision_resnet": _torchvision_resnet,
+    "torchvision_vgg": _torchvision_vgg,
+    "torchvision_mobilenet_v2": _torchvision_mobilenet_v2,
+    "torchvision_shufflenet_v2": _torchvision_shufflenet_v2,
+    "timm_mobilenet_v1": _timm_mobilenet_v1,
+    "timm_vit": _timm_vit,
+    "cifar_resnet": _cifar_resnet,
+    "wide_resnet": _wide_resnet,
+    "shufflenet_v1_32": _shufflenet_v1_32,
+    "shufflenet_v2_32": _shufflenet_v2_32,
+}
+
+
+def build(
+    name: str, num_classes: int, width: float, image_size: int, small_stem: bool, pretrained: str | None
+) -> nn.Module:
+    """See `kt.models.build_network`."""
+    if name not in NETWORKS:
         raise UserError(
-            f"pretrained={pretrained!r}: only full-width torchvision networks have weights, not {name!r} like this"
+            f"network.name={name!r}: expected one of {', '.join(NETWORK_NAMES)}{nearest(name, NETWORK_NAMES)}"
         )
-    if small_stem and not (name in TORCHVISION and name.startswith("resnet")):
-        raise UserError(f"small_stem=true: only torchvision ResNets have one, not {name!r}")
-    if name in CIFAR_RESNETS:
-        depth, channels = CIFAR_RESNETS[name]
-        return CifarResNet(depth, tuple(scaled(c, width) for c in channels), num_classes)  # type: ignore[arg-type]
-    if name in WIDE_RESNETS:
-        depth, wide = WIDE_RESNETS[name]
-        slim = [scaled(c, width) for c in (16, 16 * wide, 32 * wide, 64 * wide)]
-        return WideResNet(depth, tuple(slim), num_classes)  # type: ignore[arg-type]
-    if name == "shufflenet_v1_32":
-        # Multiples of 12 keep three groups and the bottleneck's quarter whole.
-        out = tuple(c if width == 1.0 else max(48, int(c * width / 12 + 0.5) * 12) for c in (240, 480, 960))
-        return SmallShuffleNet(1, out, (4, 8, 4), None, num_classes)  # type: ignore[arg-type]
-    if name == "shufflenet_v2_32":
-        out = tuple(scaled(c, width) for c in (116, 232, 464))
-        return SmallShuffleNet(2, out, (4, 8, 4), scaled(1024, width), num_classes)  # type: ignore[arg-type]
-    if name in VITS:
-        return _vit(VITS[name], num_classes, width, image_size)
-    if name == "mobilenet_v1":
-        network: nn.Module = timm.create_model("mobilenetv1_100", num_classes=num_classes)
-        return network if width == 1.0 else _slim(network, width)
-    return _torchvision(name, num_classes, width, small_stem, pretrained)
-
-
-def _vit(name: str, num_classes: int, width: float, image_size: int) -> nn.Module:
-    settings: dict[str, Any] = {"num_classes": num_classes, "img_size": image_size}
-    if image_size < 64:
-        settings["patch_size"] = 4
-    if width != 1.0:
-        heads = timm.create_model(name, num_classes=num_classes).blocks[0].attn.num_heads
-        heads = max(1, int(heads * width + 0.5))
-        settings.update(num_heads=heads, embed_dim=64 * heads)
-    return timm.create_model(name, **settings)
-
-
-def _torchvision(name: str, num_classes: int, width: float, small_stem: bool, pretrained: str | None) -> nn.Module:
-    library_name = TORCHVISION_NAMES.get(name, name)
-    if name == "shufflenet_v2" and width != 1.0:
-        # Units split channels in halves: scale the halves, not every layer by itself.
-        wide = [scaled(c, width) for c in (24, 116, 232, 464, 1024)]
-        return torchvision.models.ShuffleNetV2([4, 8, 4], wide, num_classes=num_classes)
-    if pretrained is None:
-        network = torchvision.models.get_model(library_name, weights=None, num_classes=num_classes)
-    else:
-        network = _pretrained(library_name, pretrained, num_classes)
+    spec = NETWORKS[name]
+    if num_classes < 1:
+        raise UserError(f"dataset.num_classes={num_classes}: expected at least 1")
+    if width <= 0:
+        raise UserError(f"network.width={width}: expected a number above 0")
+    options = dict(spec.options)
     if small_stem:
-        network.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
-        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
-        network.maxpool = nn.Identity()
-    return network if width == 1.0 else _slim(network, width)
-
-
-def _pretrained(library_name: str, weights: str, num_classes: int) -> nn.Module:
-    known = list(torchvision.models.get_model_weights(library_name).__members__)
-    if weights not in known:
-        raise UserError(f"pretrained={weights!r}: {library_name} has {', '.join(known)}{nearest(weights, known)}")
-    try:
-        network = torchvision.models.get_model(library_name, weights=weights)
-    except (URLError, OSError) as error:
+        if spec.family != "torchvision_resnet":
+            fitting = [other for other, s in NETWORKS.items() if s.family == "torchvision_resnet"]
+            raise UserError(
+                f"network.small_stem=true: expected false for {name}; only {', '.join(fitting)} have the choice"
+            )
+        options["small_stem"] = True
+    if pretrained and (width != 1 or small_stem):
         raise UserError(
-            f"pretrained={weights!r}: the weights of {library_name} could not be downloaded ({error}); "
-            "give teacher.checkpoint= a file, or use scale=mini"
-        ) from None
-    if num_classes != 1000:
-        last = [m for m in network.modules() if isinstance(m, nn.Linear)][-1]
-        fresh = nn.Linear(last.in_features, num_classes)
-        for parent in network.modules():
-            for child_name, child in parent.named_children():
-                if child is last:
-                    setattr(parent, child_name, fresh)
+            f"network.pretrained={pretrained!r}: expected width=1 and small_stem=false; no other weights exist"
+        )
+    timm = spec.family.startswith("timm")
+    if spec.family == "timm_vit":
+        options["image_size"] = image_size
+    if timm:
+        options["library"] = spec.library
+        if pretrained:
+            return _timm_pretrained(name, spec, pretrained, num_classes, options)
+    network = FAMILIES[spec.family](num_classes=num_classes, width=width, **options)
+    if pretrained:
+        _load_torchvision(network, name, spec, pretrained, num_classes)
     return network
 
 
-def _slim(network: nn.Module, width: float) -> nn.Module:
-    """Rebuilds every layer of a network at a fraction of its channels, in place; input and classes stay.
+def _unknown_weights(name: str, pretrained: str, known: Sequence[str]) -> UserError:
+    choices = f"one of {', '.join(known)}" if known else "null (there are none)"
+    return UserError(f"network.pretrained={pretrained!r}: expected {choices} for {name}{nearest(pretrained, known)}")
 
-    Equal channel counts shrink equally, so sums of branches still fit. Weights are drawn anew (He initialisation).
-    """
-    linears = [module for module in network.modules() if isinstance(module, nn.Linear)]
-    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
-    last_channels = convolutions[-1].out_channels
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            inputs = module.in_channels if module.in_channels == 3 else scaled(module.in_channels, width)
-            outputs = scaled(module.out_channels, width)
-            if module.groups == module.in_channels:
-                module.groups = inputs
-            module.in_channels, module.out_channels = inputs, outputs
-            module.weight = nn.Parameter(torch.empty(outputs, inputs // module.groups, *module.kernel_size))
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if module.bias is not None:
-                module.bias = nn.Parameter(torch.zeros(outputs))
-        elif isinstance(module, _BatchNorm):
-            module.num_features = scaled(module.num_features, width)
-            module.weight = nn.Parameter(torch.ones(module.num_features))
-            module.bias = nn.Parameter(torch.zeros(module.num_features))
-            module.running_mean = torch.zeros(module.num_features)
-            module.running_var = torch.ones(module.num_features)
-        elif isinstance(module, nn.Linear):
-            positions = module.in_features // last_channels if module is linears[0] else 1
-            module.in_features = scaled(module.in_features // positions, width) * positions
-            if module is not linears[-1]:
-                module.out_features = scaled(module.out_features, width)
-            module.weight = nn.Parameter(torch.empty(module.out_features, module.in_features).normal_(0, 0.01))
-            module.bias = nn.Parameter(torch.zeros(module.out_features))
-    return network
+
+def _unreachable(name: str, pretrained: str, error: Exception) -> UserError:
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return UserError(
+        f"network.pretrained={pretrained!r}: cannot download the weights of {name} ({reason}); give "
+        "network.pretrained=null and a checkpoint file instead"
+    )
+
+
+def _load_torchvision(network: nn.Module, name: str, spec: NetworkSpec, pretrained: str, num_classes: int) -> None:
+    known = dict(get_model_weights(spec.library).__members__) if spec.library else {}
+    if pretrained not in known:
+        raise _unknown_weights(name, pretrained, list(known))
+    try:
+        state: Mapping[str, Tensor] = known[pretrained].get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        # No network (URLError is an OSError), or a file whose hash is not that of its name.
+        raise _unreachable(name, pretrained, error) from None
+    if num_classes != IMAGENET_CLASSES:
+        fresh = {id(parameter) for parameter in head_of(network).classifier.parameters()}
+        own = {key: p.detach() for key, p in network.named_parameters() if id(p) in fresh}
+        state = {**state, **own}
+    network.load_state_dict(state)
+
+
+def _timm_pretrained(
+    name: str, spec: NetworkSpec, pretrained: str, num_classes: int, options: dict[str, Any]
+) -> nn.Module:
+    import timm
+
+    known = [found.partition(".")[2] for found in timm.list_pretrained(f"{spec.library}.*")]
+    if pretrained not in known:
+        raise _unknown_weights(name, pretrained, known)
+    options = {**options, "library": f"{spec.library}.{pretrained}", "pretrained": True}
+    try:
+        return FAMILIES[spec.family](num_classes=num_classes, width=1.0, **options)
+    except (OSError, RuntimeError) as error:
+        raise _unreachable(name, pretrained, error) from None

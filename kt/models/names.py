@@ -1,29 +1,68 @@
-"""The names of all networks, readable without importing torch."""
+"""The networks that a config can name. This module imports no torch: composing and planning stay quick."""
 
-TORCHVISION = (
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "vgg16",
-    "mobilenet_v2",
-    "shufflenet_v2",
-)
-TIMM = ("mobilenet_v1", "deit_tiny", "deit_small", "vit_small")
-CIFAR = (
-    "resnet8",
-    "resnet20",
-    "resnet20_half",
-    "resnet32",
-    "resnet56",
-    "resnet110",
-    "resnet8x4",
-    "resnet32x4",
-    "wrn_16_2",
-    "wrn_40_1",
-    "wrn_40_2",
-    "shufflenet_v1_32",
-    "shufflenet_v2_32",
-)
-NETWORK_NAMES: tuple[str, ...] = (*TORCHVISION, *TIMM, *CIFAR)
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """What a name stands for.
+
+    Attributes:
+        family: The builder, a key of `kt.models.build.FAMILIES`.
+        options: Its arguments.
+        library: The name under which torchvision or timm knows the network and its pretrained weights.
+    """
+
+    family: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    library: str | None = None
+
+
+def _resnet(name: str, block: str, *layers: int) -> NetworkSpec:
+    return NetworkSpec("torchvision_resnet", {"block": block, "layers": layers}, name)
+
+
+def _cifar(depth: int, *channels: int) -> NetworkSpec:
+    return NetworkSpec("cifar_resnet", {"depth": depth, "channels": channels})
+
+
+def _wrn(depth: int, factor: int) -> NetworkSpec:
+    return NetworkSpec("wide_resnet", {"depth": depth, "factor": factor})
+
+
+NETWORKS: dict[str, NetworkSpec] = {
+    # ImageNet networks, torchvision
+    "resnet18": _resnet("resnet18", "basic", 2, 2, 2, 2),
+    "resnet34": _resnet("resnet34", "basic", 3, 4, 6, 3),
+    "resnet50": _resnet("resnet50", "bottleneck", 3, 4, 6, 3),
+    "resnet101": _resnet("resnet101", "bottleneck", 3, 4, 23, 3),
+    "resnet152": _resnet("resnet152", "bottleneck", 3, 8, 36, 3),
+    "vgg16": NetworkSpec("torchvision_vgg", library="vgg16"),
+    "mobilenet_v2": NetworkSpec("torchvision_mobilenet_v2", library="mobilenet_v2"),
+    "shufflenet_v2": NetworkSpec("torchvision_shufflenet_v2", library="shufflenet_v2_x1_0"),
+    # ImageNet networks, timm
+    "mobilenet_v1": NetworkSpec("timm_mobilenet_v1", library="mobilenetv1_100"),
+    "deit_tiny": NetworkSpec("timm_vit", {"dim": 192, "heads": 3}, "deit_tiny_patch16_224"),
+    "deit_small": NetworkSpec("timm_vit", {"dim": 384, "heads": 6}, "deit_small_patch16_224"),
+    "vit_small": NetworkSpec("timm_vit", {"dim": 384, "heads": 6}, "vit_small_patch16_224"),
+    # networks for 32x32 images
+    "resnet8": _cifar(8, 16, 16, 32, 64),
+    "resnet20": _cifar(20, 16, 16, 32, 64),
+    "resnet20_half": _cifar(20, 8, 8, 16, 32),
+    "resnet32": _cifar(32, 16, 16, 32, 64),
+    "resnet56": _cifar(56, 16, 16, 32, 64),
+    "resnet110": _cifar(110, 16, 16, 32, 64),
+    "resnet8x4": _cifar(8, 32, 64, 128, 256),
+    "resnet32x4": _cifar(32, 32, 64, 128, 256),
+    "wrn_16_2": _wrn(16, 2),
+    "wrn_40_1": _wrn(40, 1),
+    "wrn_40_2": _wrn(40, 2),
+    "shufflenet_v1_32": NetworkSpec("shufflenet_v1_32"),
+    "shufflenet_v2_32": NetworkSpec("shufflenet_v2_32"),
+}
+
+NETWORK_NAMES: tuple[str, ...] = tuple(NETWORKS)

@@ -1,0 +1,217 @@
+"""Networks against the libraries' own constructors and the sizes that the literature prints."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+from kt.errors import UserError
+from kt.models import NETWORK_NAMES, build_network
+from kt.models.cifar import PreActivationBlock, shuffle
+from kt.stages import head_of
+
+torch.set_num_threads(1)
+
+# Million parameters with 100 classes. ResNets and wide ResNets: the benchmark's tables; ShuffleNets: counted from the
+# published definitions (24-240-480-960 in three groups; 24-116-232-464-1024).
+MILLIONS = {
+    "resnet20": 0.28,
+    "resnet32": 0.47,
+    "resnet56": 0.86,
+    "resnet110": 1.74,
+    "resnet8x4": 1.23,
+    "resnet32x4": 7.43,
+    "wrn_16_2": 0.70,
+    "wrn_40_1": 0.57,
+    "wrn_40_2": 2.26,
+    "shufflenet_v1_32": 0.95,
+    "shufflenet_v2_32": 1.36,
+}
+TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "vgg16", "mobilenet_v2", "shufflenet_v2")
+TIMM = {
+    "mobilenet_v1": "mobilenetv1_100",
+    "deit_tiny": "deit_tiny_patch16_224",
+    "deit_small": "deit_small_patch16_224",
+    "vit_small": "vit_small_patch16_224",
+}
+
+
+def size(network: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def shapes(network: nn.Module) -> dict[str, torch.Size]:
+    """Keys and shapes of the state dict, in order."""
+    return {key: value.shape for key, value in network.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", MILLIONS)
+def test_parameter_counts(name: str) -> None:
+    assert round(size(build_network(name, 100, image_size=32)) / 1e6, 2) == pytest.approx(MILLIONS[name])
+
+
+@pytest.mark.parametrize("name", (*TORCHVISION, *TIMM))
+def test_full_width_is_the_library_s_network(name: str) -> None:
+    with torch.device("meta"):
+        if name in TIMM:
+            import timm
+
+            library = timm.create_model(TIMM[name], num_classes=11)
+        else:
+            library = torchvision.models.get_model(
+                {"shufflenet_v2": "shufflenet_v2_x1_0"}.get(name, name), num_classes=11
+            )
+        own = build_network(name, 11)
+    assert list(shapes(own).items()) == list(shapes(library).items())
+    assert isinstance(own, type(library))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2", "shufflenet_v2", "mobilenet_v1", "deit_tiny"])
+def test_the_library_s_weights_give_the_library_s_outputs(name: str) -> None:
+    torch.manual_seed(0)
+    if name in TIMM:
+        import timm
+
+        library = timm.create_model(TIMM[name], num_classes=11).eval()
+    else:
+        library = torchvision.models.get_model({"shufflenet_v2": "shufflenet_v2_x1_0"}.get(name, name), num_classes=11)
+    own = build_network(name, 11)
+    own.load_state_dict(library.state_dict())
+    x = torch.randn(1, 3, 224, 224) if name == "deit_tiny" else torch.randn(1, 3, 64, 64)
+    assert torch.equal(own.eval()(x), library.eval()(x))
+
+
+@pytest.mark.parametrize("name", NETWORK_NAMES)
+def test_every_width_slims(name: str) -> None:
+    with torch.device("meta"):
+        sizes = [size(build_network(name, 10, width, image_size=32)) for width in (0.25, 0.5, 1.0)]
+    assert sizes[0] <= sizes[1] < sizes[2]
+    if not name.endswith("_half"):
+        assert sizes[0] < sizes[1]
+
+
+@pytest.mark.parametrize("name", NETWORK_NAMES)
+def test_no_layer_of_a_slim_network_stays_wide(name: str) -> None:
+    with torch.device("meta"):
+        slim, full = (build_network(name, 10, width, image_size=32) for width in (0.25, 1.0))
+    wide = dict(full.named_modules())
+    for key, own in slim.named_modules():
+        if isinstance(own, nn.Conv2d):
+            theirs = wide[key]
+            # A quarter, but for rounding: no layer has fewer than 8 channels, nor six times as many (MobileNet v2).
+            assert own.out_channels <= max(48 if name == "mobilenet_v2" else 24, 0.4 * theirs.out_channels), key
+            if not name.startswith("shufflenet"):
+                assert own.out_channels % 8 == 0, key
+    assert head_of(slim).classifier.out_features == 10
+
+
+def test_scaled_weights_are_initialised_like_the_library_s() -> None:
+    torch.manual_seed(0)
+    for name in TORCHVISION:
+        if name in ("resnet101", "resnet152"):
+            continue
+        for module in build_network(name, 10, width=0.25).modules():
+            if isinstance(module, nn.Conv2d) and module.weight.numel() > 20000 and name != "shufflenet_v2":
+                fan_out = module.out_channels // module.groups * module.kernel_size[0] ** 2
+                assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.05), name
+            if isinstance(module, nn.Linear) and name in ("vgg16", "mobilenet_v2") and module.weight.numel() > 3000:
+                assert module.weight.std().item() == pytest.approx(0.01, rel=0.1), name
+                assert module.bias.abs().max() == 0
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_shuffle_is_torch_s_in_either_memory_format(memory_format: torch.memory_format) -> None:
+    x = torch.randn(2, 12, 3, 5).to(memory_format=memory_format)
+    found = shuffle(x, 3)
+    assert torch.equal(found, F.channel_shuffle(x.contiguous(), 3))
+    assert found.is_contiguous(memory_format=memory_format)
+
+
+def test_a_wide_resnet_projects_the_normalised_input() -> None:
+    torch.manual_seed(0)
+    block, x = PreActivationBlock(4, 6, 2).eval(), torch.randn(2, 4, 8, 8)
+    one, two = block.conv1.weight, block.conv2.weight
+    # In eval mode with fresh statistics, normalisation divides by sqrt(1 + eps).
+    active = F.relu(x / (1 + 1e-5) ** 0.5)
+    inner = F.relu(F.conv2d(active, one, stride=2, padding=1) / (1 + 1e-5) ** 0.5)
+    expected = F.conv2d(active, block.shortcut.weight, stride=2) + F.conv2d(inner, two, padding=1)
+    torch.testing.assert_close(block(x), expected)
+
+
+def test_weights_follow_the_seed_alone() -> None:
+    networks = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        networks.append(build_network("resnet8", 10).state_dict()["conv1.weight"])
+    assert torch.equal(networks[0], networks[1]) and not torch.equal(networks[0], networks[2])
+
+
+def test_the_small_stem() -> None:
+    network = build_network("resnet18", 10, width=0.25, small_stem=True).eval()
+    assert network.conv1.weight.shape == (16, 3, 3, 3)
+    assert network.layer1(network.maxpool(network.conv1(torch.randn(1, 3, 32, 32)))).shape[-1] == 32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ({"name": "resent50"}, ("resent50", "did you mean 'resnet50'")),
+        ({"name": "vgg16", "small_stem": True}, ("small_stem", "vgg16")),
+        ({"name": "resnet50", "pretrained": "IMAGENET_V1"}, ("IMAGENET_V1", "did you mean 'IMAGENET1K_V1'")),
+        ({"name": "resnet50", "pretrained": "IMAGENET1K_V1", "width": 0.5}, ("pretrained", "width")),
+        ({"name": "resnet20", "pretrained": "IMAGENET1K_V1"}, ("pretrained", "resnet20")),
+        ({"name": "deit_tiny", "pretrained": "in1k"}, ("in1k", "fb_in1k")),
+        ({"name": "deit_tiny", "image_size": 50}, ("image_size=50", "16")),
+        ({"name": "resnet20", "width": 0}, ("width=0",)),
+        ({"name": "resnet20", "num_classes": 0}, ("num_classes=0",)),
+    ],
+)
+def test_mistakes_are_one_clear_line(arguments: dict, parts: tuple[str, ...]) -> None:
+    with pytest.raises(UserError) as caught:
+        build_network(**{"num_classes": 10, **arguments})
+    assert "\n" not in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_pretrained_weights_keep_all_but_another_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    published = torchvision.models.resnet18().state_dict()
+    weights = type(torchvision.models.ResNet18_Weights.IMAGENET1K_V1)
+    monkeypatch.setattr(weights, "get_state_dict", lambda self, *args, **kwargs: published)
+    same = build_network("resnet18", 1000, pretrained="IMAGENET1K_V1").state_dict()
+    other = build_network("resnet18", 7, pretrained="IMAGENET1K_V1").state_dict()
+    for key, value in published.items():
+        assert torch.equal(same[key], value), key
+        if not key.startswith("fc."):
+            assert torch.equal(other[key], value), key
+    assert other["fc.weight"].shape == (7, 512)
+
+
+def test_a_failed_download_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from urllib.error import URLError
+
+    def fail(self: object, *args: object, **kwargs: object) -> None:
+        raise URLError("no route\nto host")
+
+    weights = type(torchvision.models.ResNet18_Weights.IMAGENET1K_V1)
+    monkeypatch.setattr(weights, "get_state_dict", fail)
+    with pytest.raises(UserError) as caught:
+        build_network("resnet18", 10, pretrained="IMAGENET1K_V1")
+    assert "IMAGENET1K_V1" in str(caught.value) and "no route" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_names_are_known_without_torch() -> None:
+    code = "import sys, kt, kt.models.names as n; assert 'resnet50' in n.NETWORK_NAMES; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
