@@ -1,81 +1,152 @@
-"""`python -m tables` lists all tables and their state; `python -m tables <name>` renders one again from its results."""
+"""`python -m tables` lists all tables with their state; `python -m tables <name>` renders one again from its results.
+
+Exit status: 0 all done, 2 a mistake in the command, 3 something is not done.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
-from rich.console import Console
-from rich.table import Table
+from experiments.cell import folder_of, read_status
+from kt.errors import UserError, nearest
+from tables.collect import collect
+from tables.records import TableRecord, all_tables, find_table
+from tables.render import as_markdown, read_rows, write_table
 
-from kt.errors import UserError
-from tables.collect import names_of, read_json
-from tables.records import Printed, all_tables, find
-from tables.render import folder_of, markdown, write_table
-
-SCALES = ("mini", "fast", "paper")
-CONF = Path(__file__).parents[1] / "conf" / "table"
+CONF = Path(__file__).resolve().parent.parent / "conf"
+ARROWS = {"higher": "↑", "lower": "↓"}
 
 
-def state(printed: Printed, output_root: Path, scale: str) -> str:
-    """`3/7` cells done, or what else there is to say."""
-    name = printed.table["name"]
-    if not (CONF / f"{name}.yaml").exists():
-        return "planned"
-    table = read_json(folder_of(output_root, name, scale) / "table.json")
-    if table is None:
-        return "not run"
-    cells = {cell["id"]: cell["status"] for row in table["rows"] for cell in row["cells"]}
-    return f"{sum(status == 'done' for status in cells.values())}/{len(cells)}"
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are users' mistakes like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def scales() -> list[str]:
+    """The scales, shortest first."""
+    known = ("mini", "fast", "paper")
+    found = {path.stem for path in (CONF / "scale").glob("*.yaml")}
+    return [name for name in known if name in found] + sorted(found.difference(known))
+
+
+def _folder(output_root: Path, name: str, scale: str) -> Path:
+    return output_root / "tables" / name / scale
+
+
+def state(record: TableRecord, output_root: Path, scale: str) -> tuple[str, str]:
+    """How a table stands at a scale, and the style to show that in."""
+    if not (CONF / "table" / f"{record.name}.yaml").exists():
+        return "not runnable yet", "dim"
+    stored = read_rows(_folder(output_root, record.name, scale))
+    if stored is None:
+        return "not run", ""
+    ids = {cell["id"] for row in stored["rows"] for cell in row["cells"]}
+    statuses = [read_status(folder_of(output_root, cell_id))["status"] for cell_id in ids]
+    done, failed = statuses.count("done"), statuses.count("failed")
+    if done == len(ids):
+        return f"{done}/{done} done", "green"
+    text = f"{done}/{len(ids)} done" + (f", {failed} failed" if failed else "")
+    return text, "red" if failed else "yellow"
 
 
 def list_tables(output_root: Path) -> None:
-    """Prints all tables."""
-    listing = Table(title="Tables of the papers: cells done / cells of the last run")
-    for column in ("table", "paper", "where", "dataset", "metrics", *SCALES):
-        listing.add_column(column, overflow="fold")
-    for printed in all_tables():
-        table = printed.table
-        metrics = ", ".join(metric["name"] for metric in table["metrics"])
-        states = [state(printed, output_root, scale) for scale in SCALES]
-        listing.add_row(table["name"], printed.paper, table["id"], names_of(table["dataset"]), metrics, *states)
+    """Prints all tables with their state at each scale."""
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console()
-    # A pipe has no width of its own; 80 columns would fold every name.
-    Console(width=None if console.is_terminal else 180).print(listing)
+    if not console.is_terminal:
+        console = Console(width=180)
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("table", "paper", "in it", "dataset", "task", "metric", *scales()):
+        shown.add_column(title, no_wrap=title == "table")
+    for record in all_tables():
+        kept = record.metrics if len(record.metrics) < 3 else record.metrics[:1]
+        metrics = ", ".join(f"{metric['name']} {ARROWS[metric['better']]}" for metric in kept)
+        if len(record.metrics) > len(kept):
+            metrics += f" (+{len(record.metrics) - len(kept)})"
+        states = [state(record, output_root, scale) for scale in scales()]
+        cells = [f"[{style}]{text}[/]" if style else text for text, style in states]
+        task = str(record.table["task"]).split(" (")[0]
+        shown.add_row(record.name, record.paper, record.title, ", ".join(record.datasets), task, metrics, *cells)
+    console.print(shown)
+    console.print(f"{len(all_tables())} tables. Run one: python -m experiments.run +table=<table>", highlight=False)
 
 
-def render_again(name: str, scale: str, output_root: Path) -> int:
-    """Renders one table from its result files; 3 where cells are missing."""
-    find(name)
-    folder = folder_of(output_root, name, scale)
-    stored = read_json(folder / "rows.json")
+def printed_rows(record: TableRecord) -> list[dict[str, Any]]:
+    """A table that was never run, as rows whose cells are all missing."""
+    kept = ("role", "method", "teacher", "student")
+    return [
+        {"id": f"row{index}", "label": row["row"], **{key: row[key] for key in kept}, "ours": row.get("ours", False)}
+        | {"paper_row": index, "axes": {}, "cells": [{"id": "none", "seed": 0}]}
+        for index, row in enumerate(record.rows)
+    ]
+
+
+def show(record: TableRecord, output_root: Path, scale: str) -> bool:
+    """Renders a table at a scale, prints it, and returns whether all of it is done."""
+    folder = _folder(output_root, record.name, scale)
+    stored = read_rows(folder)
     if stored is None:
-        raise UserError(f"{folder}: not run yet; run python -m experiments.run +table={name} scale={scale}")
-    write_table(name, stored["rows"], output_root, scale, stored["dataset"])
-    table = json.loads((folder / "table.json").read_text())
-    print(markdown(table))
+        print(as_markdown(record, collect(record.name, printed_rows(record), output_root, scale)))
+        if (CONF / "table" / f"{record.name}.yaml").exists():
+            print(f"not run at scale={scale}: python -m experiments.run +table={record.name} scale={scale}")
+        else:
+            print(f"not runnable yet: there is no conf/table/{record.name}.yaml")
+        return False
+    write_table(record.name, stored["rows"], output_root, scale, stored["dataset"], stored.get("command"))
+    print((folder / "table.md").read_text(encoding="utf-8"))
     print(folder / "index.html")
-    return 0 if all(cell["status"] == "done" for row in table["rows"] for cell in row["cells"]) else 3
+    ids = {cell["id"] for row in stored["rows"] for cell in row["cells"]}
+    return all(read_status(folder_of(output_root, cell_id))["status"] == "done" for cell_id in ids)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command line."""
-    parser = argparse.ArgumentParser(prog="python -m tables", description=__doc__)
-    parser.add_argument("name", nargs="?", help="render this table again")
-    parser.add_argument("--scale", choices=SCALES, default="mini")
-    parser.add_argument("--output-root", type=Path, default=Path("outputs"))
-    arguments = parser.parse_args(argv)
+def run(arguments: Sequence[str]) -> int:
+    """The command; returns its exit status.
+
+    Raises:
+        UserError: A mistake in the arguments.
+    """
+    parser = _Parser("python -m tables", description="Lists all tables, or renders one again from its results.")
+    parser.add_argument("name", nargs="?", help="a table; without it all are listed")
+    parser.add_argument("--scale", help=f"one of {', '.join(scales())}; by default all that have been run")
+    parser.add_argument("--output-root", help="where results are (default: outputs)")
+    options = parser.parse_args(arguments)
+    output_root = Path(options.output_root or "outputs")
+    if options.output_root and not output_root.is_dir():
+        raise UserError(f"--output-root={output_root}: expected a folder with results, there is none")
+    if options.scale is not None and options.scale not in scales():
+        raise UserError(
+            f"--scale={options.scale}: expected one of {', '.join(scales())}{nearest(options.scale, scales())}"
+        )
+    if options.name is None:
+        list_tables(output_root)
+        return 0
+    record = find_table(options.name)
+    if options.scale is not None:
+        wanted = [options.scale]
+    else:
+        wanted = [scale for scale in scales() if (_folder(output_root, record.name, scale) / "rows.json").exists()]
+    done = [show(record, output_root, scale) for scale in wanted or scales()[:1]]
+    return 0 if all(done) else 3
+
+
+def main() -> None:
+    """Runs the command and exits."""
     try:
-        if arguments.name is None:
-            list_tables(arguments.output_root)
-            return 0
-        return render_again(arguments.name, arguments.scale, arguments.output_root)
+        sys.exit(run(sys.argv[1:]))
     except UserError as error:
-        print(f"kt: error: {error}", file=sys.stderr)
-        return 2
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.exit(1)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

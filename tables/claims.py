@@ -1,189 +1,379 @@
-"""Claims as code: each judge looks at this run's results and curves and says `holds`, `fails` or `unknown`, and why."""
+"""The papers' claims as code: each is judged from the results and training curves of one run of a table.
+
+A verdict is `holds`, `fails` or `unknown`; what lies within the spread of the seeds is unknown. With one seed the
+spread of an accuracy is two binomial standard errors of the test set, that of a curve two standard errors over its
+steps.
+"""
 
 from __future__ import annotations
 
-import json
 import math
-import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from tables.curves import (
+    FAILS,
+    HOLDS,
+    UNKNOWN,
+    Curve,
+    Gap,
+    all_hold,
+    any_holds,
+    first_decay,
+    gap,
+    gaps_by_epoch,
+    read_curve,
+)
+from tables.records import TableRecord
+
+Row = Mapping[str, Any]
 Verdict = tuple[str, str]
-HOLDS, FAILS, UNKNOWN = "holds", "fails", "unknown"
+
+PATHS = ("l1", "l2", "l3")
+PATH_NAMES = {"l1": "path 1", "l2": "path 2", "l3": "the normal path"}
+PATH_ACCURACIES = {"l1": "accuracy1", "l2": "accuracy2", "l3": "accuracy"}
 
 
 class Missing(Exception):
-    """A judge lacks something; the message says what."""
+    """A claim cannot be judged yet; the message says what it needs."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Context:
-    """What a judge may look at: the collected table and the cells' records."""
+    """What a judge sees.
 
-    table: Mapping[str, Any]
+    Attributes:
+        record: The printed table.
+        rows: The collected rows, as in `table.json`.
+        results: Cell id -> content of its `result.json`, done cells only.
+        output_root: Where the cells live.
+    """
+
+    record: TableRecord
+    rows: Sequence[Row]
+    results: Mapping[str, Mapping[str, Any]]
     output_root: Path
 
-    def row(self, method: str) -> Mapping[str, Any]:
-        """The first student row of a method with results."""
-        for row in self.table["rows"]:
-            if row["method"] == method and row["role"] != "teacher":
-                if not row["mean"]:
-                    raise Missing(f"row {row['id']} has no results")
-                return row
-        raise Missing(f"there is no row of method {method}")
+    def curve(self, cell_id: str) -> Curve | None:
+        """A cell's training curve, if it left one."""
+        return read_curve(self.output_root / "cells" / cell_id / "metrics.jsonl")
 
-    def epochs(self, method: str) -> list[dict[str, float]]:
-        """Epoch means of every scalar of the main phase, over all seeds of a method that are done."""
-        per_cell = []
-        for cell in self.row(method)["cells"]:
-            if cell["status"] == "done":
-                per_cell.append(epoch_means(self.output_root / "cells" / cell["id"] / "metrics.jsonl"))
-        if not per_cell or not per_cell[0]:
-            raise Missing(f"row {method} has no recorded steps")
-        length = min(len(epochs) for epochs in per_cell)
-        return [
-            {key: statistics.fmean(epochs[i][key] for epochs in per_cell) for key in per_cell[0][i]}
-            for i in range(length)
-        ]
+    def curves(self, row: Row) -> dict[int, Curve]:
+        """Seed -> curve of a row's finished cells."""
+        found = {cell["seed"]: self.curve(cell["id"]) for cell in row["cells"] if cell["status"] == "done"}
+        return {seed: curve for seed, curve in found.items() if curve is not None}
 
-    def milestone(self, method: str) -> int:
-        """Number of epochs before the first drop of the learning rate (a warm-up only rises)."""
-        rates = [epoch["lr"] for epoch in self.epochs(method)]
-        for i in range(1, len(rates)):
-            if rates[i] < rates[i - 1] * 0.999:
-                # The epoch of a drop within it belongs to neither side.
-                return i
-        raise Missing("the learning rate never drops")
+    def result(self, row: Row) -> Mapping[str, Any]:
+        """One finished cell's result; empty if there is none."""
+        return next((self.results[cell["id"]] for cell in row["cells"] if cell["id"] in self.results), {})
+
+    def hybrid_rows(self) -> list[Row]:
+        """The rows of hybrid forward, one per value of the axes."""
+        return [row for row in self.rows if row["method"] == "hybrid_forward"]
+
+    def untaught(self, row: Row) -> Row | None:
+        """The student without a teacher that a row is to be compared with."""
+        return next((other for other in self.rows if other["role"] == "baseline" and agree(row, other)), None)
 
 
-def epoch_means(path: Path) -> list[dict[str, float]]:
-    """Means of the main phase's per-step scalars over each epoch of a `metrics.jsonl`."""
-    epochs: dict[int, list[dict[str, float]]] = {}
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        row = json.loads(line)
-        if row["kind"] == "train" and row["phase"] == "train":
-            epochs.setdefault(math.ceil(row["epoch"] - 1e-9), []).append(row)
-    skipped = {"kind", "phase", "step", "epoch", "images_per_second"}
-    return [
-        {key: statistics.fmean(row[key] for row in rows) for key in rows[0] if key not in skipped}
-        for _, rows in sorted(epochs.items())
-    ]
+def agree(row: Row, other: Row) -> bool:
+    """Whether two rows have the same values of the axes that both have."""
+    return all(other["axes"][key] == value for key, value in row["axes"].items() if key in other["axes"])
 
 
-def spread(context: Context, row: Mapping[str, Any], metric: str) -> float | None:
-    """Half of the interval within which a row's mean may as well lie, in the metric's unit.
+def undone(row: Row) -> str | None:
+    """Which seeds of a row are not done; None if all are."""
+    lacking = [f"seed {cell['seed']} {cell['status']}" for cell in row["cells"] if cell["status"] != "done"]
+    if not row["cells"]:
+        return f"{row['label']} (no cell)"
+    return f"{row['label']} ({', '.join(lacking)})" if lacking else None
 
-    Over several seeds twice the standard error; for one seed twice the binomial standard error of its test set.
-    """
-    values = [cell["metrics"][metric] for cell in row["cells"] if metric in cell["metrics"]]
+
+Judge = Callable[[Context], Verdict]
+JUDGES: dict[tuple[str, str], Judge] = {}
+
+
+def register(paper: str, claim: str) -> Callable[[Judge], Judge]:
+    """Makes a function the judge of a paper's claim."""
+
+    def add(judge: Judge) -> Judge:
+        JUDGES[paper, claim] = judge
+        return judge
+
+    return add
+
+
+def judge_all(context: Context) -> list[dict[str, Any]]:
+    """The verdicts on a table's claims: id, claim, where, check, holds_in_paper, verdict, evidence."""
+    found = []
+    for claim in context.record.claims:
+        judge = JUDGES.get((context.record.paper, claim["id"]))
+        try:
+            verdict, evidence = judge(context) if judge else (UNKNOWN, "No judge yet.")
+        except Missing as missing:
+            verdict, evidence = UNKNOWN, str(missing)
+        shown = {key: claim[key] for key in ("id", "claim", "where", "check", "holds_in_paper")}
+        found.append({**shown, "verdict": verdict, "evidence": evidence[:1].upper() + evidence[1:]})
+    return found
+
+
+def _over_variants(context: Context, judge_row: Callable[[Row], Verdict]) -> Verdict:
+    """A verdict over all rows of hybrid forward: theirs if they agree, else it depends on the axes and is unknown."""
+    rows = context.hybrid_rows()
+    if not rows:
+        raise Missing("Needs the row hybrid_forward.")
+    found: list[Verdict] = []
+    for row in rows:
+        try:
+            found.append(judge_row(row))
+        except Missing as missing:
+            found.append((UNKNOWN, str(missing)))
+    if len(found) == 1:
+        return found[0]
+    verdicts = {verdict for verdict, _ in found}
+    evidence = " ".join(f"{row['label']}: {text}" for row, (_, text) in zip(rows, found, strict=True))
+    return (verdicts.pop() if len(verdicts) == 1 else UNKNOWN), evidence
+
+
+def _seeds(count: int) -> str:
+    return "one seed" if count == 1 else f"{count} seeds"
+
+
+def _noise(context: Context, row: Row, metric: str) -> tuple[float | None, str]:
+    """What a row's mean may differ by chance, in percent, and where that is known from."""
+    values = [cell["metrics"][metric] for cell in row["cells"]]
     if len(values) > 1:
-        return 2 * statistics.stdev(values) / math.sqrt(len(values))
-    for cell in row["cells"]:
-        path = context.output_root / "cells" / cell["id"] / "result.json"
-        if path.exists() and (size := json.loads(path.read_text()).get("test_size")):
-            share = values[0] / 100
-            return 200 * math.sqrt(max(share * (1 - share), 1e-9) / size)
-    return None
+        return float(np.std(values, ddof=1)), f"the spread of {_seeds(len(values))}"
+    size = context.result(row).get("test_size")
+    if not size:
+        return None, "one seed, spread unknown"
+    share = values[0] / 100
+    return 200 * math.sqrt(share * (1 - share) / size), f"one seed, two standard errors of {size} test images"
 
 
-def exceeds(context: Context, better: Mapping[str, Any], worse: Mapping[str, Any], metric: str) -> Verdict:
-    """Whether one row's mean lies above another's by more than both spreads allow."""
-    a, b = better["mean"][metric], worse["mean"][metric]
-    text = f"{better['label']} {a:.2f} against {worse['label']} {b:.2f} ({metric})"
-    sides = [spread(context, row, metric) for row in (better, worse)]
-    noise = math.hypot(*(side or 0.0 for side in sides))
-    if abs(a - b) <= noise:
-        return UNKNOWN, f"{text}: the difference lies within the spread of {noise:.2f}"
-    return (HOLDS if a > b else FAILS), text
+@register("hybrid_forward", "c1")
+def beats_all_students(context: Context) -> Verdict:
+    """Top-1 of hybrid forward against every other student row."""
+
+    def judge_row(row: Row) -> Verdict:
+        students = [other for other in context.rows if other["role"] != "teacher" and agree(row, other)]
+        others = [other for other in students if other["method"] != "hybrid_forward"]
+        wanted = {str(printed["method"]) for printed in context.record.rows if printed["role"] != "teacher"}
+        absent = sorted(wanted - {str(other["method"]) for other in students})
+        lacking = [text for other in (row, *others) if (text := undone(other))]
+        lacking += [f"{name} (not in this run)" for name in absent]
+        if lacking:
+            raise Missing(f"Needs {'; '.join(lacking)}.")
+        own, source = _noise(context, row, "top1")
+        verdicts, closest = [], None
+        for other in others:
+            difference = row["mean"]["top1"] - other["mean"]["top1"]
+            noise, other_source = _noise(context, other, "top1")
+            known = own is not None and noise is not None
+            margin = math.hypot(own or 0.0, noise or 0.0) if known else 0.0
+            verdicts.append(Gap(difference, margin, 1).verdict)
+            if closest is None or difference < closest[1]:
+                closest = (other, difference, margin, source if own is None or noise is not None else other_source)
+        if closest is None:
+            raise Missing("Needs other student rows.")
+        other, difference, margin, source = closest
+        evidence = (
+            f"top-1 {_value(row)} against {_value(other)} of the best other row, {other['label']}: "
+            f"{difference:+.2f} points ({source}{f': {margin:.2f}' if margin else ''})."
+        )
+        return all_hold(verdicts), evidence
+
+    return _over_variants(context, judge_row)
 
 
-JUDGES: dict[tuple[str, str], Callable[[Context], Verdict]] = {}
+def _value(row: Row) -> str:
+    """A row's top-1."""
+    return f"{row['mean']['top1']:.2f}" + (f" ± {row['std']['top1']:.2f}" if row["std"] else "")
 
 
-def judge_of(paper: str, claim: str) -> Callable[[Callable[[Context], Verdict]], Callable[[Context], Verdict]]:
-    """Registers a judge."""
-
-    def register(function: Callable[[Context], Verdict]) -> Callable[[Context], Verdict]:
-        JUDGES[paper, claim] = function
-        return function
-
-    return register
-
-
-def judge(paper: str, claim: Mapping[str, Any], table: Mapping[str, Any], output_root: Path) -> dict[str, str]:
-    """`{verdict, evidence}` of one claim."""
-    function = JUDGES.get((paper, claim["id"]))
-    if function is None:
-        return {"verdict": UNKNOWN, "evidence": "this project does not judge the claim yet"}
-    try:
-        verdict, evidence = function(Context(table, output_root))
-    except Missing as missing:
-        verdict, evidence = UNKNOWN, str(missing)
-    return {"verdict": verdict, "evidence": evidence}
+def _pairs(context: Context, row: Row) -> list[tuple[Curve, Curve]]:
+    """Curves with and without the teacher, paired by seed."""
+    other = context.untaught(row)
+    lacking = [text for found in (row, other) if found is not None and (text := undone(found))]
+    if other is None:
+        lacking.append("baseline (not in this run)")
+    if lacking or other is None:
+        raise Missing(f"Needs {'; '.join(lacking)}.")
+    taught, untaught = context.curves(row), context.curves(other)
+    pairs = [(curve, untaught[seed]) for seed, curve in taught.items() if seed in untaught]
+    if not pairs:
+        raise Missing("Needs the training records of both rows with the same seed.")
+    _demand(pairs[0][0], (*PATHS, "accuracy"))
+    _demand(pairs[0][1], ("loss", "accuracy"))
+    return pairs
 
 
-@judge_of("hybrid_forward", "c1")
-def _hybrid_beats_all(context: Context) -> Verdict:
-    ours = context.row("hybrid_forward")
-    verdicts = [exceeds(context, ours, context.row(method), "top1") for method in ("kd", "at", "ft", "ab")]
-    text = "; ".join(evidence for _, evidence in verdicts)
-    found = {verdict for verdict, _ in verdicts}
-    return (FAILS if FAILS in found else UNKNOWN if UNKNOWN in found else HOLDS), text
+def _path_curves(context: Context, row: Row) -> list[Curve]:
+    """Curves of hybrid forward, one per seed."""
+    if text := undone(row):
+        raise Missing(f"Needs {text}.")
+    curves = list(context.curves(row).values())
+    if not curves:
+        raise Missing(f"Needs the training records of {row['label']}.")
+    _demand(curves[0], (*PATHS, *PATH_ACCURACIES.values()))
+    return curves
 
 
-@judge_of("hybrid_forward", "c2")
-def _summed_loss_is_higher(context: Context) -> Verdict:
-    taught, alone = context.epochs("hybrid_forward"), context.epochs("none")
-    pairs = [(a["loss"], b["loss"]) for a, b in zip(taught, alone, strict=False)]
-    below = [i + 1 for i, (a, b) in enumerate(pairs) if a <= b]
-    text = f"summed loss {pairs[0][0]:.2f} against {pairs[0][1]:.2f} in the first epoch, "
-    text += f"{pairs[-1][0]:.2f} against {pairs[-1][1]:.2f} in the last"
-    return (FAILS, f"{text}; not higher in epochs {below}") if below else (HOLDS, text)
+def _demand(curve: Curve, names: Sequence[str]) -> None:
+    lacking = [name for name in names if name not in curve.values]
+    if lacking:
+        raise Missing(f"Needs {', '.join(lacking)} in the training records.")
 
 
-@judge_of("hybrid_forward", "c3")
-def _accuracy_overtakes_after_the_first_decay(context: Context) -> Verdict:
-    taught, alone = context.epochs("hybrid_forward"), context.epochs("none")
-    border = context.milestone("hybrid_forward")
-    gaps = [a["accuracy"] - b["accuracy"] for a, b in zip(taught, alone, strict=False)]
-    if border >= len(gaps):
-        raise Missing("no epoch after the first learning-rate decay")
-    before, after = statistics.fmean(gaps[:border]), statistics.fmean(gaps[border:])
-    text = f"training accuracy with minus without teacher: {before:+.2f} before the first decay, {after:+.2f} after it"
-    return (HOLDS if before < 0 < after else FAILS), text
+def _decay(context: Context, row: Row, curve: Curve) -> int:
+    """Index of the first step after the first learning-rate decay."""
+    schedule = context.result(row).get("config", {}).get("schedule", {})
+    found = first_decay(curve) if schedule.get("policy", "step") == "step" else None
+    if found is None:
+        raise Missing("The learning rate never drops by a step in this run, so there is no first decay.")
+    return found
 
 
-@judge_of("hybrid_forward", "c4")
-def _hybrid_paths_learn_first(context: Context) -> Verdict:
-    epochs = context.epochs("hybrid_forward")[: context.milestone("hybrid_forward")]
-    losses = [statistics.fmean(epoch[key] for epoch in epochs) for key in ("l1", "l2", "l3")]
-    hits = [statistics.fmean(epoch[key] for epoch in epochs) for key in ("accuracy1", "accuracy2", "accuracy")]
-    text = "before the first decay: L1 {:.3f}, L2 {:.3f}, L3 {:.3f}; ".format(*losses)
-    text += "accuracy {:.1f}, {:.1f}, {:.1f}".format(*hits)
-    return (HOLDS if max(losses[:2]) < losses[2] and min(hits[:2]) > hits[2] else FAILS), text
+def _summed(curve: Curve) -> np.ndarray:
+    return curve.total(PATHS)
 
 
-@judge_of("hybrid_forward", "c5")
-def _plain_path_lies_between(context: Context) -> Verdict:
-    last = context.epochs("hybrid_forward")[-1]
-    l1, l2, l3 = last["l1"], last["l2"], last["l3"]
-    text = f"last epoch: L1 {l1:.3f}, L2 {l2:.3f}, L3 {l3:.3f}"
-    return (HOLDS if min(l1, l2) < l3 < max(l1, l2) else FAILS), text
+@register("hybrid_forward", "c2")
+def loss_above_untaught(context: Context) -> Verdict:
+    """L1 + L2 + L3 against the loss without a teacher, in every epoch."""
+
+    def judge_row(row: Row) -> Verdict:
+        pairs = _pairs(context, row)
+        gaps = gaps_by_epoch(pairs, _summed, lambda curve: curve.values["loss"])
+        lowest = min(gaps, key=lambda epoch: gaps[epoch].mean)
+        above = sum(each.mean > 0 for each in gaps.values())
+        evidence = (
+            f"the mean of L1 + L2 + L3 lies above the loss without teacher in {above} of {len(gaps)} epochs; smallest "
+            f"difference {gaps[lowest].text(3)} in epoch {lowest} ({_seeds(gaps[lowest].seeds)})."
+        )
+        return all_hold([each.verdict for each in gaps.values()]), evidence
+
+    return _over_variants(context, judge_row)
 
 
-@judge_of("hybrid_forward", "c6")
-def _deeper_is_not_always_lower(context: Context) -> Verdict:
-    # Path 1 has 46 layers, the plain student 28 and path 2 has 32: were deeper always lower, L1 < L2 < L3.
-    row = context.row("hybrid_forward")
-    if (row["teacher"], row["student"]) != ("resnet50", "mobilenet_v1"):
-        raise Missing("the order of path depths is known for ResNet-50 and MobileNet-v1")
-    last = context.epochs("hybrid_forward")[-1]
-    order = sorted(("l1", "l2", "l3"), key=lambda key: last[key])
-    text = "last epoch, by rising loss: " + " < ".join(f"{key.upper()} {last[key]:.3f}" for key in order)
-    return (FAILS if order == ["l1", "l2", "l3"] else HOLDS), f"{text}; depths are 46, 32 and 28 layers"
+@register("hybrid_forward", "c3")
+def accuracy_overtakes_after_decay(context: Context) -> Verdict:
+    """Training accuracy with minus without the teacher: negative before the first decay, positive at the end."""
+
+    def judge_row(row: Row) -> Verdict:
+        pairs = _pairs(context, row)
+        curve = pairs[0][0]
+        decay = _decay(context, row, curve)
+        gaps = gaps_by_epoch(pairs, lambda taught: taught.values["accuracy"], lambda plain: plain.values["accuracy"])
+        decayed = int(curve.epoch_index[decay])
+        earlier = [epoch for epoch in gaps if epoch < decayed]
+        if not earlier or max(gaps) < decayed:
+            raise Missing("Needs at least one whole epoch before and one after the first decay.")
+        before, end = gaps[earlier[-1]], gaps[max(gaps)]
+        evidence = (
+            f"training accuracy with minus without teacher is {before.text()} points in epoch {earlier[-1]}, the last "
+            f"before the first decay, and {end.text()} in the last epoch, {max(gaps)} ({_seeds(end.seeds)})."
+        )
+        behind = {HOLDS: FAILS, FAILS: HOLDS, UNKNOWN: UNKNOWN}[before.verdict]
+        return all_hold([behind, end.verdict]), evidence
+
+    return _over_variants(context, judge_row)
+
+
+@register("hybrid_forward", "c4")
+def hybrid_paths_lead_before_decay(context: Context) -> Verdict:
+    """L1, L2 < L3 and their accuracies above the normal path's, over all steps before the first decay."""
+
+    def judge_row(row: Row) -> Verdict:
+        curves = _path_curves(context, row)
+        decay = _decay(context, row, curves[0])
+        verdicts, texts = [], []
+        for path in PATHS[:2]:
+            lower = gap([curve.values["l3"][:decay] - curve.values[path][:decay] for curve in curves])
+            accuracies = PATH_ACCURACIES[path], PATH_ACCURACIES["l3"]
+            ahead = gap([curve.values[accuracies[0]][:decay] - curve.values[accuracies[1]][:decay] for curve in curves])
+            verdicts += [lower.verdict, ahead.verdict]
+            texts.append(f"{PATH_NAMES[path]}: loss lower by {lower.text(3)}, accuracy higher by {ahead.text()} points")
+        epoch = curves[0].epoch[decay - 1]
+        evidence = f"Over the {epoch:g} epochs before the first decay, against the normal path, {'; '.join(texts)}"
+        return all_hold(verdicts), f"{evidence} ({_seeds(len(curves))})."
+
+    return _over_variants(context, judge_row)
+
+
+def _final_losses(curves: Sequence[Curve]) -> dict[str, list[np.ndarray]]:
+    """Path -> the last epoch's losses, one array per seed."""
+    last = [curve.epoch_index == curve.epoch_index[-1] for curve in curves]
+    return {path: [curve.values[path][kept] for curve, kept in zip(curves, last, strict=True)] for path in PATHS}
+
+
+def _compare(losses: Mapping[str, Sequence[np.ndarray]], higher: str, lower: str) -> Gap:
+    """By how much one path's final loss is above another's."""
+    return gap([one - other for one, other in zip(losses[higher], losses[lower], strict=True)])
+
+
+def _list_losses(losses: Mapping[str, Sequence[np.ndarray]]) -> str:
+    means = {path: float(np.mean([each.mean() for each in found])) for path, found in losses.items()}
+    return ", ".join(f"{path.upper()} {value:.3f}" for path, value in means.items())
+
+
+@register("hybrid_forward", "c5")
+def normal_path_lies_between(context: Context) -> Verdict:
+    """min(L1, L2) < L3 < max(L1, L2) in the last epoch."""
+
+    def judge_row(row: Row) -> Verdict:
+        curves = _path_curves(context, row)
+        losses = _final_losses(curves)
+        above = {path: _compare(losses, "l3", path) for path in PATHS[:2]}
+        low, high = sorted(above, key=lambda path: -above[path].mean)
+        verdict = all_hold([above[low].verdict, _compare(losses, high, "l3").verdict])
+        texts = [f"L3 - {path.upper()} = {each.text(3)}" for path, each in above.items()]
+        return verdict, f"Last epoch: {_list_losses(losses)}; {', '.join(texts)} ({_seeds(len(curves))})."
+
+    return _over_variants(context, judge_row)
+
+
+def path_depths(context: Context, row: Row) -> dict[str, int]:
+    """Path -> number of layers: from the result, or the paper's where the run has its networks and switches."""
+    result = context.result(row)
+    known = result.get("path_depths")
+    if known:
+        return dict(zip(PATHS, known, strict=True))
+    config = result.get("config", {})
+    changed = config.get("method", {}).get("switch_at") is not None or any(
+        (config.get(side, {}).get("network") or {}).get("small_stem") for side in ("teacher", "student")
+    )
+    for figure in context.record.figures:
+        numbers = figure["numbers"]
+        printed = [line for line in context.record.rows if line["method"] == "hybrid_forward"]
+        same = any((line["teacher"], line["student"]) == (row["teacher"], row["student"]) for line in printed)
+        if "hybrid_path1_layers" in numbers and same and not changed:
+            names = ("hybrid_path1_layers", "hybrid_path2_layers", "student_layers")
+            return {path: numbers[name] for path, name in zip(PATHS, names, strict=True)}
+    raise Missing(f"Needs the path depths of {row['teacher']} and {row['student']}.")
+
+
+@register("hybrid_forward", "c6")
+def depth_does_not_order_losses(context: Context) -> Verdict:
+    """In the last epoch, some deeper path has a higher loss than a shallower one."""
+
+    def judge_row(row: Row) -> Verdict:
+        curves = _path_curves(context, row)
+        depths = path_depths(context, row)
+        losses = _final_losses(curves)
+        order = sorted(PATHS, key=lambda path: depths[path])
+        pairs = [(deep, flat) for i, flat in enumerate(order) for deep in order[i + 1 :] if depths[deep] > depths[flat]]
+        found = {pair: _compare(losses, *pair) for pair in pairs}
+        (deep, flat), widest = max(found.items(), key=lambda item: item[1].mean)
+        layers = ", ".join(f"{path.upper()} {depths[path]}" for path in PATHS)
+        evidence = (
+            f"Last epoch: {_list_losses(losses)}; layers: {layers}; {deep.upper()} - {flat.upper()} = {widest.text(3)} "
+            f"({_seeds(len(curves))})."
+        )
+        return any_holds([each.verdict for each in found.values()]), evidence
+
+    return _over_variants(context, judge_row)

@@ -1,117 +1,209 @@
-"""From result files to the content of `table.json`: a pure function of the cells' folders."""
+"""A table's numbers from the result files of its cells, and nothing else."""
 
 from __future__ import annotations
 
-import json
 import math
-import statistics
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tables.claims import judge
-from tables.records import find
+import numpy as np
 
-Row = Mapping[str, Any]
+from experiments.cell import folder_of, read_result, read_status
+from kt.errors import UserError
+from tables.claims import Context, judge_all
+from tables.records import TableRecord, find_table, metric_label
 
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The file's content, or None where there is no readable one."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
+Json = dict[str, Any]
 
 
-def cell_state(output_root: Path, cell: Mapping[str, Any]) -> dict[str, Any]:
-    """`{id, seed, status, metrics}` of one cell; `status` is done, failed or missing."""
-    folder = output_root / "cells" / cell["id"]
-    result = read_json(folder / "result.json")
-    if result is not None and result.get("status") == "done":
-        return {"id": cell["id"], "seed": cell.get("seed"), "status": "done", "metrics": result["metrics"]}
-    status = "failed" if read_json(folder / "status.json") is not None else "missing"
-    return {"id": cell["id"], "seed": cell.get("seed"), "status": status, "metrics": {}}
-
-
-def aggregate(cells: Sequence[Mapping[str, Any]], names: Sequence[str]) -> tuple[Any, Any]:
-    """Mean and sample standard deviation of every metric over the seeds that are done; None where there are too few."""
-    values = {name: [c["metrics"][name] for c in cells if name in c["metrics"]] for name in names}
-    values = {name: found for name, found in values.items() if found}
-    if not values:
-        return None, None
-    mean = {name: statistics.fmean(found) for name, found in values.items()}
-    std = {name: statistics.stdev(found) for name, found in values.items() if len(found) > 1}
-    return mean, std or None
-
-
-def names_of(dataset: str | Sequence[str]) -> str:
-    """One dataset's name, or several with commas."""
-    return dataset if isinstance(dataset, str) else ", ".join(dataset)
-
-
-def same_dataset(ours: str, printed: str | Sequence[str]) -> bool:
-    """Whether a dataset of ours is the printed one."""
-    printed = names_of(printed)
-    return ours.replace("-", "").replace("_", "").lower() == printed.replace("-", "").replace("_", "").lower()
-
-
-def collect(name: str, rows: Sequence[Row], output_root: Path, scale: str, dataset: str) -> dict[str, Any]:
+def collect(
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    output_root: str | os.PathLike[str],
+    scale: str,
+    dataset: str | None = None,
+) -> Json:
     """The content of `table.json`.
 
     Args:
-        name: The table.
-        rows: `{id, label, role, method, teacher, student, ours, paper_row, cells: [{id, seed}], axes}`.
-        output_root: Holds `cells/`.
-        scale: Name of the scale.
-        dataset: Name of the dataset that was trained on.
+        name: The table's name.
+        rows: id, label, role, method, teacher, student, ours, paper_row (index of the printed row or None), axes
+            (key -> value) and cells (id, seed) of each row; a row that only cites a number has no cells.
+        output_root: Where `cells/` is.
+        scale: The scale of the run.
+        dataset: The run's dataset; None takes it from the results.
+
+    Returns:
+        table, paper, scale, dataset, comparable, banner (the same in words), metrics, rows, claims.
+
+    Raises:
+        UserError: There is no such table or printed row.
     """
-    printed = find(name)
-    metrics = [
-        {key: metric.get(key) for key in ("name", "unit", "better", "decimals")} for metric in printed.table["metrics"]
-    ]
-    names = [metric["name"] for metric in metrics]
-    collected = []
-    labels: dict[str, str] = {}
-    for row in rows:
-        cells = [cell_state(output_root, cell) for cell in row["cells"]]
-        mean, std = aggregate(cells, names)
-        number = row.get("paper_row")
-        paper = printed.table["rows"][number]["values"] if number is not None else {}
-        for cell in cells:
-            result = read_json(output_root / "cells" / cell["id"] / "result.json") or {}
-            labels.update(result.get("labels") or {})
-        shown = {key: row.get(key) for key in ("id", "label", "role", "method", "teacher", "student")}
-        shown |= {"ours": bool(row.get("ours")), "axes": dict(row.get("axes") or {})}
-        # A row of a swept axis stands beside the printed one, which has no such axis.
-        values = {metric: None if row.get("axes") else paper.get(metric) for metric in names}
-        collected.append({**shown, "paper": values, "mean": mean, "std": std, "cells": cells})
-    for metric in metrics:
-        metric["label"] = labels.get(metric["name"], metric["name"])
-    comparable = scale == "paper" and same_dataset(dataset, printed.table["dataset"])
-    table = {
+    record = find_table(name)
+    ids = {cell["id"] for row in rows for cell in row["cells"]}
+    found = {cell_id: read_result(folder_of(output_root, cell_id)) for cell_id in ids}
+    results = {cell_id: result for cell_id, result in found.items() if result is not None}
+    collected = [_collect_row(record, row, output_root, results) for row in rows]
+    if dataset is None:
+        dataset = next((config["dataset"]["name"] for config in map(_config, results.values()) if config), None)
+    reasons = differences(record, collected, results, scale, dataset)
+    context = Context(record, collected, results, Path(output_root))
+    return {
         "table": name,
-        "paper": printed.paper,
+        "paper": record.paper,
         "scale": scale,
         "dataset": dataset,
-        "comparable": comparable,
-        "metrics": metrics,
+        "comparable": not reasons,
+        "banner": banner(reasons, scale, dataset),
+        "metrics": _metrics(record, results.values()),
         "rows": collected,
+        "claims": judge_all(context),
     }
-    claims = [
-        {"id": claim["id"], "claim": claim["claim"], **judge(printed.paper, claim, table, output_root)}
-        for claim in printed.claims
-    ]
-    return {**table, "claims": claims}
 
 
-def best_rows(table: Mapping[str, Any], metric: Mapping[str, Any]) -> set[str]:
-    """Ids of the students that are best in a metric (more than one where they tie)."""
-    name, sign = metric["name"], 1 if metric["better"] == "higher" else -1
-    scores = {
-        row["id"]: sign * row["mean"][name]
-        for row in table["rows"]
-        if row["role"] != "teacher" and row["mean"] and name in row["mean"]
+def _config(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    return result.get("config") or {}
+
+
+def _finite(value: Any) -> float | None:
+    """A measured number, or None for what is none (JSON knows no NaN)."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _collect_row(
+    record: TableRecord,
+    row: Mapping[str, Any],
+    output_root: str | os.PathLike[str],
+    results: Mapping[str, Mapping[str, Any]],
+) -> Json:
+    names = [metric["name"] for metric in record.metrics]
+    cells = [_collect_cell(cell, output_root, results.get(cell["id"]), names) for cell in row["cells"]]
+    index = row.get("paper_row")
+    if index is not None and not 0 <= index < len(record.rows):
+        raise UserError(f"paper_row={index}: table {record.name} has {len(record.rows)} printed rows, counted from 0")
+    printed = record.rows[index] if index is not None else None
+    measured = [cell["metrics"] for cell in cells if cell["status"] == "done"]
+    values = {name: [each[name] for each in measured if each[name] is not None] for name in names}
+    mean = {name: float(np.mean(found)) if found else None for name, found in values.items()}
+    several = len(measured) > 1
+    std = {name: float(np.std(found, ddof=1)) if len(found) > 1 else None for name, found in values.items()}
+    return {
+        "id": row["id"],
+        "label": row["label"],
+        "role": row["role"],
+        "method": row["method"],
+        "teacher": row["teacher"],
+        "student": row["student"],
+        "ours": bool(row.get("ours", False)),
+        "axes": dict(row.get("axes") or {}),
+        "printed_row": printed["row"] if printed else None,
+        "paper": {name: printed["values"].get(name) if printed else None for name in names},
+        "mean": mean if measured else None,
+        "std": std if several else None,
+        "cells": cells,
     }
-    top = max(scores.values(), default=math.nan)
-    return {row for row, score in scores.items() if score == top}
+
+
+def _collect_cell(
+    cell: Mapping[str, Any],
+    output_root: str | os.PathLike[str],
+    result: Mapping[str, Any] | None,
+    names: Sequence[str],
+) -> Json:
+    shown: Json = {"id": cell["id"], "seed": cell["seed"]}
+    if result is not None:
+        metrics = result.get("metrics") or {}
+        return {**shown, "status": "done", "metrics": {name: _finite(metrics.get(name)) for name in names}}
+    state = read_status(folder_of(output_root, cell["id"]))
+    status = "missing" if state["status"] in ("missing", "running") else "failed"
+    return {**shown, "status": status, "metrics": {}, "error": state.get("error")}
+
+
+def _metrics(record: TableRecord, results: Any) -> list[Json]:
+    """The printed metrics, under the names that the results give them where these mean something else."""
+    renamed: dict[str, set[str]] = {}
+    for result in results:
+        for name, label in (result.get("labels") or {}).items():
+            renamed.setdefault(name, set()).add(label)
+    found = []
+    for metric in record.metrics:
+        name = metric["name"]
+        own = " / ".join(sorted(renamed.get(name, ()))) or str(metric.get("printed_as", metric_label(name)))
+        kept = {key: metric.get(key) for key in ("name", "unit", "better", "decimals")}
+        found.append({**kept, "label": own, "spread": metric.get("spread")})
+    return found
+
+
+def dataset_key(name: str) -> str:
+    """A printed dataset's name as configs spell it."""
+    key = re.sub("[^a-z0-9]", "", name.lower().split("(")[0])
+    return {"imagenet1k": "imagenet"}.get(key, key)
+
+
+def differences(
+    record: TableRecord,
+    rows: Sequence[Mapping[str, Any]],
+    results: Mapping[str, Mapping[str, Any]],
+    scale: str,
+    dataset: str | None,
+) -> list[str]:
+    """Why a run's numbers cannot be compared with the printed ones; nothing if they can."""
+    reasons: list[str] = []
+    if dataset is None:
+        return ["there are no results yet"]
+    if dataset == "scenes":
+        reasons.append(f"scale={scale} trains {'slim ' if scale == 'mini' else ''}networks on embedded data")
+    elif dataset not in map(dataset_key, record.datasets):
+        reasons.append(f"dataset={dataset} is not the paper's {' or '.join(record.datasets)}")
+    if scale == "fast":
+        reasons.append("scale=fast shortens the schedule")
+    elif scale != "paper" and dataset != "scenes":
+        reasons.append(f"scale={scale} is not the paper's setting")
+    if reasons:
+        return reasons
+    varied = sorted({key for row in rows for key in row["axes"]})
+    if varied:
+        reasons.append(f"the run varies {', '.join(varied)}")
+    settings = {
+        reason
+        for row in rows
+        for cell in row["cells"]
+        if cell["id"] in results
+        for reason in _settings_changed(record, row, _config(results[cell["id"]]))
+    }
+    return reasons + sorted(settings)
+
+
+def _settings_changed(record: TableRecord, row: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """What one cell does differently from what the paper states."""
+    dataset, schedule = config.get("dataset", {}), config.get("schedule", {})
+    reasons = []
+    if dataset.get("subset"):
+        reasons.append(f"dataset.subset={dataset['subset']}")
+    if dataset.get("validation"):
+        reasons.append(f"dataset.validation={dataset['validation']}")
+    for key in ("teacher", "student"):
+        printed = {line[key] for line in record.rows if line[key]}
+        if row[key] and row[key] not in printed:
+            reasons.append(f"{key}={row[key]} is not the paper's {' or '.join(sorted(printed))}")
+    if row["role"] == "teacher" or not schedule.get("epochs"):
+        return reasons
+    if len(record.protocols) == 1:
+        protocol = record.protocols[0]
+        length = protocol["schedule"]["total"] if protocol["schedule"]["unit"] == "epochs" else None
+        for key, stated in (("lr", protocol["lr"]), ("batch_size", protocol["batch_size"]), ("epochs", length)):
+            if isinstance(stated, int | float) and not math.isclose(stated, schedule[key]):
+                reasons.append(f"schedule.{key}={schedule[key]} instead of {stated}")
+    return reasons
+
+
+def banner(reasons: Sequence[str], scale: str, dataset: str | None) -> str:
+    """In words, whether the numbers can be compared with the paper's."""
+    if reasons:
+        return f"These numbers are not comparable with the paper: {'; '.join(reasons)}."
+    return (
+        f"These numbers are comparable with the paper: scale={scale} on dataset={dataset}, settings as it prints them."
+    )

@@ -124,9 +124,9 @@ class Gap:
             return HOLDS
         return FAILS if self.mean < -self.spread else UNKNOWN
 
-    def text(self, unit: str = "") -> str:
+    def text(self, decimals: int = 2) -> str:
         """`+1.20 ± 0.10`."""
-        return f"{self.mean:+.2f} ± {self.spread:.2f}{unit}"
+        return f"{self.mean:+.{decimals}f} ± {self.spread:.{decimals}f}"
 
 
 def gap(samples: Sequence[Array]) -> Gap:

@@ -112,14 +112,14 @@ class TableRecord:
         return [claim for claim in self.document["claims"] if belongs(claim)]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def load_paper(key: str) -> Mapping[str, Any]:
     """A paper's record."""
     with open(FOLDER / f"{key}.yaml", encoding="utf-8") as file:
         return yaml.load(file, Loader=_Loader)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def all_tables() -> tuple[TableRecord, ...]:
     """Every printed table of the five papers."""
     return tuple(TableRecord(paper, table) for paper in map(load_paper, PAPERS) for table in paper["tables"])

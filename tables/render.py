@@ -1,170 +1,444 @@
-"""Renders a table as Markdown, CSV, TeX, JSON and HTML."""
+"""Renders a table as Markdown, CSV, LaTeX, JSON and a page, with the printed numbers beside ours."""
 
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import os
+import re
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+import jinja2
+from markupsafe import Markup
 
-from tables.collect import Row, best_rows, collect
-from tables.curves import draw
-from tables.records import find
+from experiments.cell import folder_of, read_result
+from kt.errors import UserError
+from tables.claims import Context
+from tables.collect import collect
+from tables.figures import drawings, plot
+from tables.records import TableRecord, find_table
 
+Json = dict[str, Any]
+
+X = "X"
+ARROWS = {"higher": "↑", "lower": "↓"}
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def banner(table: Mapping[str, Any]) -> str:
-    """In words, whether the numbers may be compared with the printed ones."""
-    if table["comparable"]:
-        return "Same dataset and settings as printed: the numbers can be compared."
-    reason = {
-        "mini": "scale=mini shortens training to minutes, and on the embedded data also slims the networks",
-        "fast": "scale=fast shortens the schedule",
-    }.get(table["scale"], "the dataset is not the paper's")
-    return f"These numbers are NOT comparable with the printed ones: {reason} (dataset: {table['dataset']})."
+def write_table(
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    output_root: str | os.PathLike[str],
+    scale: str,
+    dataset: str,
+    command: str | None = None,
+) -> Path:
+    """Collects and renders a table into `<output_root>/tables/<name>/<scale>/`.
+
+    Args:
+        name: The table's name.
+        rows: As `tables.collect.collect` takes them.
+        output_root: Where `cells/` is.
+        scale: The scale of the run.
+        dataset: The run's dataset.
+        command: What made the results; by default this process's command line if it is a run.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: There is no such table, or the folder cannot be written.
+    """
+    record = find_table(name)
+    command = command or _own_command()
+    table = collect(name, rows, output_root, scale, dataset)
+    folder = Path(output_root) / "tables" / name / scale
+    stored = {"rows": list(rows), "scale": scale, "dataset": dataset, "command": command}
+    try:
+        (folder / "curves").mkdir(parents=True, exist_ok=True)
+        plots = _write_curves(record, table, output_root, folder)
+        page = as_html(record, table, output_root, folder, plots, command)
+        texts = {
+            "table.md": as_markdown(record, table),
+            "table.csv": as_csv(table),
+            "table.tex": as_latex(record, table),
+        }
+        texts |= {"rows.json": _as_json(stored), "table.json": _as_json(table), "index.html": page}
+        for file, text in texts.items():
+            _write(folder / file, text.encode())
+    except OSError as error:
+        raise UserError(f"{folder}: expected a folder to write to ({error.strerror})") from None
+    return folder
 
 
-def ours(row: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
-    """Our number of a row: mean, with the standard deviation over seeds, or X."""
-    name, decimals = metric["name"], metric["decimals"] or 2
-    if not row["cells"]:
-        return "-"
-    if not row["mean"] or name not in row["mean"]:
-        return "X"
-    text = f"{row['mean'][name]:.{decimals}f}"
-    if row["std"] and name in row["std"]:
-        text += f" ± {row['std'][name]:.{decimals}f}"
-    missing = sum(cell["status"] != "done" for cell in row["cells"])
-    return f"{text} ({missing} X)" if missing else text
+def read_rows(folder: Path) -> Json | None:
+    """What `write_table` was last given for a folder; None if never.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    path = folder / "rows.json"
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:
+        stored = None
+    if not isinstance(stored, dict) or not {"rows", "scale", "dataset"} <= stored.keys():
+        raise UserError(f"{path}: expected the rows of a table; run the table again")
+    return stored
 
 
-def printed(row: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
-    """The paper's number of a row."""
-    value, decimals = row["paper"][metric["name"]], metric["decimals"] or 2
-    if value is None:
-        return "-"
-    if isinstance(value, list):
-        return f"{value[0]:.{decimals}f} ± {value[1]:.{decimals}f}"
-    return f"{value:.{decimals}f}"
+def _own_command() -> str | None:
+    """This process's command line, if it runs a table."""
+    path = Path(sys.argv[0])
+    if path.parts[-2:] != ("experiments", "run.py"):
+        return None
+    return shlex.join(["python", "-m", "experiments.run", *sys.argv[1:]])
 
 
-def grid(table: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of text: ours and printed, side by side for every metric."""
-    header = ["row", "teacher", "student"]
-    for metric in table["metrics"]:
-        arrow = "↑" if metric["better"] == "higher" else "↓"
-        header += [f"{metric['label']} {arrow} ours", f"{metric['name']} printed"]
-    best = {metric["name"]: best_rows(table, metric) for metric in table["metrics"]}
-    lines = []
-    for row in table["rows"]:
-        line = [row["label"], row["teacher"] or "-", row["student"] or "-"]
-        for metric in table["metrics"]:
-            own = ours(row, metric)
-            line += [f"**{own}**" if row["id"] in best[metric["name"]] else own, printed(row, metric)]
-        lines.append(line)
-    return header, lines
+def _as_json(content: Any) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def markdown(table: Mapping[str, Any]) -> str:
-    """The table, its banner and the verdicts as Markdown."""
-    header, lines = grid(table)
-    title = find(table["table"]).table["caption"]
-    text = [f"# {table['table']}", "", f"{title}.", "", f"> {banner(table)}", ""]
-    text += ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *lines)]
-    text += ["", "| claim | verdict | evidence |", "| --- | --- | --- |"]
-    text += [f"| {c['id']}: {c['claim']} | {c['verdict']} | {c['evidence']} |" for c in table["claims"]]
-    return "\n".join(text) + "\n"
-
-
-def comma_separated(table: Mapping[str, Any]) -> str:
-    """One line per row and metric."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer)
-    writer.writerow(
-        ["row", "label", "role", "teacher", "student", "metric", "mean", "std", "seeds", "printed", "comparable"]
-    )
-    for row in table["rows"]:
-        for metric in table["metrics"]:
-            name = metric["name"]
-            value = row["paper"][name]
-            mean, std = ((row[key] or {}).get(name, "") for key in ("mean", "std"))
-            seeds = sum(cell["status"] == "done" for cell in row["cells"])
-            fixed = [row[key] or "" for key in ("id", "label", "role", "teacher", "student")]
-            value = "" if value is None else value[0] if isinstance(value, list) else value
-            mean = mean if mean != "" or not row["cells"] else "X"
-            writer.writerow([*fixed, name, mean, std, seeds, value, table["comparable"]])
-    return buffer.getvalue()
-
-
-def tex(table: Mapping[str, Any]) -> str:
-    """A booktabs tabular with the banner as a comment."""
-
-    def escape(text: str) -> str:
-        for old, new in (
-            ("&", r"\&"),
-            ("%", r"\%"),
-            ("_", r"\_"),
-            ("±", r"$\pm$"),
-            ("↑", r"$\uparrow$"),
-            ("↓", r"$\downarrow$"),
-        ):
-            text = text.replace(old, new)
-        return text[2:-2].join((r"\textbf{", "}")) if text.startswith("**") else text
-
-    header, lines = grid(table)
-    text = [f"% {banner(table)}", r"\begin{tabular}{lll" + "r" * (len(header) - 3) + "}", r"\toprule"]
-    text += [" & ".join(map(escape, header)) + r" \\", r"\midrule"]
-    text += [" & ".join(map(escape, line)) + r" \\" for line in lines]
-    return "\n".join([*text, r"\bottomrule", r"\end{tabular}"]) + "\n"
-
-
-def html(table: Mapping[str, Any], output_root: Path) -> str:
-    """A page without any outside resource."""
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
-    found = find(table["table"])
-    return environment.get_template("index.html.j2").render(
-        table=table,
-        paper=found.record["paper"],
-        caption=found.table["caption"],
-        banner=banner(table),
-        ours=ours,
-        printed=printed,
-        best={metric["name"]: best_rows(table, metric) for metric in table["metrics"]},
-        curves=draw(table, output_root),
-    )
-
-
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, content: bytes) -> None:
+    """Readers see the old file or the new one, never half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(content)
     os.replace(temporary, path)
 
 
-def folder_of(output_root: Path, name: str, scale: str) -> Path:
-    """Where a table's renderings lie."""
-    return output_root / "tables" / name / scale
+# Numbers
 
 
-def write_table(name: str, rows: Sequence[Row], output_root: str | Path, scale: str, dataset: str) -> Path:
-    """Collects the results and writes every rendering, and the rows themselves so that it can be done again.
+def number(value: float | None, decimals: int) -> str:
+    """A measured number, X if there is none."""
+    return X if value is None else f"{value:.{decimals}f}"
 
-    Returns:
-        The folder with `table.md .csv .tex .json`, `index.html` and `rows.json`.
+
+def ours(row: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
+    """What this run measured: mean, standard deviation over seeds, and how many seeds if some are not done."""
+    if not row["cells"]:
+        return "–"  # the row only cites a number
+    name, decimals = metric["name"], metric["decimals"]
+    text = number((row["mean"] or {}).get(name), decimals)
+    spread = (row["std"] or {}).get(name)
+    if spread is not None:
+        text += f" ± {spread:.{decimals}f}"
+    done = sum(cell["status"] == "done" for cell in row["cells"])
+    return text if text == X or done == len(row["cells"]) else f"{text} ({done} of {len(row['cells'])} seeds)"
+
+
+def printed(row: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
+    """What the paper prints; empty if nothing."""
+    value, decimals = row["paper"][metric["name"]], metric["decimals"]
+    if value is None:
+        return ""
+    if not isinstance(value, list):
+        return f"{value:.{decimals}f}"
+    mean, spread = value
+    fits = abs(round(spread, decimals) - spread) < 1e-12
+    return f"{mean:.{decimals}f} ± " + (f"{spread:.{decimals}f}" if fits else f"{spread:g}")
+
+
+def best_rows(table: Mapping[str, Any], source: str) -> set[tuple[str, str]]:
+    """(row id, metric) of the best student rows, among those that compare: same student, data and teacher axes.
+
+    Args:
+        table: The collected table.
+        source: `mean` (ours) or `paper`.
     """
-    root = Path(output_root)
-    folder = folder_of(root, name, scale)
-    folder.mkdir(parents=True, exist_ok=True)
-    table = collect(name, rows, root, scale, dataset)
-    _write(folder / "rows.json", json.dumps({"rows": list(rows), "scale": scale, "dataset": dataset}, indent=2) + "\n")
-    _write(folder / "table.json", json.dumps(table, indent=2) + "\n")
-    _write(folder / "table.md", markdown(table))
-    _write(folder / "table.csv", comma_separated(table))
-    _write(folder / "table.tex", tex(table))
-    _write(folder / "index.html", html(table, root))
-    return folder
+    found: dict[tuple[Any, ...], list[tuple[float, str]]] = {}
+    for row in table["rows"]:
+        if row["role"] == "teacher":
+            continue
+        axes = tuple(item for item in row["axes"].items() if not item[0].startswith("method"))
+        for metric in table["metrics"]:
+            value = (row[source] or {}).get(metric["name"])
+            if value is not None:
+                score = value[0] if isinstance(value, list) else value
+                sign = 1 if metric["better"] == "higher" else -1
+                found.setdefault((row["student"], axes, metric["name"]), []).append((sign * score, row["id"]))
+    best = set()
+    for (_, _, name), scores in found.items():
+        if len(scores) > 1:
+            top = max(scores)[0]
+            best |= {(row_id, name) for score, row_id in scores if score == top}
+    return best
+
+
+def heading(metric: Mapping[str, Any]) -> str:
+    """`top-1 accuracy (%) ↑`."""
+    unit = {"percent": " (%)", None: ""}.get(metric["unit"], f" ({metric['unit']})")
+    if metric["label"] == metric["unit"]:
+        unit = ""
+    return f"{metric['label']}{unit} {ARROWS[metric['better']]}"
+
+
+def pair(row: Mapping[str, Any]) -> str:
+    """The networks of a row: `resnet50 → mobilenet_v1`."""
+    return " → ".join(network for network in (row["teacher"], row["student"]) if network)
+
+
+def spread_notes(table: Mapping[str, Any]) -> list[str]:
+    """What stands behind ± and other signs of a table."""
+    notes = []
+    if any(row["std"] for row in table["rows"]):
+        notes.append("Ours: mean ± sample standard deviation over seeds.")
+    kinds = {metric["spread"] for metric in table["metrics"] if metric["spread"]}
+    if kinds:
+        notes.append(f"The paper's ±: {'; '.join(sorted(kinds))}.")
+    if any(cell["status"] != "done" for row in table["rows"] for cell in row["cells"]):
+        notes.append(f"{X}: the cell failed or has not been trained.")
+    if any(not row["cells"] for row in table["rows"]):
+        notes.append("–: only the paper's number is cited.")
+    return notes
+
+
+# Formats
+
+
+def as_markdown(record: TableRecord, table: Mapping[str, Any]) -> str:
+    """The table with its verdicts."""
+
+    def clean(text: str) -> str:
+        return " ".join(text.split()).replace("|", r"\|")
+
+    ours_best, paper_best = best_rows(table, "mean"), best_rows(table, "paper")
+    head = ["row", "networks"]
+    for metric in table["metrics"]:
+        head += [f"{heading(metric)}: ours", "paper"]
+    lines = [head]
+    for row in table["rows"]:
+        cells = [f"{row['label']} (proposed)" if row["ours"] else row["label"], pair(row)]
+        for metric in table["metrics"]:
+            key = (row["id"], metric["name"])
+            for shown, best in ((ours(row, metric), ours_best), (printed(row, metric), paper_best)):
+                cells.append(f"**{shown}**" if key in best else shown)
+        lines.append(cells)
+    lines = [[clean(cell) for cell in line] for line in lines]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+
+    def joined(cells: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = ["-" * width if column < 2 else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
+    text = [
+        f"# {record.name}",
+        "",
+        f"{record.document['paper']['title']}, {record.title}: {record.table['caption']}.",
+        "",
+    ]
+    text += [f"**{table['banner']}**", "", joined(lines[0]), joined(rule), *map(joined, lines[1:]), ""]
+    text += [*spread_notes(table), ""] if spread_notes(table) else []
+    text += [
+        f"- **{each['verdict']}** {each['id']}: {clean(each['claim'])}. {clean(each['evidence'])}"
+        for each in table["claims"]
+    ]
+    return "\n".join(text).rstrip() + "\n"
+
+
+def as_csv(table: Mapping[str, Any]) -> str:
+    """One line per row; X where nothing was measured, `comparable` in every line."""
+    axes = list(dict.fromkeys(key for row in table["rows"] for key in row["axes"]))
+    names = [metric["name"] for metric in table["metrics"]]
+    columns = ["id", "label", "role", "method", "teacher", "student", "proposed", *axes, "seeds", "done"]
+    for name in names:
+        columns += [f"{name}_mean", f"{name}_std", f"{name}_paper", f"{name}_paper_spread"]
+    columns += ["comparable", "scale", "dataset"]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    for row in table["rows"]:
+        line = [row[key] for key in ("id", "label", "role", "method", "teacher", "student", "ours")]
+        line += [row["axes"].get(key) for key in axes]
+        line += [len(row["cells"]), sum(cell["status"] == "done" for cell in row["cells"])]
+        for name in names:
+            mean, paper = (row["mean"] or {}).get(name), row["paper"][name]
+            line += [(X if row["cells"] else None) if mean is None else mean, (row["std"] or {}).get(name)]
+            line += paper if isinstance(paper, list) else [paper, None]
+        writer.writerow([*line, table["comparable"], table["scale"], table["dataset"]])
+    return buffer.getvalue()
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "→": r"$\rightarrow$",
+    "–": "--",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+}
+
+
+def escape_latex(text: str) -> str:
+    """Text that LaTeX prints as it is."""
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def as_latex(record: TableRecord, table: Mapping[str, Any]) -> str:
+    """A `table` environment; needs the package booktabs."""
+    ours_best, paper_best = best_rows(table, "mean"), best_rows(table, "paper")
+    count = len(table["metrics"])
+    heads = [rf"\multicolumn{{2}}{{c}}{{{escape_latex(heading(metric))}}}" for metric in table["metrics"]]
+    lines = [
+        "% Needs \\usepackage{booktabs}.",
+        r"\begin{table}",
+        r"  \centering",
+        rf"  \caption{{{escape_latex(record.table['caption'])}. {escape_latex(table['banner'])}}}",
+        rf"  \begin{{tabular}}{{ll{'rr' * count}}}",
+        r"    \toprule",
+        f"    & & {' & '.join(heads)} \\\\",
+        f"    Row & Networks{' & ours & paper' * count} \\\\",
+        r"    \midrule",
+    ]
+    for row in table["rows"]:
+        cells = [escape_latex(row["label"]), escape_latex(pair(row))]
+        for metric in table["metrics"]:
+            key = (row["id"], metric["name"])
+            for text, best in ((ours(row, metric), ours_best), (printed(row, metric), paper_best)):
+                shown = escape_latex(text)
+                cells.append(rf"\textbf{{{shown}}}" if key in best else shown)
+        lines.append(f"    {' & '.join(cells)} \\\\")
+    lines += [r"    \bottomrule", r"  \end{tabular}", r"\end{table}"]
+    return "\n".join(lines) + "\n"
+
+
+@functools.lru_cache(maxsize=1)
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["place"] = _place
+    return environment.get_template("index.html.j2")
+
+
+def as_html(
+    record: TableRecord,
+    table: Mapping[str, Any],
+    output_root: str | os.PathLike[str],
+    folder: Path,
+    plots: Sequence[Mapping[str, Any]],
+    command: str | None,
+) -> str:
+    """The page: table, verdicts, curves; one file without outside resources."""
+    ours_best, paper_best = best_rows(table, "mean"), best_rows(table, "paper")
+    rows = []
+    for row in table["rows"]:
+        numbers = []
+        for metric in table["metrics"]:
+            key = (row["id"], metric["name"])
+            text = ours(row, metric)
+            value, _, spread = text.partition(" ± ")
+            numbers.append(
+                {
+                    "value": value,
+                    "spread": spread,
+                    "best": key in ours_best,
+                    "paper": printed(row, metric),
+                    "paper_best": key in paper_best,
+                }
+            )
+        cells = [{**cell, "href": _link(output_root, cell["id"], folder)} for cell in row["cells"]]
+        rows.append({**row, "numbers": numbers, "cells": cells})
+    done = [cell for row in table["rows"] for cell in row["cells"] if cell["status"] == "done"]
+    unique = {cell["id"] for row in table["rows"] for cell in row["cells"]}
+    facts = _facts(output_root, sorted({cell["id"] for cell in done}))
+    return _template().render(
+        record=record,
+        paper=record.document["paper"],
+        table=table,
+        rows=rows,
+        headings=[heading(metric) for metric in table["metrics"]],
+        notes=spread_notes(table),
+        plots=plots,
+        tally=_tally(table),
+        cells_done=len({cell["id"] for cell in done}),
+        cells_total=len(unique),
+        facts=facts,
+        command=command,
+    )
+
+
+def _tally(table: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(verdict, how many claims have it) as the page counts them."""
+    counted = []
+    for verdict, plural in (("holds", "hold"), ("fails", "fail"), ("unknown", "unknown")):
+        count = sum(claim["verdict"] == verdict for claim in table["claims"])
+        if count:
+            counted.append((verdict, f"{count} {verdict if count == 1 else plural}"))
+    return counted
+
+
+def _place(name: str) -> str:
+    """Where a claim is made: `Table 1`, `Figure 5`, `section 3.2`."""
+    kind = re.fullmatch(r"(table|figure)(\d+)", name)
+    if kind:
+        return f"{kind[1].capitalize()} {kind[2]}"
+    return name.removeprefix("text ").replace("text_sec", "section ").replace("_", ".")
+
+
+def _link(output_root: str | os.PathLike[str], cell_id: str, folder: Path) -> str:
+    """A cell's folder, seen from the page."""
+    return Path(os.path.relpath(folder_of(output_root, cell_id), folder)).as_posix() + "/"
+
+
+def _facts(output_root: str | os.PathLike[str], ids: Sequence[str]) -> dict[str, str]:
+    """How the results were made, where all or any of them say so."""
+    results = [result for cell_id in ids if (result := read_result(folder_of(output_root, cell_id)))]
+    facts = {}
+    hardware = [result["hardware"] for result in results if isinstance(result.get("hardware"), dict)]
+    devices = {name for each in hardware for name in (each.get("gpus") or [each.get("cpu")]) if name}
+    if devices:
+        facts["device"] = ", ".join(sorted(map(str, devices)))
+    seconds = sum(result.get("seconds") or 0 for result in results)
+    if seconds:
+        facts["training time"] = f"{seconds / 3600:.1f} h" if seconds >= 7200 else f"{seconds / 60:.1f} min"
+    sizes = {(result.get("train_size"), result.get("test_size")) for result in results}
+    if len(sizes) == 1 and all(next(iter(sizes))):
+        train, test = next(iter(sizes))
+        facts["images"] = f"{train:,} train, {test:,} test"
+    commits = {str(result["commit"])[:10] for result in results if result.get("commit")}
+    if commits:
+        facts["commit"] = ", ".join(sorted(commits))
+    return facts
+
+
+def _write_curves(
+    record: TableRecord, table: Mapping[str, Any], output_root: str | os.PathLike[str], folder: Path
+) -> list[Json]:
+    """Draws the figures into `curves/`, drops older ones, and returns what the page shows of them."""
+    context = Context(record, table["rows"], {}, Path(output_root))
+    shown, kept = [], set()
+    for drawing in drawings(context):
+        images = []
+        for panel in drawing.panels:
+            png, svg = plot(panel)
+            file = f"{drawing.figure['id']}_{panel.id}.png"
+            kept.add(file)
+            _write(folder / "curves" / file, png)
+            images.append(Markup(svg))
+        number = drawing.figure["id"].removeprefix("figure")
+        text = {"title": f"Figure {number}", "plots": drawing.figure["plots"], "caption": drawing.caption}
+        shown.append({**text, "images": images})
+    for old in (folder / "curves").glob("*.png"):
+        if old.name not in kept:
+            old.unlink(missing_ok=True)
+    return shown
