@@ -98,7 +98,8 @@ class TableRecord:
     @property
     def figures(self) -> list[Mapping[str, Any]]:
         """The figures that show the same experiments."""
-        shown = {place for protocol in self.protocols for place in protocol["applies_to"]}
+        applied = [set(protocol["applies_to"]) for protocol in self.document["protocols"].values()]
+        shown = set().union(*(places for places in applied if self.table["id"] in places))
         return [figure for figure in self.document["figures"] if figure["id"] in shown]
 
     @property

@@ -1,10 +1,16 @@
-"""Tables as a pure function of result files: contract, aggregation, verdicts and renderings."""
+"""Tables from synthetic result folders: numbers, verdicts, renderings, command line."""
 
 from __future__ import annotations
 
 import csv
-import html.parser
+import io
 import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -12,209 +18,656 @@ import numpy as np
 import pytest
 
 from kt.errors import UserError
-from tables.__main__ import main
+from tables.__main__ import run
 from tables.claims import JUDGES
 from tables.collect import collect
-from tables.records import PAPERS, all_tables, find, load
-from tables.render import write_table
+from tables.curves import Curve, downsample, first_decay
+from tables.records import PAPERS, all_tables, find_table, load_paper
+from tables.render import escape_latex, write_table
 
-TABLE = "imagenet_compression"
-METHODS = ("none", "kd", "at", "ft", "ab", "hybrid_forward")
+ROOT = Path(__file__).resolve().parent.parent
+NAME = "imagenet_compression"
+ROWS = ("teacher", "baseline", "kd", "at", "ft", "ab", "hybrid_forward")
+TOP1 = {"teacher": 86.0, "baseline": 70.0, "kd": 72.0, "at": 71.0, "ft": 70.5, "ab": 70.25, "hybrid_forward": 75.0}
+EPOCHS, STEPS, DECAY = 4, 10, 2  # the learning rate falls after epoch 2
+
+Json = dict[str, Any]
+# (epoch from 1) -> values; a little noise is added to all but `lr`
+Shape = Callable[[int], Mapping[str, float]]
 
 
-def table_rows(seeds: int = 1) -> list[dict[str, Any]]:
-    rows = [
-        {"id": "teacher", "method": "none", "role": "teacher", "teacher": "resnet50", "student": None, "paper_row": 0}
-    ]
-    for number, method in enumerate(METHODS, 1):
-        role = "baseline" if method == "none" else "method"
-        row = {"id": method, "method": method, "role": role, "teacher": "resnet50", "student": "mobilenet_v1"}
-        rows.append({**row, "paper_row": number, "ours": method == "hybrid_forward"})
+def plain_shape(epoch: int) -> Mapping[str, float]:
+    """A student without teacher."""
+    return {"loss": 2.0 / epoch, "accuracy": 40.0 + 5 * epoch}
+
+
+def hybrid_shape(**changes: Callable[[int], float]) -> Shape:
+    """Hybrid forward as the paper describes it, or with changes."""
+    late = DECAY + 1
+    values: dict[str, Callable[[int], float]] = {
+        "l1": lambda epoch: 1.5 / epoch if epoch < late else 0.9,
+        "l2": lambda epoch: 1.6 / epoch if epoch < late else 0.3,
+        "l3": lambda epoch: 2.0 / epoch if epoch < late else 0.6,
+        "accuracy1": lambda epoch: 45.0 + 5 * epoch,
+        "accuracy2": lambda epoch: 44.0 + 5 * epoch,
+        "accuracy": lambda epoch: 37.0 + 5 * epoch if epoch < late else 43.0 + 5 * epoch,
+        **changes,
+    }
+    return lambda epoch: {name: value(epoch) for name, value in values.items()}
+
+
+def write_curve(folder: Path, shape: Shape, seed: int = 0, decay: bool = True, noise: float = 0.01) -> None:
+    """A cell's `metrics.jsonl`."""
+    rng = np.random.default_rng(seed)
+    lines = [{"kind": "train", "phase": "paraphraser", "step": 1, "epoch": 1.0, "lr": 9.0, "loss": 99.0}]
+    for step in range(1, EPOCHS * STEPS + 1):
+        epoch = (step - 1) // STEPS + 1
+        values = {name: value + float(rng.normal(0, noise)) for name, value in shape(epoch).items()}
+        lr = 0.1 if epoch <= DECAY or not decay else 0.01
+        line = {"kind": "train", "phase": "train", "step": step, "epoch": step / STEPS, "lr": lr, **values}
+        lines.append({"loss": line.get("l1", 0.0), **line})
+        if step % STEPS == 0:
+            lines.append({"kind": "eval", "phase": "train", "step": step, "epoch": epoch, "top1": 1.0, "top5": 2.0})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text + '{"kind": "train", "phase": "tr')  # a torn last line
+
+
+def write_cell(root: Path, cell_id: str, metrics: Mapping[str, float] | None, **extra: Any) -> Path:
+    """A finished cell, or one that only has a folder."""
+    folder = root / "cells" / cell_id
+    folder.mkdir(parents=True, exist_ok=True)
+    if metrics is not None:
+        result = {"id": cell_id, "status": "done", "metrics": metrics, "labels": {}, "seconds": 60.0, **extra}
+        (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+def make_row(row_id: str, seeds: Sequence[int] = (0,), axes: Mapping[str, str] | None = None, **changes: Any) -> Json:
+    """A row as the table sweeper hands it over."""
+    index = ROWS.index(row_id)
+    suffix = "".join(f"-{value}" for value in (axes or {}).values())
+    role = row_id if row_id in ("teacher", "baseline") else "method"
+    row = {
+        "id": row_id + suffix,
+        "label": row_id.upper() + suffix,
+        "role": role,
+        "method": "none" if role != "method" else row_id,
+        "teacher": None if role == "baseline" else "resnet50",
+        "student": None if role == "teacher" else "mobilenet_v1",
+        "ours": row_id == "hybrid_forward",
+        "paper_row": index,
+        "axes": dict(axes or {}),
+        "cells": [{"id": f"{row_id}{suffix}-s{seed}", "seed": seed} for seed in seeds],
+    }
+    return {**row, **changes}
+
+
+def make_run(
+    root: Path,
+    seeds: Sequence[int] = (0, 1, 2),
+    top1: Mapping[str, float] | None = None,
+    hybrid: Shape | None = None,
+    spread: float = 0.1,
+    decay: bool = True,
+    **extra: Any,
+) -> list[Json]:
+    """A whole table, done; seeds are `spread` apart."""
+    values = {**TOP1, **(top1 or {})}
+    rows = [make_row(row_id, seeds) for row_id in ROWS]
     for row in rows:
-        row |= {"label": f"The {row['id']}", "axes": {}}
-        row["cells"] = [{"id": f"{row['id']}{seed}", "seed": seed} for seed in range(seeds)]
+        for cell in row["cells"]:
+            metrics = {"top1": values[row["id"]] + spread * cell["seed"], "top5": values[row["id"]] + 10}
+            folder = write_cell(root, cell["id"], metrics, **extra)
+            shape = (hybrid or hybrid_shape()) if row["id"] == "hybrid_forward" else plain_shape
+            write_curve(folder, shape, cell["seed"], decay)
     return rows
 
 
-def finish(
-    root: Path, cell: str, top1: float, curves: list[dict[str, float]] | None = None, size: int = 100_000
-) -> None:
-    folder = root / "cells" / cell
-    folder.mkdir(parents=True, exist_ok=True)
-    result = {"id": cell, "status": "done", "metrics": {"top1": top1, "top5": top1 + 10}, "test_size": size}
-    (folder / "result.json").write_text(json.dumps({**result, "labels": {"top5": "top-2 of 10 classes"}}))
-    lines = []
-    for epoch, values in enumerate(curves or [], 1):
-        for half in (0.5, 1.0):
-            # Two steps an epoch, the mean of which is the curve.
-            noisy = {key: value if key == "lr" else value + (half - 0.75) for key, value in values.items()}
-            row = {"kind": "train", "phase": "train", "step": 0, "epoch": epoch - 1 + half, "images_per_second": 1.0}
-            lines.append(json.dumps({**row, **noisy}))
-        lines.append(
-            json.dumps({"kind": "eval", "phase": "train", "step": 0, "epoch": epoch, "top1": 1.0, "top5": 2.0})
-        )
-    (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
+def verdicts(root: Path, rows: Sequence[Json]) -> dict[str, tuple[str, str]]:
+    """Claim -> verdict and evidence."""
+    table = collect(NAME, rows, root, "mini", "scenes")
+    return {claim["id"]: (claim["verdict"], claim["evidence"]) for claim in table["claims"]}
 
 
-def curve(losses: list[float], hits: list[float], **more: list[float]) -> list[dict[str, float]]:
-    rates = [0.1, 0.1, 0.01, 0.01]
-    rows = [{"lr": lr, "loss": a, "accuracy": b} for lr, a, b in zip(rates, losses, hits, strict=True)]
-    return [{**row, **{key: values[i] for key, values in more.items()}} for i, row in enumerate(rows)]
+# Records
 
 
-def whole_table(root: Path, **changes: list[float]) -> dict[str, Any]:
-    """All rows done, with curves that agree with every claim unless `changes` say otherwise."""
-    for number, row in enumerate(table_rows()):
-        finish(root, row["cells"][0]["id"], 60.0 + 2 * number)
-    finish(root, "none0", 62.0, curve([2.0, 1.5, 1.0, 0.9], [30, 40, 50, 55]))
-    taught = {
-        "losses": [6.0, 4.5, 3.0, 2.8],
-        "hits": [25, 38, 55, 60],
-        "l1": [1.8, 1.3, 0.8, 0.7],
-        "l2": [1.9, 1.4, 1.2, 1.1],
-        "l3": [2.1, 1.6, 1.0, 0.9],
-        "accuracy1": [40, 50, 60, 65],
-        "accuracy2": [35, 45, 55, 60],
-    } | changes
-    finish(root, "hybrid_forward0", 80.0, curve(**taught))
-    return collect(TABLE, table_rows(), root, "mini", "scenes")
+def test_thirty_tables_with_unique_names() -> None:
+    names = [record.name for record in all_tables()]
+    assert len(names) == len(set(names)) == 30
+    listed = re.findall(r"^\| (\w+) \| (\w+) \| (\w+) \|", (ROOT / "tables/paper/README.md").read_text(), re.MULTILINE)
+    assert [(r.name, r.paper, r.table["id"]) for r in all_tables()] == [
+        entry for entry in listed if entry[0] != "table"
+    ]
 
 
-def verdicts(table: dict[str, Any]) -> dict[str, str]:
-    return {claim["id"]: claim["verdict"] for claim in table["claims"]}
+@pytest.mark.parametrize("record", all_tables(), ids=lambda record: record.name)
+def test_record_schema(record: Any) -> None:
+    names = {metric["name"] for metric in record.metrics}
+    for metric in record.metrics:
+        assert metric["better"] in ("higher", "lower")
+        assert isinstance(metric["decimals"], int)
+    assert record.rows
+    for row in record.rows:
+        assert row["role"] in ("teacher", "baseline", "method", "unknown")
+        assert row["teacher"] or row["student"]
+        assert set(row["values"]) <= names
+        assert row["values"]
+        for value in row["values"].values():
+            values = value if isinstance(value, list) else [value]
+            assert len(values) in (1, 2)
+            assert all(isinstance(each, int | float) for each in values)
+    assert record.protocols
+    assert all(isinstance(note, str) for note in record.table["notes"])
 
 
-def test_claims_hold_on_curves_that_agree(tmp_path: Path) -> None:
-    table = whole_table(tmp_path)
-    found = verdicts(table)
-    # Ranked by loss, path 1 (46 layers) < plain (28) < path 2 (32): not by depth.
-    assert found == dict.fromkeys(("c1", "c2", "c3", "c4", "c5", "c6"), "holds")
+@pytest.mark.parametrize("key", PAPERS)
+def test_claims_and_figures_are_whole(key: str) -> None:
+    """An unquoted comma in a flow mapping would cut a sentence and make a key of its rest."""
+    paper = load_paper(key)
+    for claim in paper["claims"]:
+        assert set(claim) <= {"id", "claim", "where", "holds_in_paper", "check", "numbers"}
+    for figure in paper["figures"]:
+        assert set(figure) <= {"id", "name", "kind", "plots", "numbers", "supports", "notes"}
+        assert set(figure["supports"]) <= {claim["id"] for claim in paper["claims"]}
+
+
+def test_every_claim_belongs_to_a_table_and_gets_a_verdict(tmp_path: Path) -> None:
+    judged = set()
+    for record in all_tables():
+        for claim in collect(record.name, [], tmp_path, "mini", "scenes")["claims"]:
+            assert claim["verdict"] == "unknown"
+            assert claim["evidence"].endswith(".")
+            assert claim["evidence"] == "No judge yet." or (record.paper, claim["id"]) in JUDGES
+            judged.add((record.paper, claim["id"]))
+    assert judged == {(key, claim["id"]) for key in PAPERS for claim in load_paper(key)["claims"]}
+    assert set(JUDGES) == {("hybrid_forward", f"c{number}") for number in range(1, 7)}
+
+
+def test_unknown_table_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="'imagenet_compression'"):
+        find_table("imagenet_compresion")
+
+
+# Numbers
+
+
+def test_table_json_has_the_contract(tmp_path: Path) -> None:
+    rows = make_run(tmp_path, labels={"top5": "top-2 of 12 classes"})
+    folder = write_table(NAME, rows, tmp_path, "mini", "scenes")
+    assert folder == tmp_path / "tables" / NAME / "mini"
+    table = json.loads((folder / "table.json").read_text())
+    assert {"table", "paper", "scale", "comparable", "metrics", "rows", "claims"} <= table.keys()
+    assert (table["table"], table["paper"], table["scale"], table["comparable"]) == (
+        NAME,
+        "hybrid_forward",
+        "mini",
+        False,
+    )
+    assert [metric["name"] for metric in table["metrics"]] == ["top1", "top5"]
+    assert [metric["label"] for metric in table["metrics"]] == ["top-1 accuracy", "top-2 of 12 classes"]
+    assert all({"name", "unit", "better", "decimals"} <= metric.keys() for metric in table["metrics"])
+    kept = {"id", "label", "role", "method", "teacher", "student", "ours", "paper", "mean", "std", "cells"}
+    assert all(kept <= row.keys() for row in table["rows"])
+    assert table["rows"][6]["paper"] == {"top1": 71.39, "top5": 90.47}
+    assert [row["ours"] for row in table["rows"]] == [False] * 6 + [True]
+    for cell in table["rows"][1]["cells"]:
+        assert {"id", "seed", "status", "metrics"} <= cell.keys()
+    assert [claim["id"] for claim in table["claims"]] == ["c1", "c2", "c3", "c4", "c5", "c6"]
+    assert all({"id", "claim", "verdict", "evidence"} <= claim.keys() for claim in table["claims"])
+
+
+def test_mean_and_spread_over_seeds(tmp_path: Path) -> None:
+    values = np.array([[61.25, 80.5], [63.5, 82.0], [59.0, 83.25]])
+    for seed, (top1, top5) in enumerate(values):
+        write_cell(tmp_path, f"kd-s{seed}", {"top1": top1, "top5": top5})
+    row = collect(NAME, [make_row("kd", (0, 1, 2))], tmp_path, "mini")["rows"][0]
+    np.testing.assert_allclose(list(row["mean"].values()), values.mean(axis=0))
+    np.testing.assert_allclose(list(row["std"].values()), values.std(axis=0, ddof=1))
+    assert [cell["metrics"]["top1"] for cell in row["cells"]] == [61.25, 63.5, 59.0]
+    one = collect(NAME, [make_row("kd")], tmp_path, "mini")["rows"][0]
+    assert one["mean"] == {"top1": 61.25, "top5": 80.5}
+    assert one["std"] is None
+
+
+def test_states_of_cells(tmp_path: Path) -> None:
+    status = {"error": None, "host": "elsewhere", "pid": 1, "started": 0.0, "finished": None, "seconds": 0.0}
+    for seed, state in enumerate(("failed", "interrupted")):
+        folder = write_cell(tmp_path, f"kd-s{seed}", None)
+        (folder / "status.json").write_text(json.dumps({**status, "status": state, "error": "the loss is NaN"}))
+    running = write_cell(tmp_path, "kd-s2", None)
+    (running / "status.json").write_text(json.dumps({**status, "status": "running"}))
+    write_cell(tmp_path, "kd-s4", {"top1": float("nan"), "top5": 5.0})
+    half = write_cell(tmp_path, "kd-s5", None)
+    (half / "result.json").write_text('{"id": "kd-')
+    row = collect(NAME, [make_row("kd", range(6))], tmp_path, "mini")["rows"][0]
+    assert [cell["status"] for cell in row["cells"]] == ["failed", "failed", "missing", "missing", "done", "missing"]
+    assert row["cells"][0]["error"] == "the loss is NaN"
+    assert row["mean"] == {"top1": None, "top5": 5.0}
+    json.dumps(row, allow_nan=False)
+
+
+def test_row_that_only_cites(tmp_path: Path) -> None:
+    folder = write_table(NAME, [make_row("kd", ())], tmp_path, "paper", "imagenet")
+    row = json.loads((folder / "table.json").read_text())["rows"][0]
+    assert (row["cells"], row["mean"], row["std"]) == ([], None, None)
+    line = next(csv.DictReader((folder / "table.csv").open()))
+    assert (line["top1_mean"], line["top1_paper"]) == ("", "68.58")
+    assert "only the paper's number is cited" in (folder / "table.md").read_text()
+
+
+def test_axes_are_rows_of_their_own(tmp_path: Path) -> None:
+    rows = []
+    for number, value in enumerate(("dynamic", "0.1")):
+        rows.append(make_row("hybrid_forward", axes={"method.balance": value}))
+        write_cell(tmp_path, rows[-1]["cells"][0]["id"], {"top1": 70.0 + number, "top5": 90.0})
+    folder = write_table(NAME, rows, tmp_path, "mini", "scenes")
+    lines = list(csv.DictReader((folder / "table.csv").open()))
+    assert [(line["method.balance"], line["top1_mean"]) for line in lines] == [("dynamic", "70.0"), ("0.1", "71.0")]
+    text = (folder / "table.md").read_text()
+    assert "**71.00**" in text
+    assert "**70.00**" not in text
 
 
 @pytest.mark.parametrize(
-    ("claim", "changes"),
+    ("scale", "dataset", "config", "words"),
     [
-        ("c2", {"losses": [6.0, 1.4, 3.0, 2.8]}),
-        ("c3", {"hits": [25, 38, 45, 50]}),
-        ("c3", {"hits": [45, 48, 55, 60]}),
-        ("c4", {"l2": [2.3, 1.7, 1.2, 1.1]}),
-        ("c4", {"accuracy2": [20, 30, 55, 60]}),
-        ("c5", {"l3": [2.1, 1.6, 1.0, 1.2]}),
-        ("c6", {"l2": [1.9, 1.4, 1.0, 0.8]}),
+        ("paper", "imagenet", {}, None),
+        ("paper", "cifar100", {}, "dataset=cifar100 is not the paper's ImageNet"),
+        ("paper", "scenes", {}, "embedded data"),
+        ("fast", "imagenet", {}, "scale=fast shortens the schedule"),
+        ("mini", "scenes", {}, "scale=mini trains slim networks on embedded data"),
+        ("mini", "imagenet", {}, "scale=mini"),
+        ("paper", "imagenet", {"dataset": {"name": "imagenet", "subset": 1000}}, "dataset.subset=1000"),
+        ("paper", "imagenet", {"schedule": {"epochs": 9, "lr": 0.3, "batch_size": 256}}, "schedule.lr=0.3"),
     ],
 )
-def test_claims_fail_on_curves_that_contradict(claim: str, changes: Any, tmp_path: Path) -> None:
-    assert verdicts(whole_table(tmp_path, **changes))[claim] == "fails"
-
-
-def test_a_difference_within_the_spread_is_unknown(tmp_path: Path) -> None:
-    whole_table(tmp_path)
-    finish(tmp_path, "ab0", 79.9)
-    claims = collect(TABLE, table_rows(), tmp_path, "mini", "scenes")["claims"]
-    assert claims[0]["verdict"] == "unknown" and "within the spread" in claims[0]["evidence"]
-    finish(tmp_path, "ab0", 81.0)
-    assert collect(TABLE, table_rows(), tmp_path, "mini", "scenes")["claims"][0]["verdict"] == "fails"
-    # Over seeds the spread is that of the seeds.
-    rows = table_rows(seeds=2)
-    for row in rows:
-        for cell, value in zip(row["cells"], (70.0, 90.0), strict=True):
-            finish(tmp_path, cell["id"], value + (row["id"] == "hybrid_forward"))
-    assert verdicts(collect(TABLE, rows, tmp_path, "mini", "scenes"))["c1"] == "unknown"
-
-
-def test_nothing_done_prints_no_number_as_ours(tmp_path: Path) -> None:
-    folder = write_table(TABLE, table_rows(), tmp_path, "mini", "scenes")
+def test_comparable_only_with_the_papers_settings(
+    tmp_path: Path, scale: str, dataset: str, config: Json, words: str | None
+) -> None:
+    schedule = {"epochs": 100, "lr": 0.1, "batch_size": 256, "policy": "step"}
+    settings = {"dataset": {"name": dataset, "subset": None, "validation": 0.0}, "schedule": schedule, **config}
+    rows = make_run(tmp_path, (0,), config=settings)[:2]
+    folder = write_table(NAME, rows, tmp_path, scale, dataset)
     table = json.loads((folder / "table.json").read_text())
-    assert all(row["mean"] is None and row["cells"][0]["status"] == "missing" for row in table["rows"])
-    assert all(claim["verdict"] == "unknown" for claim in table["claims"])
-    lines = list(csv.DictReader((folder / "table.csv").open()))
-    assert {line["mean"] for line in lines} == {"X"} and lines[-2]["printed"] == "71.39"
-    assert (folder / "table.md").read_text().count("| X |") == 14
+    assert table["comparable"] is (words is None)
+    sentence = f"These numbers are {'' if words is None else 'not '}comparable with the paper"
+    for file in ("table.md", "table.tex", "index.html", "table.json"):
+        assert sentence in (folder / file).read_text(), file
+    assert words is None or words in table["banner"]
+    assert {line["comparable"] for line in csv.DictReader((folder / "table.csv").open())} == {str(words is None)}
 
 
-def test_mean_and_deviation_over_seeds_and_failed_cells(tmp_path: Path) -> None:
-    values = [61.0, 64.5, 62.3]
-    rows = table_rows(seeds=4)
-    for seed, value in enumerate(values):
-        finish(tmp_path, f"kd{seed}", value)
-    (tmp_path / "cells" / "kd3").mkdir()
-    (tmp_path / "cells" / "kd3" / "status.json").write_text('{"status": "failed", "error": "boom"}')
-    table = collect(TABLE, rows, tmp_path, "mini", "scenes")
-    kd = next(row for row in table["rows"] if row["id"] == "kd")
-    assert kd["mean"]["top1"] == pytest.approx(np.mean(values))
-    assert kd["std"]["top1"] == pytest.approx(np.std(values, ddof=1))
-    assert [cell["status"] for cell in kd["cells"]] == ["done", "done", "done", "failed"]
-    folder = write_table(TABLE, rows, tmp_path, "mini", "scenes")
-    assert "(1 X)" in (folder / "table.md").read_text()
+def test_another_network_is_not_comparable(tmp_path: Path) -> None:
+    rows = [make_row("baseline", student="resnet20")]
+    write_cell(tmp_path, "baseline-s0", {"top1": 1.0, "top5": 2.0}, config={"dataset": {"name": "imagenet"}})
+    table = collect(NAME, rows, tmp_path, "paper")
+    assert "student=resnet20 is not the paper's mobilenet_v1" in table["banner"]
 
 
-def test_contract_of_table_json(tmp_path: Path) -> None:
-    table = whole_table(tmp_path)
-    assert {"table", "paper", "scale", "comparable", "metrics", "rows", "claims"} <= table.keys()
-    assert [metric["name"] for metric in table["metrics"]] == ["top1", "top5"]
-    assert table["metrics"][1]["label"] == "top-2 of 10 classes"
-    for row in table["rows"]:
-        wanted = {"id", "label", "role", "method", "teacher", "student", "ours", "paper", "mean", "std", "cells"}
-        assert wanted <= row.keys()
-    assert table["rows"][-1]["paper"] == {"top1": 71.39, "top5": 90.47} and table["rows"][-1]["ours"]
+def test_printed_row_out_of_range(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="paper_row=7: table imagenet_compression has 7 printed rows"):
+        collect(NAME, [make_row("kd", paper_row=7)], tmp_path, "mini")
+
+
+# Claims
+
+
+def test_all_claims_hold(tmp_path: Path) -> None:
+    found = verdicts(tmp_path, make_run(tmp_path))
+    assert {verdict for verdict, _ in found.values()} == {"holds"}, found
+    assert "75.10 ± 0.10 against 72.10 ± 0.10" in found["c1"][1]
+    assert "+3.00 points" in found["c1"][1]
+    assert "4 of 4 epochs" in found["c2"][1]
+    assert "epoch 2" in found["c3"][1]
+    assert "Over the 2 epochs" in found["c4"][1]
+    assert re.search(r"L1 0\.9\d\d, L2 0\.[23]\d\d, L3 0\.[56]\d\d", found["c5"][1])
+    assert "L1 46, L2 32, L3 28" in found["c6"][1]
 
 
 @pytest.mark.parametrize(
-    ("scale", "dataset", "comparable"),
-    [("paper", "imagenet", True), ("paper", "cifar100", False), ("fast", "imagenet", False), ("mini", "scenes", False)],
+    ("claim", "changes", "verdict"),
+    [
+        ("c2", {"l3": lambda epoch: 0.1, "l1": lambda epoch: 0.1, "l2": lambda epoch: 0.1}, "fails"),
+        ("c3", {"accuracy": lambda epoch: 37.0 + 5 * epoch}, "fails"),  # stays behind
+        ("c3", {"accuracy": lambda epoch: 43.0 + 5 * epoch}, "fails"),  # is ahead from the start
+        ("c3", {"accuracy": lambda epoch: 37.0 + 5 * epoch if epoch < 3 else 40.0 + 5 * epoch}, "unknown"),
+        ("c4", {"l1": lambda epoch: 2.5 / epoch}, "fails"),
+        ("c4", {"accuracy2": lambda epoch: 30.0}, "fails"),
+        ("c4", {"l1": lambda epoch: 2.0 / epoch}, "unknown"),
+        ("c5", {"l1": lambda epoch: 0.2}, "fails"),
+        ("c5", {"l1": lambda epoch: 0.6}, "unknown"),
+        ("c6", {"l1": lambda epoch: 0.1, "l2": lambda epoch: 0.3, "l3": lambda epoch: 0.6}, "fails"),
+        ("c6", {"l1": lambda epoch: 0.6, "l2": lambda epoch: 0.6, "l3": lambda epoch: 0.6}, "unknown"),
+    ],
 )
-def test_only_the_papers_own_setting_is_comparable(scale: str, dataset: str, comparable: bool, tmp_path: Path) -> None:
-    folder = write_table(TABLE, table_rows(), tmp_path, scale, dataset)
-    assert json.loads((folder / "table.json").read_text())["comparable"] is comparable
-    for name in ("table.md", "table.tex", "index.html"):
-        assert ("NOT comparable" in (folder / name).read_text()) is not comparable
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+def test_verdicts_on_curves(
+    tmp_path: Path, claim: str, changes: Mapping[str, Callable[[int], float]], verdict: str, seeds: tuple[int, ...]
+) -> None:
+    rows = make_run(tmp_path, seeds, hybrid=hybrid_shape(**changes))
+    if verdict == "unknown":
+        # Means that differ by less than their noise: mirror the noise around zero.
+        for row, shape in ((rows[1], plain_shape), (rows[6], hybrid_shape(**changes))):
+            for cell in row["cells"]:
+                write_curve(tmp_path / "cells" / cell["id"], shape, cell["seed"], noise=0.0)
+    found, evidence = verdicts(tmp_path, rows)[claim]
+    assert found == verdict, evidence
 
 
-class _Links(html.parser.HTMLParser):
-    def __init__(self) -> None:
+@pytest.mark.parametrize(
+    ("difference", "spread", "seeds", "extra", "verdict", "words"),
+    [
+        (3.0, 0.1, 3, {}, "holds", "the spread of 3 seeds"),
+        (0.1, 0.2, 3, {}, "unknown", "the spread of 3 seeds: 0.28"),
+        (-3.0, 0.1, 3, {}, "fails", "-3.00 points"),
+        (3.0, 0.1, 1, {"test_size": 1000}, "unknown", "two standard errors of 1000 test images"),
+        (3.0, 0.1, 1, {"test_size": 10000}, "holds", "one seed"),
+        (-3.0, 0.1, 1, {"test_size": 10000}, "fails", "one seed"),
+        (0.1, 0.1, 1, {}, "holds", "one seed, spread unknown"),
+        (-0.1, 0.1, 1, {}, "fails", "one seed, spread unknown"),
+    ],
+)
+def test_verdict_on_accuracy(
+    tmp_path: Path, difference: float, spread: float, seeds: int, extra: Json, verdict: str, words: str
+) -> None:
+    values = {"hybrid_forward": TOP1["kd"] + difference}
+    rows = make_run(tmp_path, range(seeds), values, spread=spread, **extra)
+    found, evidence = verdicts(tmp_path, rows)["c1"]
+    assert found == verdict, evidence
+    assert words in evidence
+
+
+def test_margin_of_one_seed_is_binomial(tmp_path: Path) -> None:
+    """Twice the standard error of a difference of two proportions."""
+    rows = make_run(tmp_path, (0,), test_size=1000)
+    p, q = TOP1["hybrid_forward"] / 100, TOP1["kd"] / 100
+    margin = 2 * 100 * np.sqrt((p * (1 - p) + q * (1 - q)) / 1000)
+    assert f"{margin:.2f}" in verdicts(tmp_path, rows)["c1"][1]
+
+
+def test_missing_cells_leave_claims_unknown_and_are_named(tmp_path: Path) -> None:
+    rows = make_run(tmp_path)
+    (tmp_path / "cells" / "at-s1" / "result.json").unlink()
+    found = verdicts(tmp_path, rows)
+    assert found["c1"] == ("unknown", "Needs AT (seed 1 missing).")
+    assert found["c2"][0] == "holds"
+    found = verdicts(tmp_path, [row for row in rows if row["id"] not in ("ft", "baseline")])
+    assert found["c1"][0] == found["c2"][0] == found["c3"][0] == "unknown"
+    assert "ft (not in this run)" in found["c1"][1]
+    assert "baseline" in found["c2"][1]
+    assert found["c5"][0] == "holds"
+    (tmp_path / "cells" / "hybrid_forward-s0" / "result.json").unlink()
+    found = verdicts(tmp_path, rows)
+    assert all(
+        verdict == "unknown" and "HYBRID_FORWARD (seed 0 missing)" in evidence for verdict, evidence in found.values()
+    )
+
+
+def test_no_decay_in_the_run(tmp_path: Path) -> None:
+    found = verdicts(tmp_path, make_run(tmp_path, decay=False))
+    assert found["c3"][0] == found["c4"][0] == "unknown"
+    assert "never drops" in found["c3"][1]
+    assert found["c2"][0] == "holds"
+
+
+def test_depths_come_from_the_result_or_the_papers_networks(tmp_path: Path) -> None:
+    shape = hybrid_shape(l1=lambda epoch: 0.1, l2=lambda epoch: 0.3, l3=lambda epoch: 0.6)
+    rows = make_run(tmp_path, hybrid=shape)
+    assert verdicts(tmp_path, rows)["c6"][0] == "fails"
+    rows[6]["teacher"] = "resnet56"
+    assert verdicts(tmp_path, rows)["c6"] == ("unknown", "Needs the path depths of resnet56 and mobilenet_v1.")
+    make_run(tmp_path, hybrid=shape, path_depths=[20, 30, 40])
+    assert verdicts(tmp_path, rows)["c6"][0] == "holds"
+
+
+def test_verdict_that_depends_on_an_axis_is_unknown(tmp_path: Path) -> None:
+    rows = make_run(tmp_path, test_size=1000)
+    low = make_row("hybrid_forward", (0, 1, 2), {"method.balance": "0.1"})
+    for cell in low["cells"]:
+        folder = write_cell(tmp_path, cell["id"], {"top1": 60.0 + 0.1 * cell["seed"], "top5": 80.0})
+        write_curve(folder, hybrid_shape(), cell["seed"])
+    found = verdicts(tmp_path, [*rows, low])
+    assert found["c1"][0] == "unknown"
+    assert "HYBRID_FORWARD-0.1: top-1 60.10" in found["c1"][1]
+    assert found["c5"][0] == "holds"
+
+
+@pytest.mark.parametrize(
+    ("lr", "expected"),
+    [
+        ([0.02, 0.06, 0.1, 0.1, 0.1, 0.01, 0.01, 0.001], 5),  # after a warm-up
+        ([0.1, 0.1, 0.1], None),
+        (list(0.05 * (1 + np.cos(np.pi * np.arange(1, 50) / 50))), None),
+    ],
+)
+def test_first_decay(lr: list[float], expected: int | None) -> None:
+    steps = np.arange(1, len(lr) + 1)
+    assert first_decay(Curve(steps, steps / 10, np.array(lr), {})) == expected
+
+
+def test_downsampling_keeps_means() -> None:
+    x, y = downsample(np.arange(12000.0), np.sin(np.arange(12000.0)), 500)
+    assert len(x) == len(y) == 500
+    np.testing.assert_allclose(y[3], np.sin(np.arange(72, 96)).mean())
+
+
+# Renderings
+
+
+def test_a_table_without_results_prints_no_number_as_ours(tmp_path: Path) -> None:
+    folder = write_table(NAME, [make_row(row_id, (0, 1)) for row_id in ROWS], tmp_path, "mini", "scenes")
+    lines = [line for line in (folder / "table.md").read_text().splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert [cells[0][2].split(": ")[1], cells[0][3], cells[0][4].split(": ")[1]] == ["ours", "paper", "ours"]
+    assert [(line[2], line[4]) for line in cells[2:]] == [("X", "X")] * 7
+    assert [line[3].strip("*") for line in cells[2:]] == ["76.16", "68.87", "68.58", "69.56", "69.88", "68.89", "71.39"]
+    for line in csv.DictReader((folder / "table.csv").open()):
+        assert (line["top1_mean"], line["top5_mean"], line["top1_std"]) == ("X", "X", "")
+    body = [line.split(" & ") for line in (folder / "table.tex").read_text().splitlines() if line.count(" & ") == 5]
+    assert [line[2] for line in body[1:]] == ["X"] * 7
+    page = Page((folder / "index.html").read_text())
+    assert [row[2] for row in page.rows] == ["X"] * 7
+    assert not list((folder / "curves").iterdir())
+
+
+def test_csv_and_markdown_agree_with_the_results(tmp_path: Path) -> None:
+    rows = make_run(tmp_path)
+    (tmp_path / "cells" / "ab-s2" / "result.json").unlink()
+    folder = write_table(NAME, rows, tmp_path, "mini", "scenes")
+    lines = {line["id"]: line for line in csv.DictReader(io.StringIO((folder / "table.csv").read_text()))}
+    assert list(lines) == list(ROWS)
+    for row_id, line in lines.items():
+        seeds = np.arange(2 if row_id == "ab" else 3)
+        values = TOP1[row_id] + 0.1 * seeds
+        assert float(line["top1_mean"]) == pytest.approx(values.mean())
+        assert float(line["top1_std"]) == pytest.approx(values.std(ddof=1))
+        assert (line["seeds"], line["done"]) == ("3", str(len(seeds)))
+    text = (folder / "table.md").read_text()
+    assert "**75.10 ± 0.10**" in text
+    assert "70.30 ± 0.07 (2 of 3 seeds)" in text
+    assert "**86.10" not in text  # the teacher is not the best student
+    assert "- **unknown** c1" in text
+
+
+class Page(HTMLParser):
+    """A page's links, table rows, pictures and unbalanced tags."""
+
+    VOID = ("meta", "link", "br", "hr", "img", "input")
+
+    def __init__(self, text: str):
         super().__init__()
-        self.found: list[str] = []
+        self.links: list[str] = []
+        self.rows: list[list[str]] = []
+        self.open: list[str] = []
+        self.pictures = 0
+        self.feed(text)
+        self.close()
+        assert not self.open, self.open
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found += [value or "" for key, value in attrs if key in ("src", "href", "xlink:href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.pictures += tag in ("svg", "img")
+        if tag != "use":
+            self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "data")]
+        if tag == "tr" and "tbody" in self.open:
+            self.rows.append([])
+        elif tag == "td":
+            self.rows[-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag != "image"
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "td" in self.open:
+            self.rows[-1][-1] += data.strip() and " ".join(data.split())
 
 
-def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
-    whole_table(tmp_path)
-    folder = write_table(TABLE, table_rows(), tmp_path, "mini", "scenes")
-    page = (folder / "index.html").read_text()
-    links = _Links()
-    links.feed(page)
-    for link in links.found:
-        assert link.startswith("#") or (folder / link).exists(), link
-    assert page.count("<svg") == 2 and "Figure 5" in page and "Figure 6" in page
-    assert page.count('class="verdict holds"') == 6
+def test_page_is_whole_and_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = make_run(tmp_path / "out")
+    rows[2]["label"] = "<script>alert('&')</script>"
+    monkeypatch.chdir(tmp_path)  # relative output roots are the rule
+    folder = write_table(NAME, rows, "out", "mini", "scenes", "python -m experiments.run '<x>'")
+    text = (folder / "index.html").read_text()
+    page = Page(text)
+    assert "<script" not in text
+    assert page.rows[2][0] == "<script>alert('&')</script>"
+    assert page.rows[6][2:6] == ["75.10± 0.10", "71.39", "85.00± 0.00", "90.47"]
+    assert not re.search(r"url\(\s*['\"]?(?!#)|@import", text)
+    cells = [link for link in page.links if "cells/" in link]
+    assert len(cells) == 21
+    for link in page.links:
+        assert not re.match(r"[a-z]+:|//|/", link), link
+        assert (folder / link).exists(), link
+    assert page.pictures == 4
+    assert all("NaN" not in part and "nan," not in part for part in re.findall(r'd="([^"]*)"', text))
+    names = sorted(path.name for path in (folder / "curves").iterdir())
+    assert names == [f"figure{n}_{kind}.png" for n in (5, 6) for kind in ("accuracy", "loss")]
+    assert all((folder / "curves" / name).read_bytes().startswith(b"\x89PNG\r\n") for name in names)
+    assert not [path for path in folder.rglob("*") if path.suffix == ".tmp"]
 
 
-def test_command_lists_thirty_tables_and_renders_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--output-root", str(tmp_path)]) == 0
-    listed = capsys.readouterr().out
-    assert all(printed.table["name"] in listed for printed in all_tables()) and len(all_tables()) == 30
-    assert main([TABLE, "--output-root", str(tmp_path)]) == 2
-    assert "not run yet" in capsys.readouterr().err
-    whole_table(tmp_path)
-    write_table(TABLE, table_rows(), tmp_path, "mini", "scenes")
-    assert main([TABLE, "--output-root", str(tmp_path)]) == 0
-    assert main(["imagenet_compresion", "--output-root", str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert "did you mean 'imagenet_compression'" in error and error.count("\n") == 1
+def test_curves_go_when_their_results_go(tmp_path: Path) -> None:
+    rows = make_run(tmp_path)
+    folder = write_table(NAME, rows, tmp_path, "mini", "scenes")
+    assert len(list((folder / "curves").iterdir())) == 4
+    write_table(NAME, rows[:2], tmp_path, "mini", "scenes")
+    assert not list((folder / "curves").iterdir())
 
 
-@pytest.mark.parametrize("paper", PAPERS)
-def test_records_are_consistent(paper: str) -> None:
-    record = load(paper)
-    for table in record["tables"]:
-        names = {metric["name"] for metric in table["metrics"]}
-        assert all(set(row["values"]) <= names for row in table["rows"])
-    known = {claim["id"] for claim in record["claims"]}
-    assert {claim for key, claim in JUDGES if key == paper} <= known
+def test_latex_is_escaped_and_balanced(tmp_path: Path) -> None:
+    assert escape_latex(r"a_b & 50% {x} M^2 \n ~ #1 $") == (
+        r"a\_b \& 50\% \{x\} M\textasciicircum{}2 \textbackslash{}n \textasciitilde{} \#1 \$"
+    )
+    rows = make_run(tmp_path)
+    rows[2]["label"] = "KD_{50%} & more"
+    text = (write_table(NAME, rows, tmp_path, "mini", "scenes") / "table.tex").read_text()
+    body = text[text.index(r"\begin{table}") :]
+    assert not re.search(r"(?<!\\)[%#]|[^\x00-\x7f]", body)
+    for line in body[body.index(r"\midrule") : body.index(r"\bottomrule")].splitlines()[1:-1]:
+        assert len(re.findall(r"(?<!\\)&", line)) == 5
+        plain = re.sub(r"\\[{}]", "", line)
+        assert plain.count("{") == plain.count("}")
+    assert r"\textbf{75.10 $\pm$ 0.10}" in body
 
 
-def test_unknown_tables_name_the_nearest() -> None:
-    with pytest.raises(UserError, match="did you mean 'kcd_metrics'"):
-        find("kcd_metric")
+def test_printed_spreads(tmp_path: Path) -> None:
+    row = make_row("kd", (), paper_row=1)
+    text = (write_table("distpro_cifar100", [row], tmp_path, "paper", "cifar100") / "table.md").read_text()
+    assert "73.26 ± 0.05" in text
+    assert "variance of 5 runs" in text
+    text = (write_table("cityscapes_distpro", [row], tmp_path, "paper", "cityscapes") / "table.md").read_text()
+    assert "68.31 ± 0.00264" in text
+
+
+def test_the_command_of_a_run_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/experiments/run.py", f"+table={NAME}", "seed=0,1", "a=b c"])
+    folder = write_table(NAME, [make_row("kd")], tmp_path, "mini", "scenes")
+    command = f"python -m experiments.run +table={NAME} seed=0,1 'a=b c'"
+    assert json.loads((folder / "rows.json").read_text())["command"] == command
+
+
+def test_unwritable_output(tmp_path: Path) -> None:
+    (tmp_path / "tables").write_text("a file where a folder should be")
+    with pytest.raises(UserError, match="expected a folder to write to"):
+        write_table(NAME, [make_row("kd")], tmp_path, "mini", "scenes")
+
+
+# Command line
+
+
+def test_listing_names_all_tables_and_their_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = make_run(tmp_path)
+    (tmp_path / "cells" / "kd-s0" / "result.json").unlink()
+    write_table(NAME, rows, tmp_path, "mini", "scenes")
+    assert run(["--output-root", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for record in all_tables():
+        line = next(line for line in lines if line.split()[:1] == [record.name])
+        runnable = (ROOT / "conf" / "table" / f"{record.name}.yaml").exists()
+        assert ("not runnable yet" in line) is not runnable
+    line = next(line for line in lines if line.startswith(NAME))
+    assert "20/21 done" in line
+    assert line.count("not run") == 2
+
+
+def test_render_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = make_run(tmp_path, (0,))
+    command = "python -m experiments.run +table=imagenet_compression"
+    folder = write_table(NAME, rows, tmp_path, "mini", "scenes", command)
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert json.loads(before["rows.json"]) == {"rows": rows, "scale": "mini", "dataset": "scenes", "command": command}
+    (folder / "index.html").unlink()
+    assert run([NAME, "--scale", "mini", "--output-root", str(tmp_path)]) == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    assert "**75.00**" in capsys.readouterr().out
+    (tmp_path / "cells" / "kd-s0" / "result.json").unlink()
+    assert run([NAME, "--output-root", str(tmp_path)]) == 3
+    (folder / "rows.json").write_text("{")
+    with pytest.raises(UserError, match="expected the rows of a table"):
+        run([NAME, "--output-root", str(tmp_path)])
+
+
+def test_table_that_was_never_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["mas_limited", "--output-root", str(tmp_path)]) == 3
+    out = capsys.readouterr().out
+    assert "not runnable yet" in out
+    assert re.search(r"\| M\^2A\^2S \(proposed\) +\| resnet34 → resnet18 \| +X \| +\**74\.52 ± 0\.54", out)
+    assert not list(tmp_path.iterdir())
+
+
+def python_m_tables(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tables", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["imagenet_compresion"], "did you mean 'imagenet_compression'?"),
+        ([NAME, "--scale", "papper"], "did you mean 'paper'?"),
+        ([NAME, "--output-root", "no/such/folder"], "--output-root=no/such/folder: expected a folder"),
+        (["--colour"], "--colour"),
+    ],
+)
+def test_mistakes_get_one_line(arguments: list[str], words: str) -> None:
+    done = python_m_tables(*arguments)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert words in done.stderr
+
+
+def test_rendering_needs_no_torch(tmp_path: Path) -> None:
+    rows = make_run(tmp_path, (0,))
+    write_table(NAME, rows, tmp_path, "mini", "scenes")
+    code = (
+        "import sys; from tables.__main__ import run; "
+        f"assert run([{NAME!r}, '--output-root', {str(tmp_path)!r}]) == 0; "
+        "assert not {'torch', 'mmengine', 'hydra', 'pandas', 'matplotlib.pyplot'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
