@@ -6,10 +6,12 @@ plain student.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
 import os
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,8 @@ Array = np.ndarray
 
 HOLDS, FAILS, UNKNOWN = "holds", "fails", "unknown"
 MAX_POINTS = 500
+LONG_RECORD = 1 << 20  # bytes
+FIXED = ("step", "epoch", "lr")
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,40 @@ def read_curve(path: Path) -> Curve | None:
 
 @functools.lru_cache(maxsize=64)
 def _read_curve(path: str, size: int, modified: int) -> Curve | None:
+    """Keeps the columns of a long record beside it: they load a hundred times faster than its lines."""
+    kept, stamp = f"{path}.npz", np.array([size, modified])
+    columns = _load_columns(kept, stamp) if size >= LONG_RECORD else None
+    if columns is None:
+        columns = _parse(path)
+        if size >= LONG_RECORD:
+            _keep_columns(kept, stamp, columns)
+    if not columns:
+        return None
+    values = {name: column for name, column in columns.items() if name not in FIXED}
+    step, epoch, lr = (columns[name] for name in FIXED)
+    return Curve(step, epoch, lr, values)
+
+
+def _load_columns(path: str, stamp: Array) -> dict[str, Array] | None:
+    try:
+        with np.load(path) as file:
+            columns = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
+    return columns if np.array_equal(columns.pop("stamp", None), stamp) else None
+
+
+def _keep_columns(path: str, stamp: Array, columns: Mapping[str, Array]) -> None:
+    temporary = f"{path}.{os.getpid()}.tmp"
+    # The results may lie where only others can write.
+    with contextlib.suppress(OSError):
+        with open(temporary, "wb") as file:
+            np.savez(file, stamp=stamp, **columns)  # type: ignore[arg-type]
+        os.replace(temporary, path)
+
+
+def _parse(path: str) -> dict[str, Array]:
+    """Name -> column of the main phase's steps; nothing if there are none."""
     rows = []
     with open(path, encoding="utf-8") as file:
         for line in file:
@@ -68,12 +106,8 @@ def _read_curve(path: str, size: int, modified: int) -> Curve | None:
                 continue  # the line that a killed process left half written
             if row.get("kind") == "train" and row.get("phase") == "train":
                 rows.append(row)
-    if not rows:
-        return None
-    names = [name for name, value in rows[0].items() if isinstance(value, int | float)]
-    columns = {name: np.array([row.get(name, math.nan) for row in rows], dtype=float) for name in names}
-    fixed = {name: columns.pop(name) for name in ("step", "epoch", "lr")}
-    return Curve(fixed["step"], fixed["epoch"], fixed["lr"], columns)
+    names = [name for name, value in rows[0].items() if isinstance(value, int | float)] if rows else []
+    return {name: np.array([row.get(name, math.nan) for row in rows], dtype=float) for name in names}
 
 
 def first_decay(curve: Curve) -> int | None:

@@ -21,7 +21,7 @@ from kt.errors import UserError
 from tables.__main__ import run
 from tables.claims import JUDGES
 from tables.collect import collect
-from tables.curves import Curve, downsample, first_decay
+from tables.curves import Curve, _read_curve, downsample, first_decay, read_curve
 from tables.records import PAPERS, all_tables, find_table, load_paper
 from tables.render import escape_latex, write_table
 
@@ -360,6 +360,7 @@ def test_verdicts_on_curves(
     [
         (3.0, 0.1, 3, {}, "holds", "the spread of 3 seeds"),
         (0.1, 0.2, 3, {}, "unknown", "the spread of 3 seeds: 0.28"),
+        (-0.1, 0.2, 3, {}, "unknown", "-0.10 points (the spread of 3 seeds: 0.28)"),
         (-3.0, 0.1, 3, {}, "fails", "-3.00 points"),
         (3.0, 0.1, 1, {"test_size": 1000}, "unknown", "two standard errors of 1000 test images"),
         (3.0, 0.1, 1, {"test_size": 10000}, "holds", "one seed"),
@@ -444,6 +445,30 @@ def test_verdict_that_depends_on_an_axis_is_unknown(tmp_path: Path) -> None:
 def test_first_decay(lr: list[float], expected: int | None) -> None:
     steps = np.arange(1, len(lr) + 1)
     assert first_decay(Curve(steps, steps / 10, np.array(lr), {})) == expected
+
+
+def test_long_records_are_kept_as_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_curve(tmp_path, plain_shape)
+    path, kept = tmp_path / "metrics.jsonl", tmp_path / "metrics.jsonl.npz"
+    plain = read_curve(path)
+    assert plain is not None
+    assert not kept.exists()
+    assert len(plain.step) == EPOCHS * STEPS
+    monkeypatch.setattr("tables.curves.LONG_RECORD", 0)
+
+    def again() -> Curve:
+        _read_curve.cache_clear()
+        found = read_curve(path)
+        assert found is not None
+        return found
+
+    for _ in range(2):
+        np.testing.assert_array_equal(again().values["loss"], plain.values["loss"])
+        assert kept.exists()
+    path.write_text(path.read_text().split("\n", 3)[1] + "\n")  # a shorter record makes the kept one stale
+    assert len(again().step) == 1
+    kept.write_bytes(b"damaged")
+    assert len(again().step) == 1
 
 
 def test_downsampling_keeps_means() -> None:
