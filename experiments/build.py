@@ -223,6 +223,7 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
         "num_classes": spec.num_classes,
         "train_size": spec.train_size,
         "test_size": spec.test_size,
+        **built.facts,
     }
 
 

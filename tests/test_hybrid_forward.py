@@ -56,7 +56,8 @@ def gradients(loss: torch.Tensor, model: TransferModel) -> list[torch.Tensor]:
 def test_paths_have_the_46_and_32_layers_of_the_paper() -> None:
     student = Classifier(build_network("mobilenet_v1", num_classes=10, width=0.25))
     teacher = Classifier(build_network("resnet50", num_classes=10, width=0.25))
-    assert build_method("hybrid_forward", student, teacher).depths == [46, 32]
+    method = build_method("hybrid_forward", student, teacher)
+    assert method.depths == [46, 32] and method.facts == {"path_depths": [46, 32, 28]}
     apart = build_method("hybrid_forward", student, teacher, switch_at=[[2], [4], [8], [16], [32]])
     assert apart.depths != [46, 32]
 

@@ -27,6 +27,7 @@ class Method(nn.Module):
     Attributes:
         needs_teacher: Whether it can be built without one.
         starts_from_teacher: Whether the student starts from the teacher's weights.
+        facts: What a method wants the result file to say about the pair it was built for.
     """
 
     needs_teacher: ClassVar[bool] = True
@@ -34,6 +35,7 @@ class Method(nn.Module):
 
     def __init__(self, student: Classifier, teacher: Classifier | None):
         super().__init__()
+        self.facts: dict[str, object] = {}
         if self.needs_teacher and teacher is None:
             raise UserError("teacher=none: this method needs a teacher; name a network, for example teacher=resnet56")
 

@@ -127,6 +127,8 @@ class HybridForward(Method):
             1 + sum(stages[who][i].depth for who, group in zip(path, self.groups, strict=True) for i in group[who])
             for path in self.paths
         ]
+        plain_depth = 1 + sum(stage.depth for stage in student.stages)
+        self.facts = {"path_depths": [*self.depths, plain_depth]}
         self.adapters = nn.ModuleDict()
         for number, path in enumerate(self.paths, 1):
             for border, owner in enumerate(path):
