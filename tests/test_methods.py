@@ -13,13 +13,14 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 
+from kt.data import build_data
 from kt.errors import UserError
 from kt.hooks.records import NonFiniteLossError
 from kt.methods import METHODS, build_method
 from kt.models import build_network
 from kt.phases import phase_folder
 from kt.train import fit
-from method_settings import SCHEDULE, SETTINGS, make_data, make_model
+from method_settings import DATASET, SCHEDULE, SETTINGS, make_data, make_model
 
 NAMES = sorted(SETTINGS)
 TAUGHT = [name for name in NAMES if SETTINGS[name].teacher]
@@ -155,6 +156,18 @@ def test_teachers_stay_out_of_the_model_but_follow_it(name: str, data: Any) -> N
     loss.backward()
     assert any(p.grad is not None for p in twin.student.parameters())
     assert all(p.grad is None for p in model.student.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_trains_on_real_images(name: str, data_root: Path, tmp_path: Path) -> None:
+    config = {**DATASET, "name": "cifar100", "subset": 320}
+    data = build_data(config, data_root, batch_size=32, seed=0, device=torch.device("cpu"))
+    data.test.labels = data.test.labels[:500]  # seconds, not minutes
+    metrics = fit(make_model(name, 100), data, tmp_path, {**SCHEDULE, "batch_size": 32, "epochs": 3})
+    losses = [row["loss"] for row in rows(tmp_path) if row["kind"] == "train" and row["phase"] == "train"]
+    # Ten steps an epoch: the last epoch's mean lies below the first one's.
+    assert sum(losses[-10:]) < sum(losses[:10])
+    assert 0 <= metrics["top1"] <= metrics["top5"] <= 100
 
 
 def test_diverging_training_names_the_step(data: Any, tmp_path: Path) -> None:
