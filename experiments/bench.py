@@ -123,10 +123,11 @@ def bench_torchdistill(arguments: argparse.Namespace, batch: dict[str, Any]) -> 
         for who in ("student", "teacher")
         for what, value in (("path", "."), ("io", "output"))
     }
+    # Its alpha weights the cross-entropy, ours the soft targets.
     config = {
         "num_epochs": 1,
-        "teacher": {"requires_grad": False, "forward_hook": {"output": ["."]}},
-        "student": {"requires_grad": True, "forward_hook": {"output": ["."]}},
+        "teacher": {"requires_grad": False, "forward_proc": "forward_batch_only"},
+        "student": {"requires_grad": True, "forward_proc": "forward_batch_only"},
         "optimizer": {"key": "SGD", "kwargs": {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}},
         "criterion": {
             "key": "WeightedSumLoss",
@@ -135,7 +136,7 @@ def bench_torchdistill(arguments: argparse.Namespace, batch: dict[str, Any]) -> 
                     "kd": {
                         "criterion": {
                             "key": "KDLoss",
-                            "kwargs": {**target, "temperature": 4.0, "alpha": 0.9, "reduction": "batchmean"},
+                            "kwargs": {**target, "temperature": 4.0, "alpha": 0.1, "reduction": "batchmean"},
                         },
                         "weight": 1.0,
                     }
@@ -146,7 +147,8 @@ def bench_torchdistill(arguments: argparse.Namespace, batch: dict[str, Any]) -> 
     box = DistillationBox(*networks, {}, config, device, [], False, 1)
     networks[0].eval()
     networks[1].train()
-    images = batch["inputs"].contiguous()
+    # The box holds the bare networks, which see normalised images.
+    images = ours.student.normalise(batch["inputs"].cpu()).contiguous().to(device)
 
     def theirs() -> None:
         loss = box.forward_process(images, batch["labels"], None)

@@ -1,9 +1,10 @@
-"""Every formula against an independent computation: loops, NumPy, SciPy, brute force, closed forms."""
+"""Every formula against an independent computation: loops, NumPy, SciPy, brute force, closed forms, published code."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -131,6 +132,61 @@ def test_hierarchical_context() -> None:
     weights = {8: 1.0, 4: 0.5, 2: 0.25, 1: 0.125}
     expected = sum(w * np.mean((pooled(s, size) - pooled(t, size)) ** 2) for size, w in weights.items())
     assert kf.hierarchical_context(s, t).item() == pytest.approx(expected / sum(weights.values()))
+
+
+def wave(step: float, *shape: int) -> torch.Tensor:
+    """Irregular values in -1..1 that depend on nobody's random numbers."""
+    return torch.sin(step * torch.arange(1, math.prod(shape) + 1, dtype=torch.float64) ** 2).reshape(shape)
+
+
+MAPS = (wave(0.3, 2, 3, 8, 8), wave(0.7, 2, 3, 8, 8))
+WIDE = wave(0.7, 2, 5, 8, 8)
+LOGITS = (3 * wave(0.3, 4, 5), 3 * wave(0.7, 4, 5))
+LABELS = torch.tensor([0, 1, 2, 4])
+# One sample lies far out for the student only: distances that differ by more than 1 take smooth L1's other branch.
+FEATURES = (wave(0.3, 6, 3) * torch.tensor([1, 1, 1, 1, 1, 9])[:, None], wave(0.7, 6, 5))
+
+
+@pytest.mark.parametrize(
+    ("loss", "published"),
+    [
+        # What the classes of torchdistill 1.1.5 (losses.mid_level) return for the same tensors, in double precision.
+        # KDLoss with alpha=0 is the soft part without its T^2, which is written out here.
+        pytest.param(lambda: kf.soft_target(*LOGITS, 1.0), 2.58261571747, id="KDLoss-T1"),
+        pytest.param(lambda: kf.soft_target(*LOGITS, 4.0), 4.0**2 * 0.263232642474, id="KDLoss-T4"),
+        # KDLoss(temperature=4, alpha=0.1): its alpha weighs the cross-entropy, 1 - alpha the soft part, T^2 included.
+        pytest.param(
+            lambda: 0.1 * torch.nn.functional.cross_entropy(LOGITS[0], LABELS) + 0.9 * kf.soft_target(*LOGITS, 4.0),
+            3.9524227573,
+            id="KDLoss-with-labels",
+        ),
+        # ATLoss: "code" is a mean over samples and positions, "paper" the mean over samples of a norm (eq. 2).
+        pytest.param(lambda: kf.attention_transfer(MAPS[0], WIDE), 0.00367783662611, id="ATLoss-code"),
+        pytest.param(lambda: kf.attention_transfer(MAPS[0], WIDE, form="sum"), 0.485151947607, id="ATLoss-paper"),
+        # FTLoss(p=1, reduction="mean"): the paper's norm (eq. 3) divided by the number of elements.
+        pytest.param(lambda: kf.factor_transfer(*MAPS, form="official"), 0.0866697462047, id="FTLoss"),
+        # FTLoss of the factors' mean squares over channels, which is what `repdistiller` compares.
+        pytest.param(lambda: kf.factor_transfer(MAPS[0], WIDE), 0.0485892398618, id="FTLoss-of-mean-squares"),
+        # AltActTransferLoss(reduction="mean"): a sum over elements, a mean over samples.
+        pytest.param(lambda: kf.activation_boundary(*MAPS, 1.0), 299.900190295, id="AltActTransferLoss-1"),
+        pytest.param(lambda: kf.activation_boundary(*MAPS, 0.5), 139.911705975, id="AltActTransferLoss-0.5"),
+        # RKDLoss(reduction="mean"), one factor 1 and the other 0: means over all n^2 pairs and all n^3 triplets, those
+        # that repeat a sample (and add nothing) included.
+        pytest.param(lambda: kf.rkd_distance(*FEATURES), 0.338152151218, id="RKDLoss-distance"),
+        pytest.param(lambda: kf.rkd_angle(*FEATURES), 0.0920376203203, id="RKDLoss-angle"),
+        # HierarchicalContextLoss(reduction="mean", output_sizes=[4, 2, 1]), which leaves out 4 for a 4x4 map.
+        pytest.param(lambda: kf.hierarchical_context(*MAPS), 0.6085888588, id="HierarchicalContextLoss-8"),
+        pytest.param(
+            lambda: kf.hierarchical_context(wave(0.3, 2, 3, 4, 4), wave(0.7, 2, 3, 4, 4)),
+            0.67575341564,
+            id="HierarchicalContextLoss-4",
+        ),
+        # SimpleLossWrapper around torch's MSELoss, which is what its hint training uses.
+        pytest.param(lambda: kf.hint(*MAPS), 1.00629114811, id="MSELoss"),
+    ],
+)
+def test_published_loss_values(loss: Callable[[], torch.Tensor], published: float) -> None:
+    assert loss().item() == pytest.approx(published, rel=1e-10, abs=0)
 
 
 @pytest.mark.parametrize("metric", ["l1", "l2", "cosine", "correlation", "kl"])
