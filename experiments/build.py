@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
 import resource
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,17 @@ import torch
 from torch import Tensor, nn
 
 import kt.baselines  # noqa: F401 - registers the baselines
+from experiments.schema import dataset_choice
 from kt.classifier import Classifier
-from kt.data import build_data
+from kt.data import Data, build_data
+from kt.dense import Backbone, DenseModel, as_teacher
 from kt.errors import UserError
-from kt.evaluation.accuracy import evaluate_accuracy, metric_labels
+from kt.evaluation.accuracy import metric_labels
 from kt.hooks import WandbRun
 from kt.methods import METHODS, build_method
-from kt.models import build_network
+from kt.models import NETWORKS, build_network
 from kt.phases import rank_and_world, seed_everything
-from kt.stages import head_of
+from kt.stages import IMAGENET, head_of
 from kt.train import fit, images_per_second, write_json
 from kt.transfer import TransferModel
 
@@ -54,17 +57,7 @@ def load_weights(network: nn.Module, path: Path, key: str) -> None:
     Raises:
         UserError: The file is missing, is no state dict, or belongs to another network.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{key}={str(path)!r}: there is no such file") from None
-    except Exception as error:
-        first = str(error).splitlines()[0]
-        raise UserError(f"{key}={str(path)!r}: expected a state dict saved by torch.save ({first})") from None
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{key}={str(path)!r}: expected a state dict, the file holds something else")
+    state = read_state(path, key)
     own = network.state_dict()
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
@@ -81,47 +74,198 @@ def load_weights(network: nn.Module, path: Path, key: str) -> None:
     network.load_state_dict(state)
 
 
+def read_state(path: Path, key: str) -> dict[str, Tensor]:
+    """The state dict in a file, alone or as the `state_dict` (or `model`) of a checkpoint.
+
+    Raises:
+        UserError: The file is missing or holds no state dict.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{key}={str(path)!r}: there is no such file") from None
+    except Exception as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"{key}={str(path)!r}: expected a state dict saved by torch.save ({first})") from None
+    for part in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(part), dict):
+            state = state[part]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{key}={str(path)!r}: expected a state dict, the file holds something else")
+    return state
+
+
 def build_classifier(
     network: Mapping[str, Any], num_classes: int, image_size: int, normalisation: Any, pretrained: str | None = None
 ) -> Classifier:
     """A network of the config with the dataset's normalisation, or with its own where it comes pretrained."""
-    settings = {key: value for key, value in network.items() if value is not None}
+    settings = {key: value for key, value in network.items() if value is not None and key != "options"}
     plain = build_network(**settings, num_classes=num_classes, image_size=image_size, pretrained=pretrained)
     return Classifier(plain, None if pretrained else normalisation)
 
 
-def build_teacher(config: Mapping[str, Any], spec: Any, path: Path | None) -> Classifier | None:
-    """The teacher with its weights; its classes and normalisation are those it was trained with."""
+def read_data(config: Mapping[str, Any], dataset: Mapping[str, Any], device: torch.device) -> Data:
+    """Loaders and scores of a dataset, for this process."""
+    rank, world = rank_and_world()
+    options: dict[str, Any] = {"batch_size": config["schedule"]["batch_size"], "seed": config["seed"]}
+    options |= {"rank": rank, "world": world, "cache_root": Path(config["output_root"]) / "cache"}
+    if dataset["task"] == "classification":
+        return build_data(dataset, config["data_root"], device=device, **options)
+    needs_mm(f"dataset.task={dataset['task']}")
+    from kt.data.dense import build_dense_data
+
+    return build_dense_data(dataset, config["data_root"], **options)
+
+
+def needs_mm(what: str) -> None:
+    """Refuses what an installation without mmdet and mmseg cannot do.
+
+    Raises:
+        UserError: Says how to install them.
+    """
+    missing = [name for name in ("mmcv", "mmdet", "mmseg") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"{what}: needs {', '.join(missing)}; install everything with: bash install.sh full")
+
+
+def build_dense_model(
+    network: Mapping[str, Any], num_classes: int, image_size: Any, normalisation: Any, pretrained: str | None = None
+) -> tuple[DenseModel, dict[str, Any]]:
+    """A detector, segmentor or pose network and the config that mmdet or mmseg build it from."""
+    needs_mm(f"network.name={network['name']}")
+    from kt.models.dense import build_dense, dense_config, read_config
+
+    if network["config"] is not None:
+        model = read_config(network["config"], network["options"], num_classes)
+    else:
+        model = dense_config(network["name"], num_classes, network["width"], image_size, normalisation, pretrained)
+    return DenseModel(build_dense(model)), model
+
+
+def build_teacher(config: Mapping[str, Any], spec: Any, path: Path | None) -> Classifier | Backbone | None:
+    """The teacher with its weights; its classes and normalisation are those it was trained with.
+
+    A detector's or segmentor's teacher gives its backbone alone, whatever its own task is.
+    """
     teacher = config["teacher"]
     if not teacher or not teacher.get("network"):
         return None
+    network = teacher["network"]
     if path is None:
-        raise UserError(f"teacher={teacher['network']['name']}: it has neither a checkpoint nor a cell to take it from")
+        raise UserError(f"teacher={network['name']}: it has neither a checkpoint nor a cell to take it from")
     num_classes, image_size, normalisation = spec.num_classes, spec.image_size, (spec.mean, spec.std)
     described = path.with_name("student.json")
-    if described.exists():
-        record = json.loads(described.read_text())
+    record = json.loads(described.read_text()) if described.exists() else None
+    if record is not None:
         num_classes, image_size = record["num_classes"], record["image_size"]
         normalisation = (record["mean"], record["std"])
-    built = build_classifier(teacher["network"], num_classes, image_size, normalisation)
+    if network["name"] not in NETWORKS:
+        size = image_size if record is not None else config["dataset"]["image_size"]
+        normalisation = normalisation if record is not None else IMAGENET
+        model, _ = build_dense_model(network, num_classes, size, normalisation)
+        if record is not None:
+            load_weights(model.network, path, "teacher.checkpoint")
+        else:
+            load_backbone(model.network.backbone, path, "teacher.checkpoint")
+        return model
+    built = build_classifier(network, num_classes, image_size, normalisation)
     load_weights(built.network, path, "teacher.checkpoint")
-    return built
+    return built if spec.task == "classification" else as_teacher(built)
 
 
-def build_student(config: Mapping[str, Any], spec: Any, teacher: Classifier | None) -> Classifier:
-    """The student with its initial weights: drawn from the seed, a checkpoint's, or (fine-tuning) the teacher's."""
+def build_student(
+    config: Mapping[str, Any], spec: Any, teacher: Classifier | Backbone | None
+) -> tuple[Classifier | DenseModel, dict[str, Any] | None]:
+    """The student with its initial weights: drawn from the seed, a checkpoint's, or (fine-tuning) the teacher's.
+
+    Returns:
+        The student, and for a detector or segmentor the config that mmdet or mmseg build it from.
+    """
     seed_everything(config["seed"], WEIGHTS)
     normalisation = (spec.mean, spec.std)
     pretrained = config["student"].get("pretrained")
-    network = config["student"]["network"]
+    network, checkpoint = config["student"]["network"], config["student"].get("checkpoint")
+    if spec.task != "classification":
+        size = config["dataset"]["image_size"]
+        dense, model = build_dense_model(network, spec.num_classes, size, normalisation, pretrained)
+        if checkpoint:
+            load_weights(dense.network, Path(checkpoint), "student.checkpoint")
+        return dense, model
     student = build_classifier(network, spec.num_classes, spec.image_size, normalisation, pretrained)
     kind = METHODS.get(config["method"]["name"])
-    if kind is not None and kind.starts_from_teacher and teacher is not None:
+    if kind is not None and kind.starts_from_teacher and isinstance(teacher, Classifier):
         _copy_features(student, teacher)
-    checkpoint = config["student"].get("checkpoint")
     if checkpoint:
         load_weights(student.network, Path(checkpoint), "student.checkpoint")
-    return student
+    return student, None
+
+
+def load_backbone(backbone: nn.Module, path: Path, key: str) -> None:
+    """Loads a backbone from a checkpoint of whatever network it is part of.
+
+    Understood are kt's own files, those of mmdet, mmseg and torchvision, and OpenPifPaf's ResNets.
+
+    Raises:
+        UserError: The file is missing or does not hold all of the backbone.
+    """
+    state = read_state(path, key)
+    own = backbone.state_dict()
+    plain = getattr(backbone, "plain_names", {})
+    best: tuple[int, str] = (-1, "")
+    for found in (rename(state) for rename in RENAMINGS):
+        for names in ({name: name for name in own}, {name: plain.get(name, name) for name in own}):
+            fitting = {
+                name: found[other]
+                for name, other in names.items()
+                if other in found and found[other].shape == own[name].shape
+            }
+            # Files older than this counter lack it.
+            missing = [name for name in own if name not in fitting and not name.endswith("num_batches_tracked")]
+            if not missing:
+                backbone.load_state_dict({**own, **fitting})
+                return
+            best = max(best, (len(fitting), missing[0]))
+    raise UserError(
+        f"{key}={str(path)!r}: the checkpoint does not hold this backbone (at best {best[0]} of {len(own)} tensors "
+        f"fit; first missing: {best[1]}); expected a file of kt, mmdet, mmseg, torchvision or OpenPifPaf"
+    )
+
+
+def _without(prefix: str) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+    """Keeps the keys below a prefix, without it."""
+    return lambda state: {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _openpifpaf(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An OpenPifPaf ResNet's keys as torchvision's: its stem is a sequence and its layers are blocks 2 to 5.
+
+    Files of its first releases hold the whole body as one sequence.
+    """
+    stem = {"0": "conv1", "1": "bn1"}
+    layers = {
+        **{f"block{i + 1}": f"layer{i}" for i in range(1, 5)},
+        **{f"net.{i + 3}": f"layer{i}" for i in range(1, 5)},
+    }
+    found = {}
+    for name, value in state.items():
+        rest = name.partition("base_net.")[2]
+        for head in ("input_block.", "net."):
+            number, _, leaf = rest.removeprefix(head).partition(".")
+            if rest.startswith(head) and number in stem:
+                found[f"{stem[number]}.{leaf}"] = value
+        for head, layer in layers.items():
+            if rest.startswith(f"{head}."):
+                found[f"{layer}.{rest[len(head) + 1 :]}"] = value
+    return found
+
+
+RENAMINGS: tuple[Callable[[Mapping[str, Tensor]], dict[str, Tensor]], ...] = (
+    dict,
+    _without("backbone."),
+    _without("module."),
+    _without("module.backbone."),
+    _openpifpaf,
+)
 
 
 def _copy_features(student: Classifier, teacher: Classifier) -> None:
@@ -148,33 +292,22 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
     Returns:
         What the result file records of the training: metrics and their labels, speed, memory, data fingerprint, ids.
     """
-    rank, world = rank_and_world()
+    rank, _ = rank_and_world()
     device = pick_device(config["device"])
     schedule = config["schedule"]
-    threads = config["threads"] or (1 if config["dataset"]["name"] == "scenes" else None)
-    if threads is not None:
-        torch.set_num_threads(threads)
-    data = build_data(
-        config["dataset"],
-        config["data_root"],
-        batch_size=schedule["batch_size"],
-        seed=config["seed"],
-        device=device,
-        rank=rank,
-        world=world,
-        cache_root=Path(config["output_root"]) / "cache",
-    )
+    set_threads(config)
+    data = read_data(config, config["dataset"], device)
     spec = data.spec
     method = {key: value for key, value in config["method"].items() if key != "name"}
     kind = METHODS.get(config["method"]["name"])
     wants_teacher = kind is None or kind.needs_teacher
     teacher = build_teacher(config, spec, needs.get("teacher")) if wants_teacher else None
-    student = build_student(config, spec, teacher)
+    student, model_config = build_student(config, spec, teacher)
     seed_everything(config["seed"], CLASSIFIER)
     built = build_method(config["method"]["name"], student, teacher, **method)
     norm = (config["teacher"] or {}).get("norm") or "eval"
     model = TransferModel(student, built, {"teacher": teacher} if teacher is not None else None, norm)
-    if teacher is not None and config["teacher"].get("checkpoint"):
+    if isinstance(teacher, Classifier) and config["teacher"].get("checkpoint"):
         _score_teacher(teacher, data, device, folder)
 
     table = config.get("table") or {}
@@ -209,13 +342,10 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
         if run is not None:
             run.finish(metrics, failed=not finished)
     if rank == 0:
-        mean, std = (buffer.flatten().tolist() for buffer in (student.mean, student.std))
-        record = {"network": dict(config["student"]["network"]), "num_classes": spec.num_classes}
-        record |= {"image_size": spec.image_size, "mean": mean, "std": std}
-        write_json(folder / "student.json", record)
+        describe_student(folder, config, student, model_config, spec)
     return {
         "metrics": metrics,
-        "labels": metric_labels(spec.num_classes),
+        "labels": metric_labels(spec.num_classes) if spec.task == "classification" else {},
         "images_per_second": images_per_second(folder),
         "peak_memory": peak_memory(device),
         "dataset_fingerprint": spec.fingerprint,
@@ -227,12 +357,93 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
     }
 
 
+def set_threads(config: Mapping[str, Any]) -> None:
+    """The number of CPU threads: on embedded crops one, whose maps are too small to share."""
+    small = config["dataset"]["name"] == "scenes" and config["dataset"]["task"] == "classification"
+    threads = config["threads"] or (1 if small else None)
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def describe_student(
+    folder: Path, config: Mapping[str, Any], student: Any, model_config: dict[str, Any] | None, spec: Any
+) -> None:
+    """Writes beside the weights what is needed to build their network again.
+
+    `student.json` is kt's own description; a detector or segmentor also gets `student_config.py`, a config from which
+    mmdet or mmseg build it.
+    """
+    record = {"network": dict(config["student"]["network"]), "num_classes": spec.num_classes}
+    if model_config is None:
+        mean, std = (buffer.flatten().tolist() for buffer in (student.mean, student.std))
+        record |= {"image_size": spec.image_size}
+    else:
+        from mmengine.config import Config
+
+        mean, std = list(spec.mean), list(spec.std)
+        record |= {"image_size": list(config["dataset"]["image_size"])}
+        imports = {"imports": ["kt.models.backbone", "kt.models.pose"], "allow_failed_imports": False}
+        Config({"custom_imports": imports, "model": _without_pretrained(model_config)}).dump(
+            folder / "student_config.py"
+        )
+    write_json(folder / "student.json", {**record, "mean": mean, "std": std})
+
+
+def _without_pretrained(model: Any) -> Any:
+    """A model's config that builds it without fetching weights: the student's own lie beside it."""
+    if isinstance(model, dict):
+        return {
+            key: None
+            if key == "pretrained" or (key == "init_cfg" and _is_pretrained(value))
+            else _without_pretrained(value)
+            for key, value in model.items()
+        }
+    return [_without_pretrained(part) for part in model] if isinstance(model, list) else model
+
+
+def _is_pretrained(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("type") == "Pretrained"
+
+
+def evaluate_cell(config: Mapping[str, Any], folder: Path) -> dict[str, float]:
+    """The score of a finished cell's student on the dataset that `evaluation` names.
+
+    Raises:
+        UserError: The dataset is missing, or for another task or other classes.
+    """
+    dataset = dataset_choice(config["evaluation"])
+    if config["dataset"]["name"] == "scenes" and dataset["stand_in"]:
+        dataset = dataset_choice(dataset["stand_in"])
+    if dataset["task"] != config["dataset"]["task"]:
+        raise UserError(
+            f"evaluation={config['evaluation']}: a dataset for {dataset['task']}, the student was trained for "
+            f"{config['dataset']['task']}"
+        )
+    device = pick_device(config["device"])
+    set_threads(config)
+    data = read_data(config, dataset, device)
+    record = json.loads((folder / "student.json").read_text())
+    if data.spec.num_classes != record["num_classes"]:
+        raise UserError(
+            f"evaluation={config['evaluation']}: it has {data.spec.num_classes} classes, the student was trained with "
+            f"{record['num_classes']}"
+        )
+    network, normalisation = config["student"]["network"], (record["mean"], record["std"])
+    student: Any
+    if dataset["task"] == "classification":
+        student = build_classifier(network, record["num_classes"], record["image_size"], normalisation)
+    else:
+        student, _ = build_dense_model(network, record["num_classes"], record["image_size"], normalisation)
+    load_weights(student.network, folder / "student.pth", "evaluation")
+    return data.score(student.to(device))
+
+
 def _score_teacher(teacher: Classifier, data: Any, device: torch.device, folder: Path) -> None:
     """A teacher from outside is scored before it teaches; one near chance was probably loaded wrongly."""
     classes = data.spec.num_classes
     if teacher.head.classifier.out_features != classes:
         return
-    metrics = evaluate_accuracy(teacher.to(device), data.test, classes)
+    metrics = data.score(teacher.to(device))
     (folder / "evaluations").mkdir(parents=True, exist_ok=True)
     write_json(folder / "evaluations" / "teacher.json", metrics)
     if metrics["top1"] < 200.0 / classes:

@@ -27,13 +27,14 @@ import yaml
 from filelock import FileLock, Timeout
 
 from experiments.progress import Display, cell_log, current
-from experiments.schema import METHODS, Dataset
-from kt.errors import UserError
+from experiments.schema import METHODS, Dataset, dataset_choice
+from kt.errors import UserError, nearest
+from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS
 
 Config = dict[str, Any]
 
 # Raise it when the same config comes to mean another computation: results of older code are then not taken for new.
-IDENTITY_VERSION = 1
+IDENTITY_VERSION = 2
 
 NO_TEACHER: Config = {
     "network": None,
@@ -52,11 +53,46 @@ class CellFailed(RuntimeError):
     """A cell ended in an error that is not the user's; the traceback is in its folder."""
 
 
-def _settled_network(network: Config, config: Config) -> Config:
+def _settled_network(network: Config, dataset: Config, config: Config) -> Config:
     """A network whose width is a number: the scale's on embedded data, the full one on real data."""
     if network["width"] is not None:
         return network
-    return {**network, "width": config["scale"]["width"] if config["dataset"]["name"] == "scenes" else 1.0}
+    slim = dataset["name"] == "scenes" and network["name"] != CONFIG_NETWORK
+    return {**network, "width": config["scale"]["width"] if slim else 1.0}
+
+
+def _settled_pretrained(pretrained: str | None, network: Config, config: Config) -> str | None:
+    """The ImageNet weights of a detector's or segmentor's backbone, where the scale takes any and the width is full."""
+    if network["name"] not in DENSE_NETWORKS:
+        return pretrained
+    return pretrained if config["scale"]["pretrained"] and network["width"] == 1 else None
+
+
+def _teacher_dataset(config: Mapping[str, Any]) -> Config:
+    """A teacher's dataset: the student's with the keys of `teacher.dataset`, embedded if the student's is."""
+    dataset = {**config["dataset"], **(config["teacher"]["dataset"] or {})}
+    if config["dataset"]["name"] == "scenes" and dataset["name"] != "scenes" and dataset["stand_in"]:
+        return dataset_choice(dataset["stand_in"])
+    return dataset
+
+
+def _check_task(network: Config, dataset: Config, key: str) -> None:
+    """Refuses a network that cannot do what a dataset is for.
+
+    Raises:
+        UserError: Names both and the networks that can.
+    """
+    task, name = dataset["task"], network["name"]
+    if (name == CONFIG_NETWORK) != (network["config"] is not None):
+        raise UserError(f"{key}.network.config={network['config']}: goes with {key}={CONFIG_NETWORK}, which needs it")
+    if task == "classification":
+        fitting = list(NETWORKS)
+    else:
+        wanted = "detection" if task == "pedestrians" else task
+        fitting = [other for other, spec in DENSE_NETWORKS.items() if spec.task == wanted]
+        fitting += [CONFIG_NETWORK] if wanted != "keypoints" else []
+    if name not in fitting:
+        raise UserError(f"{key}={name}: not a network for {task}{nearest(name, fitting)}; choose {', '.join(fitting)}")
 
 
 def settle(config: Mapping[str, Any]) -> Config:
@@ -73,16 +109,22 @@ def settle(config: Mapping[str, Any]) -> Config:
         if settled["teacher"]["network"] is None:
             raise UserError("cell=teacher: there is no teacher; add teacher=<network>, for example teacher=resnet56")
         settled = teacher_config(settled)
-    method = settled["method"]["name"]
+    method, dataset = settled["method"]["name"], settled["dataset"]
+    _check_task(settled["student"]["network"], dataset, "student")
+    if dataset["task"] != "classification" and not METHODS[method].dense:
+        able = ", ".join(name for name, kind in METHODS.items() if kind.dense)
+        raise UserError(f"method={method}: teaches classifiers only; for {dataset['task']} choose {able}")
     if not METHODS[method].needs_teacher:
         settled["teacher"] = copy.deepcopy(NO_TEACHER)
     elif settled["teacher"]["network"] is None:
         raise UserError(f"method={method}: needs a teacher; add teacher=<network>, for example teacher=resnet56")
     else:
         teacher = settled["teacher"]
-        there = {**settled, "dataset": {**settled["dataset"], **(teacher["dataset"] or {})}}
-        teacher["network"] = _settled_network(teacher["network"], there)
-    settled["student"]["network"] = _settled_network(settled["student"]["network"], settled)
+        teacher["network"] = _settled_network(teacher["network"], _teacher_dataset(settled), settled)
+        teacher["pretrained"] = _settled_pretrained(teacher["pretrained"], teacher["network"], settled)
+    student = settled["student"]
+    student["network"] = _settled_network(student["network"], dataset, settled)
+    student["pretrained"] = _settled_pretrained(student["pretrained"], student["network"], settled)
     return settled
 
 
@@ -93,14 +135,18 @@ def teacher_config(config: Mapping[str, Any]) -> Config:
     scale allows and the data are ImageNet) from torchvision are scored, not trained: zero epochs.
     """
     teacher = config["teacher"]
-    dataset = {**config["dataset"], **(teacher["dataset"] or {})}
-    schedule = {**config["schedule"], **(teacher["schedule"] or {})}
+    dataset = _teacher_dataset(config)
+    own = teacher["schedule"] or {}
+    schedule = {**config["schedule"], **own}
+    # A length in epochs replaces one in iterations, and the other way round.
+    schedule |= {"iterations": None} if own.get("epochs") else {"epochs": None} if own.get("iterations") else {}
     network = teacher["network"]
+    dense = network["name"] in DENSE_NETWORKS
     full = network["width"] in (None, 1, 1.0) and not network["small_stem"]
-    usable = config["scale"]["pretrained"] and dataset["name"] == "imagenet" and full and not teacher["checkpoint"]
-    pretrained = teacher["pretrained"] if usable else None
-    if teacher["checkpoint"] or pretrained:
-        schedule["epochs"] = 0
+    usable = config["scale"]["pretrained"] and full and (dense or dataset["name"] == "imagenet")
+    pretrained = teacher["pretrained"] if usable and not teacher["checkpoint"] else None
+    if teacher["checkpoint"] or (pretrained and not dense):
+        schedule |= {"epochs": 0, "iterations": None}
     student = {"network": network, "checkpoint": teacher["checkpoint"], "pretrained": pretrained}
     labels = {**config["table"], "row": "teacher", "role": "teacher", "label": "Teacher"}
     return copy.deepcopy(
@@ -124,7 +170,12 @@ def needs_of(config: Mapping[str, Any]) -> dict[str, Config | Path]:
         return {}
     if config["teacher"]["checkpoint"]:
         return {"teacher": Path(config["teacher"]["checkpoint"])}
-    return {"teacher": settle(teacher_config(config))}
+    need = settle({**teacher_config(config), "evaluation": None})
+    if need["dataset"]["name"] == "scenes" and config["dataset"]["name"] != "scenes":
+        raise UserError(
+            "teacher.checkpoint=null: the teacher would be trained on embedded data; give the file of its weights"
+        )
+    return {"teacher": need}
 
 
 @functools.lru_cache(maxsize=64)
@@ -166,6 +217,23 @@ def _canonical(value: Any, key: str) -> Any:
     return value
 
 
+def _network_content(network: Config) -> Config:
+    """A network with the content of its config file in the place of the file's name."""
+    if network["config"] is None:
+        return {key: value for key, value in network.items() if key not in ("config", "options")}
+    from mmengine.config import Config as FileConfig
+
+    try:
+        content = FileConfig.fromfile(network["config"]).get("model")
+        text = json.dumps(content, sort_keys=True, default=str)
+    except Exception as error:  # a config is a program: anything may go wrong in it
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"network.config={network['config']}: cannot be read as a config of mmdet or mmseg ({reason})"
+        ) from None
+    return {**network, "config": hashlib.sha256(text.encode()).hexdigest()[:32]}
+
+
 def semantics(config: Mapping[str, Any]) -> Config:
     """Everything that a settled cell's numbers depend on, and nothing else."""
     student, dataset, schedule, teacher = (config[key] for key in ("student", "dataset", "schedule", "teacher"))
@@ -184,11 +252,13 @@ def semantics(config: Mapping[str, Any]) -> Config:
     return {
         "version": IDENTITY_VERSION,
         "student": {
-            "network": student["network"],
+            "network": _network_content(student["network"]),
             "checkpoint": content_hash(Path(student["checkpoint"]), "checkpoint") if student["checkpoint"] else None,
             "pretrained": student["pretrained"],
         },
-        "teacher": {"network": teacher["network"], "norm": teacher["norm"]} if teacher["network"] else None,
+        "teacher": {"network": _network_content(teacher["network"]), "norm": teacher["norm"]}
+        if teacher["network"]
+        else None,
         "dataset": kept,
         "method": config["method"],
         "schedule": length,
@@ -248,14 +318,24 @@ def _is_held(folder: Path) -> bool:
         return True
 
 
-def read_status(folder: Path) -> Config:
+def evaluation_file(folder: Path, name: str) -> Path:
+    """Where a cell keeps its student's score on another dataset."""
+    return folder / "evaluations" / f"{name}.json"
+
+
+def read_status(folder: Path, evaluation: str | None = None) -> Config:
     """How a cell stands: `status` is done, running, failed, interrupted or missing, with `error` where there is one.
 
-    A cell that says it is running was killed, and so has failed, if nobody holds its lock; on another machine, whose
+    A cell whose student lacks the score on another dataset that is asked for is `unscored`, or failed if scoring did. A
+    cell that says it is running was killed, and so has failed, if nobody holds its lock; on another machine, whose
     locks may not be seen here, if its files have not changed for long.
     """
     if read_result(folder) is not None:
-        return {**(_read_json(folder / "status.json") or {}), "status": "done", "error": None}
+        done = {**(_read_json(folder / "status.json") or {}), "status": "done", "error": None}
+        if evaluation is None or evaluation_file(folder, evaluation).exists():
+            return done
+        failure = _read_json(evaluation_file(folder, evaluation).with_suffix(".failed"))
+        return {**done, "status": "unscored", **(failure or {})}
     status = _read_json(folder / "status.json")
     if not status:
         return {"status": "missing", "error": None}
@@ -411,7 +491,35 @@ def run_cell(config: Mapping[str, Any], display: Display | None = None) -> Confi
     folder = _open_folder(settled, cell_id)
     with _exclusive(folder, display):
         done: Config | None = agree(read_result(folder))
-        return done if done is not None else _attempt(settled, cell_id, folder, display)
+        result = done if done is not None else _attempt(settled, cell_id, folder, display)
+        if settled["evaluation"] is not None:
+            _evaluate(settled, folder)
+        return result
+
+
+def _evaluate(config: Config, folder: Path) -> None:
+    """Scores a finished student on another dataset, unless that is done.
+
+    Raises:
+        UserError: The dataset is missing or for another task.
+    """
+    path = evaluation_file(folder, config["evaluation"])
+    if agree(path.exists()):
+        return
+    failure = path.with_suffix(".failed")
+    started = time.time()
+    try:
+        with cell_log(folder):
+            from experiments.build import evaluate_cell
+
+            metrics = evaluate_cell(config, folder)
+    except UserError as error:
+        if is_first():
+            _write_json(failure, {"status": "failed", "error": str(error), "user": True, "started": started})
+        raise
+    if is_first():
+        failure.unlink(missing_ok=True)
+        _write_json(path, metrics)
 
 
 def _attempt(config: Config, cell_id: str, folder: Path, display: Display) -> Config:

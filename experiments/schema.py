@@ -6,7 +6,9 @@ line's keys are all let in, and the composed config is compared with the datacla
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import math
 import types
 from collections.abc import Iterator, Mapping
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -25,7 +28,7 @@ GROUPS = ("teacher", "student", "dataset", "method", "schedule", "scale", "netwo
 
 def choices(group: str) -> list[str]:
     """The choices of a config group: the names of its files."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    return sorted(path.stem for path in (CONF / group).glob("[!_]*.yaml"))
 
 
 def is_group(key: str) -> bool:
@@ -82,11 +85,13 @@ Whole = Annotated[int, Range(least=0)]
 
 @dataclass
 class Network:
-    """A network of `kt.models` by name."""
+    """A network of `kt.models` by name, or one that a config file of mmdet or mmseg describes."""
 
     name: str
     width: Positive | None
     small_stem: bool
+    config: str | None
+    options: dict[str, Any] | None
 
 
 @dataclass
@@ -115,31 +120,45 @@ class Student:
 class Dataset:
     """A dataset and what is done to its images."""
 
-    name: Literal["scenes", "cifar100", "imagenet", "imagefolder"]
-    num_classes: Annotated[int, Range(least=2)] | None
-    image_size: Annotated[int, Range(least=8)]
+    name: Literal[
+        "scenes", "cifar100", "imagenet", "imagefolder", "cityscapes", "gta5", "citypersons", "coco", "segfolder"
+    ]
+    task: Literal["classification", "segmentation", "detection", "pedestrians", "keypoints"]
+    num_classes: Count | None
+    image_size: Annotated[int, Range(least=8)] | list[Count]
+    crop_size: list[Count] | None
     subset: Count | None
     validation: Annotated[float, Range(least=0, below=1)]
-    augmentation: Literal["none", "crop_flip", "imagenet"]
+    augmentation: Literal["none", "flip", "crop_flip", "imagenet"]
     style: Literal["photo", "synthetic"]
     train_size: Count | None
     test_size: Count | None
     folder: str | None
+    train_split: str | None
+    test_split: str | None
     resident: bool | None
+    stand_in: str | None
 
     # Which keys decide the images; the others are of no account for a dataset of that name.
-    COMMON: ClassVar[tuple[str, ...]] = ("name", "num_classes", "image_size", "subset", "validation", "augmentation")
+    COMMON: ClassVar[tuple[str, ...]] = (
+        *("name", "task", "num_classes", "image_size", "crop_size"),
+        *("subset", "validation", "augmentation"),
+    )
     OWN: ClassVar[dict[str, tuple[str, ...]]] = {
         "scenes": ("style", "train_size", "test_size"),
         "imagefolder": ("folder",),
+        "coco": ("folder", "train_split", "test_split"),
+        "segfolder": ("folder",),
     }
 
 
 @dataclass
 class Schedule:
-    """Optimizer, learning rate and length."""
+    """Optimizer, learning rate and length, in epochs or in iterations."""
 
-    epochs: Whole
+    epochs: Whole | None
+    iterations: Count | None
+    interval: Count | None
     batch_size: Count
     optimizer: Literal["sgd", "adam", "adamw"]
     lr: Positive
@@ -162,7 +181,7 @@ class Scale:
     name: str
     fraction: Share
     width: Positive
-    stand_in: str | None
+    stand_in: bool
     pretrained: bool
     cell_minutes: Positive | None
 
@@ -192,6 +211,7 @@ class Method:
 
     name: str
     needs_teacher: ClassVar[bool] = True
+    dense: ClassVar[bool] = False  # teaches detectors and segmentors too
 
 
 @dataclass
@@ -199,6 +219,7 @@ class NoMethod(Method):
     """The student alone."""
 
     needs_teacher: ClassVar[bool] = False
+    dense: ClassVar[bool] = True
 
 
 @dataclass
@@ -221,6 +242,7 @@ class KD(Method):
 class FitNet(Method):
     """A hint."""
 
+    dense: ClassVar[bool] = True
     weight: NotNegative
     hint_layer: Whole | None
     regressor: Literal["conv_bn_relu", "conv"]
@@ -230,6 +252,7 @@ class FitNet(Method):
 class AT(Method):
     """Attention transfer."""
 
+    dense: ClassVar[bool] = True
     weight: NotNegative
     form: Literal["mean", "sum"]
 
@@ -260,6 +283,7 @@ class AB(Method):
 class HybridForward(Method):
     """Hybrid forward."""
 
+    dense: ClassVar[bool] = True
     balance: Literal["dynamic"] | NotNegative
     switch_at: list[list[Count]] | None
     track_hybrid_stats: bool
@@ -297,6 +321,7 @@ class Config:
     device: str
     precision: Literal["fp32", "bf16"]
     threads: Annotated[int, Range(least=1)] | None
+    evaluation: str | None
     rows: str | list[str] | None
     role: str | list[str] | None
     plan: bool
@@ -447,12 +472,34 @@ def validate(config: Mapping[str, Any]) -> None:
         if network is not None and network["name"] not in choices("network"):
             hint = nearest(network["name"], choices("network"))
             raise UserError(f"{who}.network.name={network['name']}: there is no such network{hint}")
+    schedule = config["schedule"]
+    if (schedule["epochs"] is None) == (schedule["iterations"] is None):
+        given = f"schedule.epochs={shown(schedule['epochs'])}, schedule.iterations={shown(schedule['iterations'])}"
+        raise UserError(f"{given}: expected one of the two, and null for the other")
+    if config["evaluation"] is not None and config["evaluation"] not in choices("dataset"):
+        known = choices("dataset")
+        raise UserError(f"evaluation={config['evaluation']}: expected a dataset{nearest(config['evaluation'], known)}")
     for key in ("dataset.folder", "teacher.dataset.folder"):
         group, _, leaf = key.rpartition(".")
         folder = OmegaConf.select(OmegaConf.create(dict(config)), group)
         folder = folder.get(leaf) if folder else None
         if folder is not None and (Path(folder).is_absolute() or ".." in Path(folder).parts):
             raise UserError(f"{key}={folder}: expected a folder below data_root; set data_root= to its parent")
+
+
+@functools.lru_cache
+def _read_dataset(choice: str) -> dict[str, Any]:
+    content = yaml.safe_load((CONF / "dataset" / f"{choice}.yaml").read_text())
+    merged: dict[str, Any] = {}
+    for base in content.pop("defaults", []):
+        if base != "_self_":
+            merged |= _read_dataset(base)
+    return merged | content
+
+
+def dataset_choice(choice: str) -> dict[str, Any]:
+    """The settings of one of the datasets in `conf/dataset`, as Hydra would compose them."""
+    return copy.deepcopy(_read_dataset(choice))
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

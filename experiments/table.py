@@ -37,7 +37,7 @@ from kt.errors import UserError, nearest
 Config = dict[str, Any]
 Settings = dict[str, list[str]]  # override key -> its values; more than one make an axis
 
-ROW_KEYS = ("label", "role", "ours", "paper_row", "overrides")
+ROW_KEYS = ("label", "role", "ours", "paper_row", "optional", "overrides")
 SELECTORS = {"rows": "id", "role": "role", "method": "method"}  # key -> what it compares of a row
 FIXED = ("scale", "data_root", "output_root", "device", "plan")  # one value for the whole run
 AVERAGED = "seed"
@@ -54,6 +54,7 @@ class Row:
     overrides: Settings
     ours: bool = False
     paper_row: int | None = None
+    optional: bool = False  # left out unless rows= names it
 
     @property
     def method(self) -> str:
@@ -90,6 +91,8 @@ class Shown:
             "paper_row": self.row.paper_row,
             "cells": [{"id": cell_id, "seed": seed} for cell_id, seed in self.cells.items()],
             "axes": self.axes,
+            "evaluation": self.config["evaluation"],
+            "optional": self.row.optional,
         }
 
 
@@ -103,6 +106,10 @@ class Job:
     text: str
     needs: list[str]
     status: Config = field(default_factory=dict)
+
+    def read_status(self, output_root: str) -> Config:
+        """How the cell stands, with the score that this table asks for on another dataset."""
+        return read_status(folder_of(output_root, self.id), self.config["evaluation"])
 
 
 def parse(lines: Sequence[str]) -> Settings:
@@ -169,7 +176,7 @@ def read_rows(rows: Mapping[str, Any]) -> list[Row]:
         given = content.get("overrides") or {}
         words = {key: _as_override(value) for key, value in given.items()}
         overrides = parse(unparse(words))
-        rest = {key: content[key] for key in ("label", "role", "ours", "paper_row") if key in content}
+        rest = {key: content[key] for key in ROW_KEYS[:-1] if key in content}
         found.append(Row(id=row_id, overrides=overrides, **rest))
     return found
 
@@ -203,6 +210,8 @@ def select(rows: Sequence[Row], user: Mapping[str, list[str]]) -> list[Row]:
                 listed = ", ".join(known)
                 raise UserError(f"{key}={name}: the table has no such row{nearest(name, known)}; it has {listed}")
         chosen = [row for row in chosen if getattr(row, attribute) in wanted]
+    if "rows" not in user:
+        chosen = [row for row in chosen if not row.optional]
     if not chosen:
         raise UserError("rows=, role= and method= together leave no row")
     return chosen
@@ -259,7 +268,7 @@ class Table:
         rows: As in its file.
         arguments: The command line's task overrides.
         compose: Overrides -> composed config.
-        stand_in: Dataset that replaces the table's own unless the command line names one.
+        stand_in: Embedded dataset that replaces the table's own unless the command line names one.
     """
 
     def __init__(
@@ -320,7 +329,10 @@ class Table:
 
     def _add_job(self, job: Job) -> None:
         """Adds a cell and the cells that it needs, each once."""
-        if job.id in self.jobs:
+        known = self.jobs.get(job.id)
+        if known is not None:
+            if known.config["evaluation"] is None:
+                known.overrides, known.config = job.overrides, job.config
             return
         for need in needs_of(job.config).values():
             if isinstance(need, Path):
@@ -328,13 +340,14 @@ class Table:
             need_id = identity(need)
             job.needs.append(need_id)
             # The composed config still says what the teacher is; `cell` alone turns it into the teacher's cell.
-            overrides = [line for line in job.overrides if not line.startswith("++cell=")] + ["++cell=teacher"]
+            kept = [line for line in job.overrides if not line.startswith(("++cell=", "++evaluation="))]
+            overrides = [*kept, "++cell=teacher", "++evaluation=null"]
             self._add_job(Job(need_id, overrides, need, f"teacher seed {need['seed']}", []))
         self.jobs[job.id] = job
 
     def refresh(self, output_root: str) -> None:
         """Reads every job's status from its folder; all ranks see what the first one reads."""
-        found = agree({job_id: read_status(folder_of(output_root, job_id)) for job_id in self.jobs})
+        found = agree({job.id: job.read_status(output_root) for job in self.jobs.values()})
         for job_id, status in found.items():
             self.jobs[job_id].status = status
 
@@ -377,7 +390,7 @@ def estimate(jobs: Iterable[Job], output_root: str) -> tuple[float | None, int]:
     records = [
         result
         for path in sorted((Path(output_root) / "cells").glob("*/result.json"))
-        if (result := read_result(path.parent)) is not None and result["config"]["schedule"]["epochs"] > 0
+        if (result := read_result(path.parent)) is not None and _length(result["config"]) > 0
     ]
     total, used = 0.0, set()
     for job in jobs:
@@ -388,8 +401,8 @@ def estimate(jobs: Iterable[Job], output_root: str) -> tuple[float | None, int]:
             if alike:
                 break
         if alike:
-            per_epoch = [record["seconds"] / record["config"]["schedule"]["epochs"] for record in alike]
-            total += sum(per_epoch) / len(per_epoch) * max(1, job.config["schedule"]["epochs"])
+            per_epoch = [record["seconds"] / _length(record["config"]) for record in alike]
+            total += sum(per_epoch) / len(per_epoch) * max(1, _length(job.config))
             used |= {record["id"] for record in alike}
         elif job.config["scale"]["cell_minutes"] is not None:
             total += 60 * job.config["scale"]["cell_minutes"]
@@ -398,9 +411,14 @@ def estimate(jobs: Iterable[Job], output_root: str) -> tuple[float | None, int]:
     return total, len(used)
 
 
+def _length(config: Config) -> int:
+    """The length of a training, in epochs or in iterations."""
+    return int(config["schedule"]["iterations"] or config["schedule"]["epochs"] or 0)
+
+
 def _likeness(config: Config) -> tuple[Any, ...]:
     """What a cell's time per epoch depends on, the weightiest first."""
-    dataset = {key: config["dataset"][key] for key in ("name", "image_size", "subset", "train_size")}
+    dataset = {key: config["dataset"][key] for key in ("name", "task", "image_size", "subset", "train_size")}
     teacher = (config["teacher"]["network"] or {}).get("name")
     return dataset, config["student"]["network"], config["method"]["name"], teacher
 
@@ -466,7 +484,7 @@ class _Watch(threading.Thread):
     def look(self) -> None:
         """Reports every change since the last look."""
         for job in list(self.waiting.values()):
-            status = read_status(folder_of(self.output_root, job.id))
+            status = job.read_status(self.output_root)
             if status["status"] != "missing" and status.get("started", 0) < self.began and status["status"] != "done":
                 continue  # left by an earlier run
             if status["status"] in ("done", "failed"):
@@ -583,7 +601,7 @@ class _Run:
 
     def _wait(self, jobs: Sequence[Job]) -> None:
         """Waits for cells that still run although the launcher has returned, as submitit's do after a failure."""
-        while any(read_status(folder_of(self.output_root, job.id))["status"] == "running" for job in jobs):
+        while any(job.read_status(self.output_root)["status"] == "running" for job in jobs):
             time.sleep(POLL_SECONDS)
 
 
@@ -633,7 +651,8 @@ def run_table(sweeper: Any, arguments: Sequence[str]) -> int:
         composed = loader.load_sweep_config(master, overrides)
         return OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
 
-    table = Table(sweeper.name, sweeper.rows, arguments, composer(load), scale.get("stand_in"))
+    stand_in = master.dataset.stand_in if scale["stand_in"] else None
+    table = Table(sweeper.name, sweeper.rows, arguments, composer(load), stand_in)
     table.refresh(output_root)
     jobs = list(table.jobs.values())
     if master.plan:

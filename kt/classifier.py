@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +19,15 @@ class TaskOutput:
     """What the student's own head makes of a list of stage outputs.
 
     Attributes:
-        loss: The task loss, a scalar (for a classifier the mean cross-entropy).
-        logits: Class scores, (n, classes).
-        accuracy: Top-1 accuracy of this batch in percent, a detached scalar on the device.
+        loss: The task loss, a scalar: a classifier's mean cross-entropy, the sum of a detector's or segmentor's losses.
+        logits: Class scores of a classifier, (n, classes).
+        scalars: What else is worth logging, on the device: a classifier's top-1 `accuracy` of this batch in percent,
+            the single losses of a detector or segmentor.
     """
 
     loss: Tensor
-    logits: Tensor
-    accuracy: Tensor
+    logits: Tensor | None
+    scalars: dict[str, Tensor]
 
 
 class Classifier(BaseModel):
@@ -59,6 +60,11 @@ class Classifier(BaseModel):
         return self.__dict__["_stages"]
 
     @property
+    def reads(self) -> list[int]:
+        """The stages whose outputs the head reads: the last one."""
+        return [len(self.stages) - 1]
+
+    @property
     def head(self) -> Head:
         """A view of what follows the last stage."""
         if "_head" not in self.__dict__:
@@ -86,19 +92,23 @@ class Classifier(BaseModel):
             outputs.append(x)
         return before, outputs
 
-    def task(self, last: Tensor, labels: Tensor) -> TaskOutput:
-        """The task loss of the head on a last-stage output, whoever made it."""
-        logits = self.head(last)
+    def prepare(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The batch itself: loaders of images to classify make tensors already."""
+        return dict(batch)
+
+    def task(self, levels: Sequence[Tensor], batch: Mapping[str, Any]) -> TaskOutput:
+        """The task loss of the head on the last of the stage outputs, whoever made it."""
+        logits, labels = self.head(levels[-1]), batch["labels"]
         hits = (logits.detach().argmax(1) == labels).float().mean() * 100
-        return TaskOutput(F.cross_entropy(logits.float(), labels), logits, hits)
+        return TaskOutput(F.cross_entropy(logits.float(), labels), logits, {"accuracy": hits})
 
     def forward(  # type: ignore[override]
         self, inputs: Tensor, labels: Tensor | None = None, indices: Tensor | None = None, mode: str = "tensor"
     ) -> Any:
         """Logits for `mode` tensor or predict, `{'loss': cross-entropy}` for mode loss."""
-        last = self.extract(inputs)[-1]
+        levels = self.extract(inputs)
         if mode == "loss":
             if labels is None:
                 raise ValueError("mode='loss' needs labels")
-            return {"loss": self.task(last, labels).loss}
-        return self.head(last)
+            return {"loss": self.task(levels, {"labels": labels}).loss}
+        return self.head(levels[-1])

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from kt.errors import UserError
 from kt.transfer import TransferModel
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]  # what a loader yields, prepared by the student
 Loss = Callable[[TransferModel, Batch], tuple[Tensor, dict[str, Tensor]]]
 Groups = Callable[[TransferModel], list[dict[str, Any]]]
 
@@ -222,9 +222,10 @@ class PhaseRunner(Runner):
         name = f"{phase.name}-{os.getpid()}-{next(_run_numbers)}"
         schedule = engine.schedule
         groups = phase.groups(model)
+        trainable = {id(parameter) for name, parameter in model.named_parameters() if name in model.trainable}
         model.requires_grad_(False)
         for group in groups:
-            group["params"] = list(group["params"])
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) in trainable]
             for parameter in group["params"]:
                 parameter.requires_grad_(True)
         optimizer = build_optimizer(schedule, groups, phase.lr or schedule["lr"])

@@ -188,6 +188,7 @@ def as_map(feature: Tensor) -> Tensor:
 
 _STAGES: dict[str, Callable[[Any], list[Stage]]] = {}
 _HEADS: dict[str, Callable[[Any], Head]] = {}
+_OUTPUTS: dict[str, Callable[[Any], list[int]]] = {}
 _SPLITS: dict[str, Callable[[Any], tuple[Map, Map] | None]] = {}
 
 
@@ -241,6 +242,16 @@ def head_of(network: nn.Module) -> Head:
         UserError: Nobody has said what the head of networks of this class is.
     """
     return _known(_HEADS, network)(network)
+
+
+@singledispatch
+def outputs_of(backbone: nn.Module) -> list[int]:
+    """Which stages' outputs a detector's or segmentor's backbone returns, in order: indices into `stages_of(backbone)`.
+
+    Raises:
+        UserError: Nobody has said what backbones of this class return.
+    """
+    return _known(_OUTPUTS, backbone)(backbone)
 
 
 # ---------------------------------------------------------------------------------- helpers for those who register
@@ -339,6 +350,18 @@ def _(block: Any) -> tuple[Map, Map]:
 @_library(_SPLITS, "torchvision.models.resnet.Bottleneck")
 def _(block: Any) -> tuple[Map, Map]:
     return partial(_residual_sum, block, (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))), F.relu
+
+
+@_library(_SPLITS, *(f"{library}.models.backbones.resnet.BasicBlock" for library in ("mmdet", "mmseg")))
+def _(block: Any) -> tuple[Map, Map]:
+    return partial(_residual_sum, block, (("conv1", "norm1"), ("conv2", "norm2"))), F.relu
+
+
+@_library(_SPLITS, *(f"{library}.models.backbones.resnet.Bottleneck" for library in ("mmdet", "mmseg")))
+def _(block: Any) -> tuple[Map, Map] | None:
+    if block.with_plugins:
+        return None
+    return partial(_residual_sum, block, (("conv1", "norm1"), ("conv2", "norm2"), ("conv3", "norm3"))), F.relu
 
 
 @_library(_SPLITS, "torchvision.models.shufflenetv2.InvertedResidual")
@@ -477,3 +500,52 @@ def _(net: Any, groups: int = 4) -> list[Stage]:
 @_library(_HEADS, "timm.models.vision_transformer.VisionTransformer")
 def _(net: Any) -> Head:
     return Head((net.norm, Piece(net.pool, net.attn_pool), net.fc_norm), (net.head_drop,), net.head)
+
+
+# --------------------------------------------------------------------------------------------------- mmdet and mmseg
+
+_MM_RESNETS = tuple(f"{library}.models.backbones.resnet.ResNet" for library in ("mmdet", "mmseg"))
+_MM_MOBILENETS = tuple(f"{library}.models.backbones.mobilenet_v2.MobileNetV2" for library in ("mmdet", "mmseg"))
+# Of layer1 to layer7 and conv2, whatever a segmentor dilates.
+_MOBILENET_V2_STRIDES = (2, 4, 8, 16, 16, 32, 32, 32)
+
+
+@_library(_STAGES, *_MM_RESNETS)
+def _(net: Any) -> list[Stage]:
+    stem = (net.stem,) if net.deep_stem else (net.conv1, net.norm1, net.relu)
+    stages = [make_stage("stem", 2, *stem)]
+    for number, name in enumerate(net.res_layers):
+        first = () if number else (net.maxpool,)
+        stages.append(make_stage(name, 4 * 2**number, *first, getattr(net, name)))
+    return stages
+
+
+@_library(_OUTPUTS, *_MM_RESNETS)
+def _(net: Any) -> list[int]:
+    return [1 + index for index in range(len(net.res_layers)) if index in net.out_indices]
+
+
+def _mobilenet_v2_groups(net: Any) -> list[list[int]]:
+    """Numbers of the layers of each stage: a new one begins where the stride rises and behind every output."""
+    groups: list[list[int]] = [[]]
+    for index in range(max(net.out_indices) + 1):
+        rises = index > 0 and _MOBILENET_V2_STRIDES[index] != _MOBILENET_V2_STRIDES[index - 1]
+        if rises or index - 1 in net.out_indices:
+            groups.append([])
+        groups[-1].append(index)
+    return groups
+
+
+@_library(_STAGES, *_MM_MOBILENETS)
+def _(net: Any) -> list[Stage]:
+    stages: list[Stage] = []
+    for group in _mobilenet_v2_groups(net):
+        first = () if stages else (net.conv1,)
+        steps = [getattr(net, net.layers[index]) for index in group]
+        stages.append(make_stage(f"stage{len(stages) + 1}", _MOBILENET_V2_STRIDES[group[-1]], *first, *steps))
+    return stages
+
+
+@_library(_OUTPUTS, *_MM_MOBILENETS)
+def _(net: Any) -> list[int]:
+    return [number for number, group in enumerate(_mobilenet_v2_groups(net)) if group[-1] in net.out_indices]

@@ -13,7 +13,7 @@ import torch
 from mmengine.hooks import Hook
 
 from kt.classifier import Classifier
-from kt.evaluation.accuracy import evaluate_accuracy
+from kt.data.loaders import by_iterations
 from kt.hooks import CheckpointHook, EvaluateHook, ProgressHook, RecordHook, Records, SnapshotHook, SyncBuffersHook
 from kt.hooks.checkpoint import load_checkpoint
 from kt.phases import Engine, Phase, atomic_save, phase_folder, rank_and_world, run_phase
@@ -22,6 +22,8 @@ from kt.transfer import TransferModel, export_student
 # The field's CIFAR-100 recipe.
 DEFAULT_SCHEDULE: dict[str, Any] = {
     "epochs": 240,
+    "iterations": None,
+    "interval": None,
     "batch_size": 64,
     "optimizer": "sgd",
     "lr": 0.05,
@@ -56,10 +58,11 @@ def fit(
 
     Args:
         model: Student, method and teachers.
-        data: `kt.data.Data`: `spec`, `train` and `test` loaders.
+        data: `kt.data.Data`.
         folder: Gets `phases/`, `metrics.jsonl`, `evaluations/test.json` and `student.pth`. Called again with the same
             folder, it goes on after the last epoch saved and ends at the numbers of an uninterrupted run.
-        schedule: Changes to `DEFAULT_SCHEDULE`; 0 epochs score the student as it is.
+        schedule: Changes to `DEFAULT_SCHEDULE`; 0 epochs score the student as it is. With `iterations` the length is
+            that many steps, and every `interval` of them counts as an epoch.
         seed: Of everything random in training.
         device: Where to train.
         precision: `fp32` or `bf16`.
@@ -73,20 +76,22 @@ def fit(
     """
     cell = Path(folder)
     settings = {**DEFAULT_SCHEDULE, **(schedule or {})}
+    train = data.train
+    if settings["iterations"] and settings["epochs"] != 0:
+        train, settings["epochs"] = by_iterations(train, settings["iterations"], settings["interval"])
     phases: list[Phase] = model.method.phases() if settings["epochs"] > 0 else []  # type: ignore[operator]
     rank, _ = rank_and_world()
     for index, phase in enumerate(phases):
         phase_folder(cell, index, phase).mkdir(parents=True, exist_ok=True)
     (cell / "evaluations").mkdir(parents=True, exist_ok=True)
     records = Records(cell / "metrics.jsonl", mirror) if rank == 0 else None
-    num_classes = data.spec.num_classes
     finished, fresh_offset = _finished_phases(cell, phases), 0
 
     def hooks(index: int, phase: Phase) -> list[Hook]:
         made: list[Hook] = [
             RecordHook(records),
             SyncBuffersHook(),
-            EvaluateHook(data.test, num_classes, settings["evaluate_every"], records),
+            EvaluateHook(data.score, settings["evaluate_every"], records),
             CheckpointHook(cell, records, fresh_offset if index == finished else None),
             *extra_hooks,
         ]
@@ -97,7 +102,7 @@ def fit(
         return made
 
     engine = Engine(settings, torch.device(device), cell, seed, precision, hooks)
-    steps = [phase.epochs(settings) * len(data.train) for phase in phases]
+    steps = [phase.epochs(settings) * len(train) for phase in phases]
     if progress is not None and rank == 0:
         progress.start(sum(steps), cell.name)
     try:
@@ -108,8 +113,8 @@ def fit(
         if records is not None and finished == len(phases):
             records.cut(fresh_offset)
         for index in range(finished, len(phases)):
-            run_phase(model, phases[index], index, data.train, engine)
-        metrics = evaluate_accuracy(model.student, data.test, num_classes)
+            run_phase(model, phases[index], index, train, engine)
+        metrics = data.score(model.student)
         if records is not None:
             total = phases[-1].epochs(settings) if phases else 0
             row = {"kind": "eval", "phase": "train", "step": steps[-1] if steps else 0, "epoch": total, **metrics}

@@ -86,6 +86,8 @@ class TransferModel(BaseModel):
         self.student = student
         self.method = method
         self.teacher_norm = teacher_norm
+        # What the student itself keeps frozen (a detector's first stages) no phase may thaw.
+        self.trainable = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         frozen = {name: freeze_teacher(teacher, teacher_norm) for name, teacher in (teachers or {}).items()}
         self.__dict__["_hidden"] = _Hidden(frozen)
 
@@ -110,16 +112,13 @@ class TransferModel(BaseModel):
     def init_weights(self) -> None:
         """Does nothing: networks come initialised or loaded, and nobody may draw their weights again."""
 
-    def forward(  # type: ignore[override]
-        self, inputs: Tensor, labels: Tensor | None = None, indices: Tensor | None = None, mode: str = "tensor"
-    ) -> Any:
+    def forward(self, inputs: Any, mode: str = "tensor", **rest: Any) -> Any:  # type: ignore[override]
         """Mode `loss` gives the current phase's `(loss, logged scalars)`; every other mode is the plain student's."""
         if mode != "loss":
             return self.student(inputs, mode=mode)
         if self.phase is None:
             raise RuntimeError("no phase entered: set TransferModel.phase (kt.phases.run_phase does)")
-        batch: Any = {"inputs": inputs, "labels": labels, "indices": indices}
-        loss, logged = self.phase.loss(self, batch)
+        loss, logged = self.phase.loss(self, self.student.prepare({"inputs": inputs, **rest}))
         return loss, {name: value.detach() for name, value in logged.items()}
 
 

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from experiments.cell import folder_of, read_status
 from kt.errors import UserError, nearest
-from tables.collect import collect
+from tables.collect import collect, shown_states
 from tables.records import TableRecord, all_tables, find_table
 from tables.render import as_markdown, read_rows, write_table
 
@@ -41,17 +40,15 @@ def _folder(output_root: Path, name: str, scale: str) -> Path:
 
 def state(record: TableRecord, output_root: Path, scale: str) -> tuple[str, str]:
     """How a table stands at a scale, and the style to show that in."""
-    if not (CONF / "table" / f"{record.name}.yaml").exists():
-        return "not runnable yet", "dim"
     stored = read_rows(_folder(output_root, record.name, scale))
     if stored is None:
-        return "not run", ""
-    ids = {cell["id"] for row in stored["rows"] for cell in row["cells"]}
-    statuses = [read_status(folder_of(output_root, cell_id))["status"] for cell_id in ids]
-    done, failed = statuses.count("done"), statuses.count("failed")
-    if done == len(ids):
+        runnable = (CONF / "table" / f"{record.name}.yaml").exists()
+        return ("not run", "") if runnable else ("not runnable yet", "dim")
+    states = shown_states(stored["rows"], output_root)
+    done, failed = states.count("done"), states.count("failed")
+    if done == len(states):
         return f"{done}/{done} done", "green"
-    text = f"{done}/{len(ids)} done" + (f", {failed} failed" if failed else "")
+    text = f"{done}/{len(states)} done" + (f", {failed} failed" if failed else "")
     return text, "red" if failed else "yellow"
 
 
@@ -103,8 +100,7 @@ def show(record: TableRecord, output_root: Path, scale: str) -> bool:
     write_table(record.name, stored["rows"], output_root, scale, stored["dataset"], stored.get("command"))
     print((folder / "table.md").read_text(encoding="utf-8"))
     print(folder / "index.html")
-    ids = {cell["id"] for row in stored["rows"] for cell in row["cells"]}
-    return all(read_status(folder_of(output_root, cell_id))["status"] == "done" for cell_id in ids)
+    return all(state == "done" for state in shown_states(stored["rows"], output_root))
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -1,5 +1,6 @@
 """The papers' claims as code: each is judged from the results and training curves of one run of a table.
 
+Here are what all judges share and those of hybrid forward's Table 1; `tables.gap_claims` has those of its other tables.
 A verdict is `holds`, `fails` or `unknown`; what lies within the spread of the seeds is unknown. With one seed the
 spread of an accuracy is two binomial standard errors of the test set, that of a curve two standard errors over its
 steps.
@@ -75,6 +76,10 @@ class Context:
         """The rows of hybrid forward, one per value of the axes."""
         return [row for row in self.rows if row["method"] == "hybrid_forward"]
 
+    def named(self, row_id: str) -> list[Row]:
+        """The rows of that id in the table's file, one per value of the axes."""
+        return [row for row in self.rows if row["id"].partition("[")[0] == row_id]
+
     def untaught(self, row: Row) -> Row | None:
         """The student without a teacher that a row is to be compared with."""
         return next((other for other in self.rows if other["role"] == "baseline" and agree(row, other)), None)
@@ -85,9 +90,15 @@ def agree(row: Row, other: Row) -> bool:
     return all(other["axes"][key] == value for key, value in row["axes"].items() if key in other["axes"])
 
 
-def undone(row: Row) -> str | None:
-    """Which seeds of a row are not done; None if all are."""
-    lacking = [f"seed {cell['seed']} {cell['status']}" for cell in row["cells"] if cell["status"] != "done"]
+def undone(row: Row, *metrics: str) -> str | None:
+    """Which seeds of a row are not done or lack one of some metrics; None if all is there."""
+    lacking = []
+    for cell in row["cells"]:
+        absent = [name for name in metrics if cell["metrics"].get(name) is None]
+        if cell["status"] != "done":
+            lacking.append(f"seed {cell['seed']} {cell['status']}")
+        elif absent:
+            lacking.append(f"seed {cell['seed']} without a finite {' and '.join(absent)}")
     if not row["cells"]:
         return f"{row['label']} (no cell)"
     return f"{row['label']} ({', '.join(lacking)})" if lacking else None
@@ -121,9 +132,8 @@ def judge_all(context: Context) -> list[dict[str, Any]]:
     return found
 
 
-def _over_variants(context: Context, judge_row: Callable[[Row], Verdict]) -> Verdict:
-    """A verdict over all rows of hybrid forward: theirs if they agree, else it depends on the axes and is unknown."""
-    rows = context.hybrid_rows()
+def over_variants(rows: Sequence[Row], judge_row: Callable[[Row], Verdict]) -> Verdict:
+    """A verdict over the variants of a row: theirs if they agree, else it depends on the axes and is unknown."""
     if not rows:
         raise Missing("Needs the row hybrid_forward.")
     found: list[Verdict] = []
@@ -139,7 +149,8 @@ def _over_variants(context: Context, judge_row: Callable[[Row], Verdict]) -> Ver
     return (verdicts.pop() if len(verdicts) == 1 else UNKNOWN), evidence
 
 
-def _seeds(count: int) -> str:
+def count_seeds(count: int) -> str:
+    """`one seed`, `3 seeds`."""
     return "one seed" if count == 1 else f"{count} seeds"
 
 
@@ -147,7 +158,7 @@ def _noise(context: Context, row: Row, metric: str) -> tuple[float | None, str]:
     """What a row's mean may differ by chance, in percent, and where that is known from."""
     values = [cell["metrics"][metric] for cell in row["cells"]]
     if len(values) > 1:
-        return float(np.std(values, ddof=1)), f"the spread of {_seeds(len(values))}"
+        return float(np.std(values, ddof=1)), f"the spread of {count_seeds(len(values))}"
     size = context.result(row).get("test_size")
     if not size:
         return None, "one seed, spread unknown"
@@ -164,7 +175,7 @@ def beats_all_students(context: Context) -> Verdict:
         others = [other for other in students if other["method"] != "hybrid_forward"]
         wanted = {str(printed["method"]) for printed in context.record.rows if printed["role"] != "teacher"}
         absent = sorted(wanted - {str(other["method"]) for other in students})
-        lacking = [text for other in (row, *others) if (text := undone(other))]
+        lacking = [text for other in (row, *others) if (text := undone(other, "top1"))]
         lacking += [f"{name} (not in this run)" for name in absent]
         if lacking:
             raise Missing(f"Needs {'; '.join(lacking)}.")
@@ -182,17 +193,18 @@ def beats_all_students(context: Context) -> Verdict:
             raise Missing("Needs other student rows.")
         other, difference, margin, source = closest
         evidence = (
-            f"top-1 {_value(row)} against {_value(other)} of the best other row, {other['label']}: "
-            f"{difference:+.2f} points ({source}{f': {margin:.2f}' if margin else ''})."
+            f"top-1 {show_value(row, 'top1', 2)} against {show_value(other, 'top1', 2)} of the best other row, "
+            f"{other['label']}: {difference:+.2f} points ({source}{f': {margin:.2f}' if margin else ''})."
         )
         return all_hold(verdicts), evidence
 
-    return _over_variants(context, judge_row)
+    return over_variants(context.hybrid_rows(), judge_row)
 
 
-def _value(row: Row) -> str:
-    """A row's top-1."""
-    return f"{row['mean']['top1']:.2f}" + (f" ± {row['std']['top1']:.2f}" if row["std"] else "")
+def show_value(row: Row, metric: str, decimals: int) -> str:
+    """A row's mean and its spread over seeds: `60.20 ± 0.10`."""
+    spread = (row["std"] or {}).get(metric)
+    return f"{row['mean'][metric]:.{decimals}f}" + ("" if spread is None else f" ± {spread:.{decimals}f}")
 
 
 def _pairs(context: Context, row: Row) -> list[tuple[Curve, Curve]]:
@@ -207,8 +219,8 @@ def _pairs(context: Context, row: Row) -> list[tuple[Curve, Curve]]:
     pairs = [(curve, untaught[seed]) for seed, curve in taught.items() if seed in untaught]
     if not pairs:
         raise Missing("Needs the training records of both rows with the same seed.")
-    _demand(pairs[0][0], (*PATHS, "accuracy"))
-    _demand(pairs[0][1], ("loss", "accuracy"))
+    demand(pairs[0][0], (*PATHS, "accuracy"))
+    demand(pairs[0][1], ("loss", "accuracy"))
     return pairs
 
 
@@ -219,11 +231,11 @@ def _path_curves(context: Context, row: Row) -> list[Curve]:
     curves = list(context.curves(row).values())
     if not curves:
         raise Missing(f"Needs the training records of {row['label']}.")
-    _demand(curves[0], (*PATHS, *PATH_ACCURACIES.values()))
+    demand(curves[0], (*PATHS, *PATH_ACCURACIES.values()))
     return curves
 
 
-def _demand(curve: Curve, names: Sequence[str]) -> None:
+def demand(curve: Curve, names: Sequence[str]) -> None:
     lacking = [name for name in names if name not in curve.values]
     if lacking:
         raise Missing(f"Needs {', '.join(lacking)} in the training records.")
@@ -253,11 +265,11 @@ def loss_above_untaught(context: Context) -> Verdict:
         above = sum(each.mean > 0 for each in gaps.values())
         evidence = (
             f"the mean of L1 + L2 + L3 lies above the loss without teacher in {above} of {len(gaps)} epochs; smallest "
-            f"difference {gaps[lowest].text(3)} in epoch {lowest} ({_seeds(gaps[lowest].seeds)})."
+            f"difference {gaps[lowest].text(3)} in epoch {lowest} ({count_seeds(gaps[lowest].seeds)})."
         )
         return all_hold([each.verdict for each in gaps.values()]), evidence
 
-    return _over_variants(context, judge_row)
+    return over_variants(context.hybrid_rows(), judge_row)
 
 
 @register("hybrid_forward", "c3")
@@ -276,12 +288,12 @@ def accuracy_overtakes_after_decay(context: Context) -> Verdict:
         before, end = gaps[earlier[-1]], gaps[max(gaps)]
         evidence = (
             f"training accuracy with minus without teacher is {before.text()} points in epoch {earlier[-1]}, the last "
-            f"before the first decay, and {end.text()} in the last epoch, {max(gaps)} ({_seeds(end.seeds)})."
+            f"before the first decay, and {end.text()} in the last epoch, {max(gaps)} ({count_seeds(end.seeds)})."
         )
         behind = {HOLDS: FAILS, FAILS: HOLDS, UNKNOWN: UNKNOWN}[before.verdict]
         return all_hold([behind, end.verdict]), evidence
 
-    return _over_variants(context, judge_row)
+    return over_variants(context.hybrid_rows(), judge_row)
 
 
 @register("hybrid_forward", "c4")
@@ -300,9 +312,9 @@ def hybrid_paths_lead_before_decay(context: Context) -> Verdict:
             texts.append(f"{PATH_NAMES[path]}: loss lower by {lower.text(3)}, accuracy higher by {ahead.text()} points")
         epoch = curves[0].epoch[decay - 1]
         evidence = f"Over the {epoch:g} epochs before the first decay, against the normal path, {'; '.join(texts)}"
-        return all_hold(verdicts), f"{evidence} ({_seeds(len(curves))})."
+        return all_hold(verdicts), f"{evidence} ({count_seeds(len(curves))})."
 
-    return _over_variants(context, judge_row)
+    return over_variants(context.hybrid_rows(), judge_row)
 
 
 def _final_losses(curves: Sequence[Curve]) -> dict[str, list[np.ndarray]]:
@@ -332,9 +344,9 @@ def normal_path_lies_between(context: Context) -> Verdict:
         low, high = sorted(above, key=lambda path: -above[path].mean)
         verdict = all_hold([above[low].verdict, _compare(losses, high, "l3").verdict])
         texts = [f"L3 - {path.upper()} = {each.text(3)}" for path, each in above.items()]
-        return verdict, f"Last epoch: {_list_losses(losses)}; {', '.join(texts)} ({_seeds(len(curves))})."
+        return verdict, f"Last epoch: {_list_losses(losses)}; {', '.join(texts)} ({count_seeds(len(curves))})."
 
-    return _over_variants(context, judge_row)
+    return over_variants(context.hybrid_rows(), judge_row)
 
 
 def path_depths(context: Context, row: Row) -> dict[str, int]:
@@ -372,8 +384,8 @@ def depth_does_not_order_losses(context: Context) -> Verdict:
         layers = ", ".join(f"{path.upper()} {depths[path]}" for path in PATHS)
         evidence = (
             f"Last epoch: {_list_losses(losses)}; layers: {layers}; {deep.upper()} - {flat.upper()} = {widest.text(3)} "
-            f"({_seeds(len(curves))})."
+            f"({count_seeds(len(curves))})."
         )
         return any_holds([each.verdict for each in found.values()]), evidence
 
-    return _over_variants(context, judge_row)
+    return over_variants(context.hybrid_rows(), judge_row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -11,12 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from experiments.cell import folder_of, read_result, read_status
+import tables.gap_claims  # noqa: F401 -- registers its judges
+from experiments.cell import evaluation_file, folder_of, read_result, read_status
 from kt.errors import UserError
 from tables.claims import Context, judge_all
 from tables.records import TableRecord, find_table, metric_label
 
 Json = dict[str, Any]
+
+_CUTS = ("subset", "validation")  # keys of a dataset that leave images out
 
 
 def collect(
@@ -31,7 +35,9 @@ def collect(
     Args:
         name: The table's name.
         rows: id, label, role, method, teacher, student, ours, paper_row (index of the printed row or None), axes
-            (key -> value) and cells (id, seed) of each row; a row that only cites a number has no cells.
+            (key -> value) and cells (id, seed) of each row; a row that only cites a number has no cells. A row with
+            `evaluation` takes its numbers from the cells' scores of that name on other data; a row with `optional` is
+            left out while none of its cells has been done or has failed.
         output_root: Where `cells/` is.
         scale: The scale of the run.
         dataset: The run's dataset; None takes it from the results.
@@ -43,12 +49,16 @@ def collect(
         UserError: There is no such table or printed row.
     """
     record = find_table(name)
+    rows = [row for row in rows if is_shown(row, output_root)]
     ids = {cell["id"] for row in rows for cell in row["cells"]}
     found = {cell_id: read_result(folder_of(output_root, cell_id)) for cell_id in ids}
     results = {cell_id: result for cell_id, result in found.items() if result is not None}
     collected = [_collect_row(record, row, output_root, results) for row in rows]
     if dataset is None:
-        dataset = next((config["dataset"]["name"] for config in map(_config, results.values()) if config), None)
+        # A teacher may have been trained on other data than the table is about.
+        students_first = sorted(collected, key=lambda row: row["role"] == "teacher")
+        configs = [_config(results.get(cell["id"], {})) for row in students_first for cell in row["cells"]]
+        dataset = next((config["dataset"]["name"] for config in configs if config), None)
     reasons = differences(record, collected, results, scale, dataset)
     context = Context(record, collected, results, Path(output_root))
     return {
@@ -62,6 +72,40 @@ def collect(
         "rows": collected,
         "claims": judge_all(context),
     }
+
+
+def cell_status(row: Mapping[str, Any], cell_id: str, output_root: str | os.PathLike[str]) -> Json:
+    """A cell's status as a row needs it: done only with the score that the row asks for, if that is one."""
+    folder, evaluation = folder_of(output_root, cell_id), row.get("evaluation")
+    state = read_status(folder, evaluation)
+    if state["status"] == "done" and evaluation and _read_evaluation(folder, evaluation) is None:
+        return {**state, "status": "unscored"}
+    return state
+
+
+def is_shown(row: Mapping[str, Any], output_root: str | os.PathLike[str]) -> bool:
+    """Whether a row is rendered: always, if it is not optional."""
+    if not row.get("optional"):
+        return True
+    states = [cell_status(row, cell["id"], output_root)["status"] for cell in row["cells"]]
+    return any(state in ("done", "failed", "interrupted") for state in states)
+
+
+def shown_states(rows: Sequence[Mapping[str, Any]], output_root: str | os.PathLike[str]) -> list[str]:
+    """The status of each cell that a rendering of the rows shows, once for each evaluation of it."""
+    shown = {
+        (cell["id"], row.get("evaluation")): row for row in rows if is_shown(row, output_root) for cell in row["cells"]
+    }
+    return [cell_status(row, cell_id, output_root)["status"] for (cell_id, _), row in shown.items()]
+
+
+def _read_evaluation(folder: Path, name: str) -> Json | None:
+    """A cell's metrics on other data; None if it has none."""
+    try:
+        content = json.loads(evaluation_file(folder, name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _config(result: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -80,7 +124,7 @@ def _collect_row(
     results: Mapping[str, Mapping[str, Any]],
 ) -> Json:
     names = [metric["name"] for metric in record.metrics]
-    cells = [_collect_cell(cell, output_root, results.get(cell["id"]), names) for cell in row["cells"]]
+    cells = [_collect_cell(row, cell, output_root, results.get(cell["id"]), names) for cell in row["cells"]]
     index = row.get("paper_row")
     if index is not None and not 0 <= index < len(record.rows):
         raise UserError(f"paper_row={index}: table {record.name} has {len(record.rows)} printed rows, counted from 0")
@@ -99,6 +143,7 @@ def _collect_row(
         "student": row["student"],
         "ours": bool(row.get("ours", False)),
         "axes": dict(row.get("axes") or {}),
+        "evaluation": row.get("evaluation"),
         "printed_row": printed["row"] if printed else None,
         "paper": {name: printed["values"].get(name) if printed else None for name in names},
         "mean": mean if measured else None,
@@ -108,17 +153,20 @@ def _collect_row(
 
 
 def _collect_cell(
+    row: Mapping[str, Any],
     cell: Mapping[str, Any],
     output_root: str | os.PathLike[str],
     result: Mapping[str, Any] | None,
     names: Sequence[str],
 ) -> Json:
     shown: Json = {"id": cell["id"], "seed": cell["seed"]}
-    if result is not None:
-        metrics = result.get("metrics") or {}
-        return {**shown, "status": "done", "metrics": {name: _finite(metrics.get(name)) for name in names}}
-    state = read_status(folder_of(output_root, cell["id"]))
-    status = "missing" if state["status"] in ("missing", "running") else "failed"
+    state = cell_status(row, cell["id"], output_root)
+    if result is not None and state["status"] == "done":
+        evaluation = row.get("evaluation")
+        folder = folder_of(output_root, cell["id"])
+        metrics = _read_evaluation(folder, evaluation) if evaluation else result.get("metrics")
+        return {**shown, "status": "done", "metrics": {name: _finite((metrics or {}).get(name)) for name in names}}
+    status = "failed" if state["status"] in ("failed", "interrupted") else "missing"
     return {**shown, "status": status, "metrics": {}, "error": state.get("error")}
 
 
@@ -154,10 +202,15 @@ def differences(
     reasons: list[str] = []
     if dataset is None:
         return ["there are no results yet"]
+    trained_on = record.datasets
+    if any(row["evaluation"] for row in rows):
+        # The table's own data are those of the evaluation.
+        trained_on = [str(protocol["dataset"]) for protocol in record.protocols]
     if dataset == "scenes":
         reasons.append(f"scale={scale} trains {'slim ' if scale == 'mini' else ''}networks on embedded data")
-    elif dataset not in map(dataset_key, record.datasets):
-        reasons.append(f"dataset={dataset} is not the paper's {' or '.join(record.datasets)}")
+    elif dataset not in map(dataset_key, trained_on):
+        named = " or ".join(name.split(" (")[0] for name in trained_on)
+        reasons.append(f"dataset={dataset} is not the paper's {named}")
     if scale == "fast":
         reasons.append("scale=fast shortens the schedule")
     elif scale != "paper" and dataset != "scenes":
@@ -179,24 +232,28 @@ def differences(
 
 def _settings_changed(record: TableRecord, row: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     """What one cell does differently from what the paper states."""
-    dataset, schedule = config.get("dataset", {}), config.get("schedule", {})
-    reasons = []
-    if dataset.get("subset"):
-        reasons.append(f"dataset.subset={dataset['subset']}")
-    if dataset.get("validation"):
-        reasons.append(f"dataset.validation={dataset['validation']}")
-    for key in ("teacher", "student"):
+    schedule, teacher = config.get("schedule", {}), config.get("teacher", {})
+    data = {"dataset": config.get("dataset", {})}
+    if not teacher.get("checkpoint"):
+        data["teacher.dataset"] = teacher.get("dataset") or {}
+    reasons = [f"{key}.{name}={each[name]}" for key, each in data.items() for name in _CUTS if each.get(name)]
+    if data.get("teacher.dataset", {}).get("name") == "scenes":
+        reasons.append("teacher.dataset.name=scenes")
+    # A row that the paper does not print has no networks to differ from.
+    for key in ("teacher", "student") if row["printed_row"] else ():
         printed = {line[key] for line in record.rows if line[key]}
         if row[key] and row[key] not in printed:
             reasons.append(f"{key}={row[key]} is not the paper's {' or '.join(sorted(printed))}")
-    if row["role"] == "teacher" or not schedule.get("epochs"):
+    if row["role"] == "teacher" or not (schedule.get("epochs") or schedule.get("iterations")):
         return reasons
     if len(record.protocols) == 1:
         protocol = record.protocols[0]
-        length = protocol["schedule"]["total"] if protocol["schedule"]["unit"] == "epochs" else None
-        for key, stated in (("lr", protocol["lr"]), ("batch_size", protocol["batch_size"]), ("epochs", length)):
-            if isinstance(stated, int | float) and not math.isclose(stated, schedule[key]):
-                reasons.append(f"schedule.{key}={schedule[key]} instead of {stated}")
+        unit = protocol["schedule"]["unit"]
+        stated = {"lr": protocol["lr"], "batch_size": protocol["batch_size"], unit: protocol["schedule"]["total"]}
+        for key, value in stated.items():
+            own = schedule.get(key)
+            if isinstance(value, int | float) and isinstance(own, int | float) and not math.isclose(value, own):
+                reasons.append(f"schedule.{key}={own} instead of {value}")
     return reasons
 
 

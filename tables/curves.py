@@ -173,6 +173,15 @@ def gap(samples: Sequence[Array]) -> Gap:
     return Gap(float(means[0]), float(spread), 1)
 
 
+def gap_of_means(samples: Sequence[tuple[Array, Array]]) -> Gap:
+    """By how much the mean of some steps is above that of others, one pair of arrays per seed."""
+    means = np.array([first.mean() - second.mean() for first, second in samples])
+    if len(means) > 1:
+        return Gap(float(means.mean()), float(means.std(ddof=1)), len(means))
+    errors = [part.var(ddof=1) / len(part) if len(part) > 1 else 0.0 for part in samples[0]]
+    return Gap(float(means[0]), 2 * math.sqrt(sum(errors)), 1)
+
+
 def gaps_by_epoch(
     pairs: Sequence[tuple[Curve, Curve]], first: Callable[[Curve], Array], second: Callable[[Curve], Array]
 ) -> dict[int, Gap]:

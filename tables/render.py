@@ -425,7 +425,9 @@ def _write_curves(
     record: TableRecord, table: Mapping[str, Any], output_root: str | os.PathLike[str], folder: Path
 ) -> list[Json]:
     """Draws the figures into `curves/`, drops older ones, and returns what the page shows of them."""
-    context = Context(record, table["rows"], {}, Path(output_root))
+    ids = {cell["id"] for row in table["rows"] for cell in row["cells"] if cell["status"] == "done"}
+    results = {cell_id: read_result(folder_of(output_root, cell_id)) or {} for cell_id in ids}
+    context = Context(record, table["rows"], results, Path(output_root))
     shown, kept = [], set()
     for drawing in drawings(context):
         images = []

@@ -73,12 +73,20 @@ def test_identity_sees_what_matters() -> None:
 def test_identity_of_a_fixed_config_is_fixed() -> None:
     """Another id throws away everybody's results: then raise IDENTITY_VERSION and this number knowingly."""
     config = composed()
-    config["student"] = {"network": {"name": "resnet8", "width": 1.0, "small_stem": False}}
+    config["student"] = {"network": {"name": "resnet8", "width": 1.0, "small_stem": False, "config": None}}
     config["student"] |= {"checkpoint": None, "pretrained": None}
     config["dataset"] = {"name": "cifar100", "num_classes": 100, "image_size": 32, "subset": None}
-    config["dataset"] |= {"validation": 0.0, "augmentation": "crop_flip"}
-    config["schedule"] = {"epochs": 3, "batch_size": 64, "optimizer": "sgd", "lr": 0.05, "policy": "step"}
-    assert identity(config) == "d2a6780eb39eff56"
+    config["dataset"] |= {"task": "classification", "crop_size": None, "validation": 0.0, "augmentation": "crop_flip"}
+    config["schedule"] = {
+        "epochs": 3,
+        "iterations": None,
+        "interval": None,
+        "batch_size": 64,
+        "optimizer": "sgd",
+        "lr": 0.05,
+        "policy": "step",
+    }
+    assert identity(config) == "96398880a7156928"
 
 
 def test_a_plain_student_has_no_teacher() -> None:
@@ -112,11 +120,11 @@ def test_only_embedded_data_slim_the_networks() -> None:
 
 
 def test_pretrained_teachers_are_scored_and_not_trained() -> None:
-    config = composed("method=kd", "teacher=resnet50", "student=mobilenet_v1", "scale=paper")
+    config = composed("method=kd", "teacher=resnet50", "student=mobilenet_v1", "dataset=imagenet", "scale=paper")
     teacher = teacher_config(config)
     assert teacher["student"]["pretrained"] == "IMAGENET1K_V1" and teacher["schedule"]["epochs"] == 0
-    for other in (["dataset=cifar100"], ["scale.pretrained=false"], ["teacher.network.width=0.5"]):
-        changed = teacher_config(composed("method=kd", "teacher=resnet50", "scale=paper", *other))
+    for other in (["dataset.name=cifar100"], ["scale.pretrained=false"], ["teacher.network.width=0.5"]):
+        changed = teacher_config(composed("method=kd", "teacher=resnet50", "dataset=imagenet", "scale=paper", *other))
         assert changed["student"]["pretrained"] is None and changed["schedule"]["epochs"] > 0
 
 

@@ -46,7 +46,8 @@ def test_every_network_is_a_teacher_and_a_student() -> None:
 def test_networks_are_those_of_the_package() -> None:
     spaces: dict[str, Any] = {}
     exec((ROOT / "kt" / "models" / "names.py").read_text(), spaces)
-    assert set(choices("network")) == set(spaces["NETWORK_NAMES"])
+    known = {*spaces["NETWORK_NAMES"], *spaces["DENSE_NETWORKS"], spaces["CONFIG_NETWORK"]}
+    assert set(choices("network")) == known
 
 
 def test_methods_are_those_with_a_schema() -> None:

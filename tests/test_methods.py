@@ -152,7 +152,7 @@ def test_teachers_stay_out_of_the_model_but_follow_it(name: str, data: Any) -> N
     assert all(p.dtype == torch.float32 for teacher in model.teachers.values() for p in teacher.parameters())
     twin.phase = twin.method.phases()[-1]
     batch = next(iter(data.train.epoch(0)))
-    loss, _ = twin(batch["inputs"].double(), batch["labels"], mode="loss")
+    loss, _ = twin(batch["inputs"].double(), labels=batch["labels"], mode="loss")
     loss.backward()
     assert any(p.grad is not None for p in twin.student.parameters())
     assert all(p.grad is None for p in model.student.parameters())

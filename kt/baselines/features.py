@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kt.classifier import Classifier
 from kt.errors import UserError
 from kt.functional import activation_boundary, attention_transfer, factor_transfer, hint, soft_target
-from kt.methods.base import METHODS, Method, pair_stages, teacher_levels
+from kt.methods.base import METHODS, Method, Student, Teacher, pair_stages, teacher_levels
 from kt.phases import Batch, Phase
 from kt.stages import as_map
 from kt.transfer import TransferModel
@@ -38,10 +38,12 @@ class FitNet(Method):
         regressor: `conv_bn_relu` (1x1 convolution, batch normalisation, ReLU) or `conv`.
     """
 
+    dense = True
+
     def __init__(
         self,
-        student: Classifier,
-        teacher: Classifier | None,
+        student: Student,
+        teacher: Teacher | None,
         weight: float = 100.0,
         hint_layer: int | None = None,
         regressor: str = "conv_bn_relu",
@@ -69,11 +71,11 @@ class FitNet(Method):
 
     def loss(self, model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         levels = model.student.extract(batch["inputs"])
-        output = model.student.task(levels[-1], batch["labels"])
+        output = model.student.task(levels, batch)
         target = as_map(teacher_levels(model, batch, self.teacher_depth(model))[-1])
         guess = match_size(self.regressor(as_map(levels[self.student_index])), target)
         distance = hint(guess, target)
-        logged = {"loss_task": output.loss, "loss_hint": distance, "accuracy": output.accuracy}
+        logged = {"loss_task": output.loss, "loss_hint": distance, **output.scalars}
         return output.loss + self.weight * distance, logged
 
 
@@ -88,7 +90,9 @@ class AttentionTransfer(Method):
         form: `mean` (as the released code computes it) or `sum` (the paper's norm).
     """
 
-    def __init__(self, student: Classifier, teacher: Classifier | None, weight: float = 1000.0, form: str = "mean"):
+    dense = True
+
+    def __init__(self, student: Student, teacher: Teacher | None, weight: float = 1000.0, form: str = "mean"):
         super().__init__(student, teacher)
         assert teacher is not None
         self.weight, self.form = weight, form
@@ -100,12 +104,12 @@ class AttentionTransfer(Method):
 
     def loss(self, model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         levels = model.student.extract(batch["inputs"])
-        output = model.student.task(levels[-1], batch["labels"])
+        output = model.student.task(levels, batch)
         targets = teacher_levels(model, batch, self.teacher_depth(model))
         distance = torch.stack(
             [attention_transfer(as_map(levels[i]), as_map(targets[j]), form=self.form) for i, j in self.pairs]
         ).sum()
-        logged = {"loss_task": output.loss, "loss_attention": distance, "accuracy": output.accuracy}
+        logged = {"loss_task": output.loss, "loss_attention": distance, **output.scalars}
         return output.loss + self.weight * distance, logged
 
 
@@ -187,12 +191,12 @@ class FactorTransfer(Method):
 
     def loss(self, model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         levels = model.student.extract(batch["inputs"])
-        output = model.student.task(levels[-1], batch["labels"])
+        output = model.student.task(levels, batch)
         with torch.no_grad():
             target = self.encoder(as_map(teacher_levels(model, batch)[-1]))
         guess = match_size(self.translator(as_map(levels[-1])), target)
         distance = factor_transfer(guess, target, form=self.form)
-        logged = {"loss_task": output.loss, "loss_factor": distance, "accuracy": output.accuracy}
+        logged = {"loss_task": output.loss, "loss_factor": distance, **output.scalars}
         return output.loss + self.weight * distance, logged
 
 
@@ -272,10 +276,10 @@ class ActivationBoundary(Method):
         return self.weight * self.SCALE * total, {}
 
     def loss(self, model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        output = model.student.task(model.student.extract(batch["inputs"])[-1], batch["labels"])
+        output = model.student.task(model.student.extract(batch["inputs"]), batch)
         if self.after == "task":
-            return output.loss, {"accuracy": output.accuracy}
+            return output.loss, output.scalars
         with torch.no_grad():
             target = model.teacher(batch["inputs"])
         soft = soft_target(output.logits.float(), target.float(), self.temperature)
-        return soft, {"loss_task": output.loss, "loss_soft": soft, "accuracy": output.accuracy}
+        return soft, {"loss_task": output.loss, "loss_soft": soft, **output.scalars}

@@ -43,9 +43,9 @@ class KnowledgeDistillation(Method):
         self.temperature, self.alpha, self.task_weight = temperature, alpha, task_weight
 
     def loss(self, model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        output = model.student.task(model.student.extract(batch["inputs"])[-1], batch["labels"])
+        output = model.student.task(model.student.extract(batch["inputs"]), batch)
         with torch.no_grad():
             target = model.teacher(batch["inputs"])
         soft = soft_target(output.logits.float(), target.float(), self.temperature)
-        logged = {"loss_task": output.loss, "loss_soft": soft, "accuracy": output.accuracy}
+        logged = {"loss_task": output.loss, "loss_soft": soft, **output.scalars}
         return self.task_weight * output.loss + self.alpha * soft, logged

@@ -17,10 +17,11 @@ class Scratch(Method):
     """The task loss alone: baselines and teachers."""
 
     needs_teacher = False
+    dense = True
 
     def loss(self, model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        output = model.student.task(model.student.extract(batch["inputs"])[-1], batch["labels"])
-        return output.loss, {"accuracy": output.accuracy}
+        output = model.student.task(model.student.extract(batch["inputs"]), batch)
+        return output.loss, output.scalars
 
 
 @METHODS.register_module(name="finetune")
@@ -35,6 +36,7 @@ class Finetune(Scratch):
 
     needs_teacher = True
     starts_from_teacher = True
+    dense = False
 
     def __init__(self, student: Classifier, teacher: Classifier | None, head_lr_factor: float = 1.0):
         super().__init__(student, teacher)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torchvision.transforms import v2
 from kt.data import scenes
 from kt.data.loaders import Loader, ResidentLoader, StreamingLoader
 from kt.errors import UserError, nearest
+from kt.evaluation.accuracy import evaluate_accuracy
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
@@ -46,15 +47,23 @@ class DataSpec:
     test_size: int
     fingerprint: str
     class_names: tuple[str, ...]
+    task: str = "classification"
 
 
 @dataclass
 class Data:
-    """A dataset ready for training."""
+    """A dataset ready for training.
+
+    Attributes:
+        spec: What it is.
+        train, test: Loaders (`kt.data.loaders.Loader`).
+        score: Metrics in percent of a student on the whole test set, over all processes.
+    """
 
     spec: DataSpec
-    train: Loader
-    test: Loader
+    train: Any
+    test: Any
+    score: Callable[[Any], dict[str, float]]
 
 
 @dataclass
@@ -150,7 +159,7 @@ def build_data(
     mark = _fingerprint(source, chosen, tested)
     numbers = (len(chosen), len(tested))
     spec = DataSpec(name, classes, size, source.mean, source.std, *numbers, mark, source.class_names)
-    return Data(spec, train, test)
+    return Data(spec, train, test, lambda student: evaluate_accuracy(student, test, classes))
 
 
 def balanced_subset(labels: NDArray[np.int64], size: int, classes: int, last: bool = False) -> NDArray[np.int64]:

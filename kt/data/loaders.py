@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from kt.errors import UserError
+
 Batch = dict[str, Tensor]
 PADDING = 4
 
@@ -23,8 +25,43 @@ class Loader(Protocol):
     def __len__(self) -> int:
         """Batches of one epoch on this rank."""
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Batches of one epoch: `inputs` (n, 3, h, w) float in 0..1, `labels` (n,), `indices` (n,)."""
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """An epoch's batches from `first` on: `inputs` (n, 3, h, w) float in 0..1, `labels` (n,), `indices` (n,)."""
+
+
+class _Stretches:
+    """A loader whose epochs are stretches of equal length of another one's endless stream of batches."""
+
+    def __init__(self, loader: Loader, length: int):
+        self.loader, self.length, self.batch_size = loader, length, loader.batch_size
+
+    def __len__(self) -> int:
+        return self.length
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """One stretch."""
+        at, end = epoch * self.length + first, (epoch + 1) * self.length
+        while at < end:
+            turn, start = divmod(at, len(self.loader))
+            for batch in self.loader.epoch(turn, start):
+                yield batch
+                at += 1
+                if at == end:
+                    return
+
+
+def by_iterations(loader: Loader, iterations: int, interval: int | None) -> tuple[Loader, int]:
+    """A loader and a number of epochs that together make `iterations` steps, each epoch `interval` of them.
+
+    Raises:
+        UserError: The interval does not divide the iterations.
+    """
+    interval = interval or iterations
+    if iterations % interval:
+        raise UserError(f"schedule.interval={interval}: expected a divisor of schedule.iterations={iterations}")
+    if len(loader) == 0:
+        raise UserError("schedule.batch_size: the training set is smaller than one batch")
+    return _Stretches(loader, interval), iterations // interval
 
 
 def epoch_order(
@@ -132,10 +169,10 @@ class ResidentLoader:
     def __len__(self) -> int:
         return len(self._order(0))
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """One epoch's batches."""
-        generator = torch.Generator().manual_seed(_mix(self.seed, epoch, 1, self.rank))
-        for chosen in self._order(epoch):
+        for number, chosen in enumerate(self._order(epoch)[first:], first):
+            generator = torch.Generator().manual_seed(_mix(self.seed, epoch, 1, self.rank, number))
             chosen = chosen.to(self.images.device)
             images = self.images[chosen]
             if self.augmentation == "crop_flip":
@@ -202,9 +239,9 @@ class StreamingLoader:
     def __len__(self) -> int:
         return len(self._order(0))
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """One epoch's batches."""
-        batches = self._order(epoch)
+        batches = self._order(epoch)[first:]
         chosen = self.indices[torch.cat(batches)].tolist() if batches else []
         view = _EpochView(self.dataset, chosen, self.seed, epoch)
         loader = DataLoader(view, self.batch_size, num_workers=self.workers, pin_memory=self.device.type == "cuda")

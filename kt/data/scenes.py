@@ -393,7 +393,9 @@ class Scene:
 CAMERA_HEIGHT, FOCAL, FARTHEST = 1.5, 1.1, 80.0
 
 
-def draw_scene(seed: int, index: int, height: int = 128, width: int = 256, style: str = "photo") -> Scene:
+def draw_scene(
+    seed: int, index: int, height: int = 128, width: int = 256, style: str = "photo", crowd: int = 0
+) -> Scene:
     """The scene number `index`; styles differ in pixels and in nothing else.
 
     Args:
@@ -401,6 +403,7 @@ def draw_scene(seed: int, index: int, height: int = 128, width: int = 256, style
         index: Number of the scene.
         height, width: In pixels.
         style: `synthetic` or `photo`.
+        crowd: So many persons at most join the objects of every class; how many is drawn for each scene.
     """
     check_style(style)
     rng = np.random.default_rng((seed, 7, index))
@@ -421,6 +424,10 @@ def draw_scene(seed: int, index: int, height: int = 128, width: int = 256, style
 
     count = int(rng.integers(5, 12))
     names = [CLASSES[i] for i in rng.integers(len(CLASSES), size=count)]
+    if crowd:
+        # Mixed in, or the nearest objects would always be persons.
+        names = [str(name) for name in rng.permutation(names + ["person"] * int(rng.integers(crowd + 1)))]
+        count = len(names)
     distances = np.sort(rng.uniform(6, 45, count))[::-1]
     drawn: list[tuple[str, Mask, Pose, float]] = []
     for name, distance in zip(names, distances, strict=True):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from kt.evaluation.accuracy import evaluate_accuracy
 from kt.hooks.records import Records
 from kt.phases import rank_and_world
 
@@ -33,16 +33,15 @@ class EvaluateHook(Hook):
     """Scores the student after every few epochs.
 
     Args:
-        loader: The evaluation set.
-        num_classes: Number of classes.
+        score: Metrics of a student (`kt.data.Data.score`).
         every: Epochs between evaluations.
         records: Where rows go.
     """
 
     priority = "NORMAL"
 
-    def __init__(self, loader: Any, num_classes: int, every: int, records: Records | None):
-        self.loader, self.num_classes, self.every, self.records = loader, num_classes, every, records
+    def __init__(self, score: Callable[[Any], dict[str, float]], every: int, records: Records | None):
+        self.score, self.every, self.records = score, every, records
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Evaluates at the interval and at a phase's end; the end of the main phase is the result, scored by `fit`."""
@@ -52,7 +51,7 @@ class EvaluateHook(Hook):
         if not (loop.phase.evaluate and due):
             return
         model = getattr(runner.model, "module", runner.model)
-        metrics = evaluate_accuracy(model.student, self.loader, self.num_classes)
+        metrics = self.score(model.student)
         if self.records is not None:
             row = {"kind": "eval", "phase": loop.phase.name, "step": loop.iter, "epoch": loop.epoch, **metrics}
             self.records.write([row])

@@ -10,10 +10,14 @@ from mmengine.registry import Registry
 from torch import Tensor, nn
 
 from kt.classifier import Classifier
+from kt.dense import Backbone, DenseModel
 from kt.errors import UserError, nearest
 from kt.phases import Batch, Phase
 from kt.stages import Stage
 from kt.transfer import TransferModel
+
+Student = Classifier | DenseModel
+Teacher = Classifier | DenseModel | Backbone
 
 METHODS = Registry("method", scope="kt", locations=["kt.methods", "kt.baselines"])
 
@@ -27,15 +31,20 @@ class Method(nn.Module):
     Attributes:
         needs_teacher: Whether it can be built without one.
         starts_from_teacher: Whether the student starts from the teacher's weights.
+        dense: Whether it can teach detectors and segmentors.
         facts: What a method wants the result file to say about the pair it was built for.
     """
 
     needs_teacher: ClassVar[bool] = True
     starts_from_teacher: ClassVar[bool] = False
+    dense: ClassVar[bool] = False
 
-    def __init__(self, student: Classifier, teacher: Classifier | None):
+    def __init__(self, student: Student, teacher: Teacher | None):
         super().__init__()
         self.facts: dict[str, object] = {}
+        if not self.dense and isinstance(student, DenseModel):
+            able = ", ".join(sorted(name for name, kind in METHODS.module_dict.items() if kind.dense))
+            raise UserError(f"method: this one teaches classifiers only; for detectors and segmentors choose {able}")
         if self.needs_teacher and teacher is None:
             raise UserError("teacher=none: this method needs a teacher; name a network, for example teacher=resnet56")
 
@@ -60,8 +69,7 @@ class Method(nn.Module):
 
 def student_update(model: TransferModel, batch: Batch) -> None:
     """Forward and backward of the plain student."""
-    output = model.student.task(model.student.extract(batch["inputs"])[-1], batch["labels"])
-    output.loss.backward()
+    model.student.task(model.student.extract(batch["inputs"]), batch).loss.backward()
 
 
 @torch.no_grad()

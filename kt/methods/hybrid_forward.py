@@ -14,6 +14,8 @@ What the paper leaves open, and the choice here:
 - Adapters: a 1x1 convolution with bias at every switch, then bilinear interpolation where sizes differ.
 - Hybrid passes normalise by the batch like the plain pass but leave running statistics to the plain pass.
 - Teacher normalisation layers stay in eval mode, so not one bit of the teacher changes.
+- Heads that read several stages (FPN, RPN): every map comes from the path. One that a teacher stage made passes an
+  adapter to the student's channels and size; where a path switches at that very map, it is the switch's adapter.
 
 Two computations are saved exactly: path 1's first group is the plain pass's, and path 2's first group is a teacher
 pass without a graph.
@@ -32,7 +34,7 @@ from torch import Tensor, nn
 from kt.classifier import Classifier
 from kt.errors import UserError
 from kt.functional import dynamic_balance
-from kt.methods.base import METHODS, Method, student_update
+from kt.methods.base import METHODS, Method, Student, Teacher, student_update
 from kt.phases import Batch
 from kt.stages import Stage
 from kt.transfer import TransferModel, average_over_ranks, frozen_statistics
@@ -103,10 +105,12 @@ class HybridForward(Method):
         interpolation: Mode in which an adapter resizes a map.
     """
 
+    dense = True
+
     def __init__(
         self,
-        student: Classifier,
-        teacher: Classifier | None,
+        student: Student,
+        teacher: Teacher | None,
         balance: float | str = 1.0,
         switch_at: Sequence[Sequence[int]] | None = None,
         track_hybrid_stats: bool = False,
@@ -123,21 +127,41 @@ class HybridForward(Method):
         self.groups = split_stages(switch_at or default_groups(student.stages, teacher.stages), stages)
         self.paths = [self._owners(STUDENT), self._owners(TEACHER)]
         # A path's layers are its main-path convolutions and the student's classifier.
+        last = 1 if isinstance(student, Classifier) else 0
         self.depths = [
-            1 + sum(stages[who][i].depth for who, group in zip(path, self.groups, strict=True) for i in group[who])
+            last + sum(stages[who][i].depth for who, group in zip(path, self.groups, strict=True) for i in group[who])
             for path in self.paths
         ]
-        plain_depth = 1 + sum(stage.depth for stage in student.stages)
+        plain_depth = last + sum(stage.depth for stage in student.stages)
         self.facts = {"path_depths": [*self.depths, plain_depth]}
         self.adapters = nn.ModuleDict()
         for number, path in enumerate(self.paths, 1):
             for border, owner in enumerate(path):
                 receiver = path[border + 1] if border + 1 < len(path) else STUDENT
                 if owner != receiver:
-                    last = {who: stages[who][self.groups[border][who][-1]] for who in stages}
-                    adapter = nn.Conv2d(last[owner].channels, last[receiver].channels, 1)
+                    ends = {who: stages[who][self.groups[border][who][-1]] for who in stages}
+                    adapter = nn.Conv2d(ends[owner].channels, ends[receiver].channels, 1)
                     self.adapters[f"path{number}_{border}_to_{receiver}"] = adapter
-        self._known_sizes: dict[tuple[int, ...], list[dict[str, tuple[int, ...]]]] = {}
+                if owner == TEACHER:
+                    for index in self._levels_between(student.reads, border):
+                        source = self._source(stages, border, student.stages[index].stride)
+                        adapter = nn.Conv2d(teacher.stages[source].channels, student.stages[index].channels, 1)
+                        self.adapters[f"path{number}_level{index}"] = adapter
+        self.sources = {
+            index: self._source(stages, border, student.stages[index].stride)
+            for border in range(len(self.groups))
+            for index in self._levels_between(student.reads, border)
+        }
+        self._known_sizes: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+
+    def _levels_between(self, reads: Sequence[int], border: int) -> list[int]:
+        """The student stages of a group whose output the head reads, but for the last, where every path switches."""
+        return [index for index in self.groups[border][STUDENT][:-1] if index in reads]
+
+    def _source(self, stages: Mapping[str, Sequence[Stage]], border: int, stride: int) -> int:
+        """The teacher stage of a group that stands for the student's stage of a stride: the deepest of at most that."""
+        mine = self.groups[border][TEACHER]
+        return max((i for i in mine if stages[TEACHER][i].stride <= stride), default=mine[0])
 
     def _owners(self, first: str) -> list[str]:
         other = TEACHER if first == STUDENT else STUDENT
@@ -145,72 +169,104 @@ class HybridForward(Method):
 
     def loss(self, model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """`a (L1 + L2) + L3` and everything the paper's curves show."""
-        inputs, labels = batch["inputs"], batch["labels"]
-        levels = model.student.extract(inputs)
-        plain = model.student.task(levels[-1], labels)
-        ends = self.groups[0]
-        sizes = self._sizes(model, inputs)
-        with torch.no_grad():
-            first_teacher_map = model.teacher.extract(inputs, ends[TEACHER][-1] + 1)[-1]
+        levels = model.student.extract(batch["inputs"])
+        plain = model.student.task(levels, batch)
+        sizes = self._teacher_sizes(model, batch["inputs"])
         keep = contextlib.nullcontext() if self.track_hybrid_stats else frozen_statistics(model.student)
         with keep:
-            outputs = [
-                model.student.task(self._follow(model, number, start, sizes), labels)
-                for number, start in ((1, levels[ends[STUDENT][-1]]), (2, first_teacher_map))
-            ]
+            first = self._follow(model, 1, self._start(model, batch, 1, levels), levels, sizes)
+            second = self._follow(model, 2, self._start(model, batch, 2, levels), levels, sizes)
+            outputs = [model.student.task(path, batch) for path in (first, second)]
         l1, l2, l3 = outputs[0].loss, outputs[1].loss, plain.loss
         if self.balance == "dynamic":
             balance = dynamic_balance(*average_over_ranks(torch.stack([l1, l2, l3]).detach()))
         else:
             balance = torch.full_like(l3, float(self.balance))
-        logged = {"l1": l1, "l2": l2, "l3": l3, "balance": balance, "accuracy": plain.accuracy}
-        logged.update(accuracy1=outputs[0].accuracy, accuracy2=outputs[1].accuracy)
+        logged = {"l1": l1, "l2": l2, "l3": l3, "balance": balance, **plain.scalars}
+        for number, output in enumerate(outputs, 1):
+            if "accuracy" in output.scalars:
+                logged[f"accuracy{number}"] = output.scalars["accuracy"]
         return balance * (l1 + l2) + l3, logged
 
-    def _follow(self, model: TransferModel, number: int, x: Tensor, sizes: list[dict[str, tuple[int, ...]]]) -> Tensor:
-        """The rest of path `number` after its first group, up to what the student's head reads."""
+    def _start(self, model: TransferModel, batch: Batch, number: int, levels: Sequence[Tensor]) -> dict[int, Tensor]:
+        """The outputs of a path's first group by stage: the plain pass's own, or the teacher's without a graph."""
+        group = self.groups[0]
+        if self.paths[number - 1][0] == STUDENT:
+            return {index: levels[index] for index in group[STUDENT]}
+        with torch.no_grad():
+            maps = model.teacher.extract(batch["inputs"], group[TEACHER][-1] + 1)
+        return {index: maps[index] for index in group[TEACHER]}
+
+    def _follow(
+        self,
+        model: TransferModel,
+        number: int,
+        maps: dict[int, Tensor],
+        plain: Sequence[Tensor],
+        teacher_sizes: Sequence[tuple[int, ...]],
+    ) -> list[Tensor]:
+        """The rest of path `number` after its first group.
+
+        Args:
+            model: The networks.
+            number: 1 or 2.
+            maps: The outputs of the first group, by stage of the network that made them.
+            plain: The plain pass's outputs, for their sizes.
+            teacher_sizes: Heights and widths of the teacher's maps.
+
+        Returns:
+            What stands for each of the student's stage outputs; those that no head reads are the plain pass's.
+        """
         path = self.paths[number - 1]
         networks: dict[str, Any] = {STUDENT: model.student, TEACHER: model.teacher}
+        levels = list(plain)
+        x = plain[0]
         for border, owner in enumerate(path):
+            group = self.groups[border]
             if border:
-                for index in self.groups[border][owner]:
-                    x = networks[owner].stages[index](x)
+                maps = {}
+                for index in group[owner]:
+                    maps[index] = x = networks[owner].stages[index](x)
+            x = maps[group[owner][-1]]
+            if owner == STUDENT:
+                levels[group[STUDENT][0] : group[STUDENT][-1] + 1] = [maps[index] for index in group[STUDENT]]
+            else:
+                for index in self._levels_between(model.student.reads, border):
+                    adapted = self.adapters[f"path{number}_level{index}"](maps[self.sources[index]])
+                    levels[index] = self._resize(adapted, plain[index].shape[-2:])
             receiver = path[border + 1] if border + 1 < len(path) else STUDENT
             if owner != receiver:
                 x = self.adapters[f"path{number}_{border}_to_{receiver}"](x)
-                size = sizes[border][receiver]
-                if tuple(x.shape[-2:]) != size:
-                    x = F.interpolate(x, size=size, mode=self.interpolation, align_corners=False)
-        return x
+                end = group[receiver][-1]
+                x = self._resize(x, plain[end].shape[-2:] if receiver == STUDENT else teacher_sizes[end])
+                if receiver == STUDENT:
+                    levels[end] = x
+        return levels
+
+    def _resize(self, x: Tensor, size: Sequence[int]) -> Tensor:
+        if tuple(x.shape[-2:]) == tuple(size):
+            return x
+        corners = None if self.interpolation == "nearest" else False
+        return F.interpolate(x, size=tuple(size), mode=self.interpolation, align_corners=corners)
 
     @torch.no_grad()
-    def _sizes(self, model: TransferModel, inputs: Tensor) -> list[dict[str, tuple[int, ...]]]:
-        """Map sizes of both networks at every border for this input size; looked up once per size."""
+    def _teacher_sizes(self, model: TransferModel, inputs: Tensor) -> list[tuple[int, ...]]:
+        """Heights and widths of the teacher's maps for this input size; looked up once per size."""
         shape = tuple(inputs.shape[-2:])
         if shape not in self._known_sizes:
-            probe, sizes = inputs[:1], {}
-            for who, network in ((STUDENT, model.student), (TEACHER, model.teacher)):
-                modes = {module: module.training for module in network.modules()}
-                network.eval()
-                sizes[who] = [tuple(level.shape[-2:]) for level in network.extract(probe)]
-                for module, mode in modes.items():
-                    module.training = mode
-            self._known_sizes[shape] = [{who: sizes[who][group[who][-1]] for who in group} for group in self.groups]
+            maps = model.teacher.extract(inputs[:1])
+            self._known_sizes[shape] = [tuple(level.shape[-2:]) for level in maps]
         return self._known_sizes[shape]
 
     def passes(self, model: TransferModel, batch: Batch) -> list:
         """The plain student's update and what each hybrid path adds beyond it, each as a pass of its own."""
         with torch.no_grad():
             levels = model.student.extract(batch["inputs"])
-        shared = levels[self.groups[0][STUDENT][-1]].detach().requires_grad_()
-        sizes = self._sizes(model, batch["inputs"])
+        shared = [level.detach().requires_grad_() for level in levels]
+        sizes = self._teacher_sizes(model, batch["inputs"])
 
-        def path1() -> None:
-            model.student.task(self._follow(model, 1, shared, sizes), batch["labels"]).loss.backward()
+        def path(number: int) -> None:
+            followed = self._follow(model, number, self._start(model, batch, number, shared), levels, sizes)
+            model.student.task(followed, batch).loss.backward()
 
-        def path2() -> None:
-            with torch.no_grad():
-                start = model.teacher.extract(batch["inputs"], self.groups[0][TEACHER][-1] + 1)[-1]
-            model.student.task(self._follow(model, 2, start, sizes), batch["labels"]).loss.backward()
-
-        return [lambda: student_update(model, batch), path1, path2]
+        return [lambda: student_update(model, batch), lambda: path(1), lambda: path(2)]

@@ -66,3 +66,34 @@ NETWORKS: dict[str, NetworkSpec] = {
 }
 
 NETWORK_NAMES: tuple[str, ...] = tuple(NETWORKS)
+
+
+@dataclass(frozen=True)
+class DenseSpec:
+    """A detector, segmentor or pose network.
+
+    Attributes:
+        architecture: A key of `kt.models.dense.ARCHITECTURES`.
+        backbone: A key of `NETWORKS`.
+        task: What it does: detection, segmentation or keypoints.
+    """
+
+    architecture: str
+    backbone: str
+    task: str
+
+
+_PYRAMID_BACKBONES = ("resnet18", "resnet50", "resnet101", "resnet152", "mobilenet_v1")
+
+DENSE_NETWORKS: dict[str, DenseSpec] = {
+    **{f"fasterrcnn_{name}": DenseSpec("fasterrcnn", name, "detection") for name in _PYRAMID_BACKBONES},
+    **{f"retinanet_{name}": DenseSpec("retinanet", name, "detection") for name in _PYRAMID_BACKBONES},
+    **{f"semantic_fpn_{name}": DenseSpec("semantic_fpn", name, "segmentation") for name in _PYRAMID_BACKBONES},
+    "deeplabv2_vgg16": DenseSpec("deeplabv2", "vgg16", "segmentation"),
+    "deeplabv2_resnet101": DenseSpec("deeplabv2", "resnet101", "segmentation"),
+    "deeplabv3_resnet50": DenseSpec("deeplabv3", "resnet50", "segmentation"),
+    "deeplabv3_resnet101": DenseSpec("deeplabv3", "resnet101", "segmentation"),
+    "pifpaf_resnet50": DenseSpec("pose", "resnet50", "keypoints"),
+}
+# The name of a network that a config file of mmdet or mmseg describes.
+CONFIG_NETWORK = "config"

@@ -1,0 +1,402 @@
+"""From the config of a dense task's dataset to loaders and scores: segmentation, detection, pedestrians, keypoints.
+
+Datasets, augmentation and metrics are those of mmdet and mmseg. Added are order and augmentation that are pure
+functions of (seed, epoch, sample), the embedded scenes, and what the libraries do not know (GTA5, CityPersons and its
+miss rate).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform, RandomFlip, Resize
+from mmdet.datasets.transforms import PackDetInputs
+from mmdet.datasets.transforms import RandomFlip as RandomFlipBoxes
+from mmdet.datasets.transforms import Resize as ResizeBoxes
+from mmdet.evaluation import CocoMetric
+from mmengine.dataset import BaseDataset
+from mmengine.evaluator import BaseMetric, Evaluator
+from mmseg.datasets.transforms import PackSegInputs, RandomCrop
+from mmseg.evaluation import IoUMetric
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from kt.data.build import IMAGENET_MEAN, IMAGENET_STD, Data, DataSpec
+from kt.data.citypersons import read_citypersons
+from kt.data.cityscapes import read_cityscapes
+from kt.data.dense_folders import read_coco, read_segfolder
+from kt.data.dense_scenes import HEATMAP_STRIDE, PackKeypoints, mirrored_keypoints, read_scenes
+from kt.data.dense_source import Source, quiet
+from kt.data.gta5 import read_gta5
+from kt.data.loaders import _mix, epoch_order
+from kt.errors import UserError, nearest
+from kt.evaluation.miss_rate import Pedestrians, miss_rates
+
+Batch = dict[str, Any]
+Reader = Callable[[Mapping[str, Any], Path, Path | None], Source]
+
+# What can be asked of each dataset.
+TASKS: dict[str, tuple[str, ...]] = {
+    "scenes": ("segmentation", "detection", "pedestrians", "keypoints"),
+    "cityscapes": ("segmentation", "detection"),
+    "gta5": ("segmentation",),
+    "citypersons": ("pedestrians",),
+    "coco": ("detection",),
+    "segfolder": ("segmentation",),
+}
+READERS: dict[str, Reader] = {
+    "scenes": read_scenes,
+    "cityscapes": read_cityscapes,
+    "gta5": read_gta5,
+    "citypersons": read_citypersons,
+    "coco": read_coco,
+    "segfolder": read_segfolder,
+}
+AUGMENTATIONS = ("none", "flip")
+# A keypoint is found within this share of the person's height, in persons of at least so many pixels.
+PCK_SHARE, PCK_LEAST_HEIGHT = 0.2, 4 * HEATMAP_STRIDE
+
+
+class _Seeded(Dataset):
+    """Samples of one epoch: augmentation is seeded by (seed, epoch, index), and nobody's random numbers change."""
+
+    def __init__(self, dataset: BaseDataset, seed: int, epoch: int):
+        self.dataset, self.seed, self.epoch = dataset, seed, epoch
+
+    def __getitem__(self, index: int) -> tuple[int, dict[str, Any]]:
+        # mm transforms draw from numpy's and Python's generators.
+        states = random.getstate(), np.random.get_state()
+        seed = _mix(self.seed, self.epoch, index)
+        random.seed(seed)
+        np.random.seed(seed)
+        try:
+            return index, self.dataset[index]
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+def _collate(samples: list[tuple[int, dict[str, Any]]]) -> Batch:
+    return {
+        "inputs": [sample["inputs"] for _, sample in samples],
+        "data_samples": [sample["data_samples"] for _, sample in samples],
+        "indices": torch.tensor([index for index, _ in samples]),
+    }
+
+
+def _one_thread(worker: int) -> None:
+    import cv2
+
+    cv2.setNumThreads(0)
+
+
+class DenseLoader:
+    """Batches as mmdet's and mmseg's own loaders make them, in an order that a resumed run can take up anywhere.
+
+    Args:
+        dataset: Of mmdet or mmseg; a sample has `inputs`, uint8 (3, h, w) in BGR, and `data_samples`.
+        indices: Samples that take part.
+        batch_size: Images a batch.
+        shuffle: Training order; False for evaluation.
+        seed: Of order and augmentation.
+        rank, world: This process among all.
+        workers: Loading processes; 0 loads in this one.
+    """
+
+    def __init__(
+        self,
+        dataset: BaseDataset,
+        indices: NDArray[np.int64],
+        batch_size: int,
+        shuffle: bool,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 0,
+    ):
+        self.dataset, self.indices, self.batch_size, self.shuffle = dataset, indices, batch_size, shuffle
+        self.seed, self.rank, self.world, self.workers = seed, rank, world, workers
+
+    def _order(self, epoch: int) -> list[list[int]]:
+        size = len(self.indices)
+        batches = epoch_order(size, self.seed, epoch, self.shuffle, self.rank, self.world, self.batch_size)
+        return [self.indices[batch.numpy()].tolist() for batch in batches]
+
+    def __len__(self) -> int:
+        return len(self._order(0))
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch from number `first` on.
+
+        Yields:
+            `inputs`: list of uint8 (3, h, w), BGR; `data_samples`: list; `indices`: int64 (n,), all on the CPU.
+
+        Raises:
+            UserError: A file cannot be read.
+        """
+        loader = DataLoader(
+            _Seeded(self.dataset, self.seed, epoch),
+            batch_sampler=self._order(epoch)[first:],  # type: ignore[arg-type]
+            num_workers=self.workers,
+            collate_fn=_collate,
+            worker_init_fn=_one_thread,
+            # Its own, for a loader draws one number even if nothing is random.
+            generator=torch.Generator().manual_seed(0),
+        )
+        try:
+            yield from loader
+        except UserError as error:
+            # From another process it comes wrapped in that process's whole traceback.
+            raise UserError(str(error).rstrip().rsplit("UserError: ", 1)[-1]) from None
+
+
+def build_dense_data(
+    dataset: Mapping[str, Any],
+    data_root: str | os.PathLike[str],
+    *,
+    batch_size: int,
+    seed: int,
+    rank: int = 0,
+    world: int = 1,
+    workers: int | None = None,
+    cache_root: Path | None = None,
+) -> Data:
+    """Loaders and scores for a dense dataset's config.
+
+    Args:
+        dataset: `name`, `task`, `image_size` ([height, width]: segmentation at exactly that; others keep their aspect,
+            the longer side within the longer and the shorter within the shorter one, as mmdet resizes), `crop_size` (of
+            training images of segmentation, or null), `augmentation` (none or flip), `subset`, `validation`, `style`,
+            `train_size`, `test_size`, `folder`, `train_split`, `test_split`, `num_classes`, as in `conf/dataset`.
+        data_root: Where real datasets lie.
+        batch_size: Images a batch on this process.
+        seed: Of order and augmentation (never of the split or of the embedded scenes).
+        rank, world: This process among all.
+        workers: Loading processes of sets that stream from disk; by default one per core, eight at most.
+        cache_root: Where drawn scenes and derived annotations may be kept.
+
+    Returns:
+        `spec` (whose `image_size` is the longer side, whose classes of keypoints are the keypoints), `train` and `test`
+        (`DenseLoader`), and `score`: from a model with `predict(batch) -> data samples` to metrics in percent of the
+        whole test set over all processes: `miou`; `ap` and `ap50`; the four of `kt.evaluation.miss_rate`; or `pck`.
+
+    Raises:
+        UserError: Something is wrong with the config or with the files.
+    """
+    name, task, augmentation = dataset["name"], dataset["task"], dataset["augmentation"]
+    if name not in TASKS:
+        raise UserError(f"dataset.name={name!r}: expected one of {', '.join(TASKS)}{nearest(name, TASKS)}")
+    if task not in TASKS[name]:
+        hint = nearest(task, TASKS[name])
+        raise UserError(f"dataset.task={task!r}: for {name} expected one of {', '.join(TASKS[name])}{hint}")
+    if augmentation not in AUGMENTATIONS:
+        hint = nearest(augmentation, AUGMENTATIONS)
+        raise UserError(f"dataset.augmentation={augmentation!r}: expected one of {', '.join(AUGMENTATIONS)}{hint}")
+    size = _pair("image_size", dataset["image_size"])
+    crop = None if dataset["crop_size"] is None else _pair("crop_size", dataset["crop_size"])
+    if crop and (task != "segmentation" or crop[0] > size[0] or crop[1] > size[1]):
+        raise UserError(
+            f"dataset.crop_size={list(crop)}: expected null, or for segmentation at most image_size={list(size)}"
+        )
+    source = READERS[name]({**dataset, "image_size": list(size)}, Path(data_root), cache_root)
+    classes = len(source.class_names)
+    if dataset["num_classes"] not in (None, classes):
+        raise UserError(f"dataset.num_classes={dataset['num_classes']}: {name} has {classes} classes (leave it null)")
+    training = source.open("train", _pipeline(task, source, size, crop, augmentation, True), True)
+    chosen, held_out = _choose(len(training), dataset["subset"], dataset["validation"])
+    testing = source.open(
+        "train" if len(held_out) else "test", _pipeline(task, source, size, None, "none", False), False
+    )
+    tested = held_out if len(held_out) else np.arange(len(testing))
+    workers = min(8, os.cpu_count() or 1) if workers is None else workers
+    common: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "rank": rank, "world": world}
+    common["workers"] = 0 if source.resident else workers
+    train = DenseLoader(training, chosen, shuffle=True, **common)
+    test = DenseLoader(testing, tested, shuffle=False, **common)
+    told = [task.encode(), *source.content]
+    mark = hashlib.sha256(b"".join(told) + chosen.tobytes() + tested.tobytes()).hexdigest()[:12]
+    spec = DataSpec(
+        name,
+        classes,
+        max(size),
+        IMAGENET_MEAN,
+        IMAGENET_STD,
+        len(chosen),
+        len(tested),
+        mark,
+        source.class_names,
+        task=task,
+    )
+
+    def score(student: Any) -> dict[str, float]:
+        return _score(student, test, task, source)
+
+    return Data(spec, train, test, score)
+
+
+def _pair(key: str, value: Any) -> tuple[int, int]:
+    try:
+        height, width = (int(side) for side in value)
+    except (TypeError, ValueError):
+        height = width = 0
+    if min(height, width) < 1:
+        raise UserError(f"dataset.{key}={value!r}: expected [height, width] in pixels")
+    return height, width
+
+
+def _choose(size: int, subset: int | None, validation: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rising numbers of the training samples and of those held out, both out of the first `subset` of a permutation."""
+    if subset is not None and not 0 < subset <= size:
+        raise UserError(f"dataset.subset={subset}: expected 1 to {size}, the number of training images")
+    if not 0 <= validation < 1:
+        raise UserError(
+            f"dataset.validation={validation}: expected a share of the training set, at least 0 and below 1"
+        )
+    order = np.random.default_rng(0).permutation(size)[:subset]
+    held = max(1, round(validation * len(order))) if validation else 0
+    if held >= len(order):
+        raise UserError(f"dataset.validation={validation}: of {len(order)} training images none would be left")
+    return np.sort(order[: len(order) - held]), np.sort(order[len(order) - held :])
+
+
+def _pipeline(
+    task: str, source: Source, size: tuple[int, int], crop: tuple[int, int] | None, augmentation: str, training: bool
+) -> list[Any]:
+    """The libraries' usual pipelines. In tests the ground truth stays as large as the original image."""
+    scale = (size[1], size[0])
+    if task == "keypoints":
+        flip: list[BaseTransform] = [RandomFlip(prob=0.5)] if augmentation == "flip" else []
+        pack = PackKeypoints(mirrored_keypoints())
+        return [source.load_image, *source.load_labels, Resize(scale=scale, keep_ratio=True), *flip, pack]
+    steps: list[Any]
+    if task == "segmentation":
+        resize, flipped = Resize(scale=scale, keep_ratio=False), RandomFlip(prob=0.5)
+        steps = [RandomCrop(crop, ignore_index=source.ignore_index)] if crop else []
+        pack = PackSegInputs()
+    else:
+        resize, flipped, steps = ResizeBoxes(scale=scale, keep_ratio=True), RandomFlipBoxes(prob=0.5), []
+        # Metrics read the ground truth of the original image from `instances`.
+        meta = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "flip", "flip_direction")
+        pack = PackDetInputs(meta_keys=meta if training else (*meta, "instances"))
+    if not training:
+        return [source.load_image, resize, *source.load_labels, pack]
+    if augmentation == "flip":
+        steps.append(flipped)
+    return [source.load_image, *source.load_labels, resize, *steps, pack]
+
+
+class MissRate(BaseMetric):
+    """`kt.evaluation.miss_rate` for mmdet's data samples, whose `instances` have a `visibility`.
+
+    Args:
+        height_unit: See `kt.evaluation.miss_rate.miss_rates`.
+    """
+
+    def __init__(self, height_unit: float):
+        super().__init__(collect_device="gpu", prefix="kt")
+        self.height_unit = height_unit
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+        """Keeps the boxes of a batch."""
+        for sample in data_samples:
+            truth, found = sample["instances"], sample["pred_instances"]
+            self.results.append(
+                Pedestrians(
+                    np.array([one["bbox"] for one in truth], float).reshape(-1, 4),
+                    np.array([one["visibility"] for one in truth], float),
+                    np.array([one["ignore_flag"] for one in truth], bool),
+                    found["bboxes"].cpu().numpy().astype(float).reshape(-1, 4),
+                    found["scores"].cpu().numpy().astype(float),
+                )
+            )
+
+    def compute_metrics(self, results: list[Pedestrians]) -> dict[str, float]:
+        """The four miss rates."""
+        return miss_rates(results, self.height_unit)
+
+
+class Pck(BaseMetric):
+    """Percentage of correct keypoints (PCK@0.2) of heatmaps, each person's keypoints sought in the person's true box.
+
+    For every visible keypoint of every person at least 16 pixels high, the cell with the largest value of its heatmap
+    among those that touch the box is taken. It is correct if its centre lies within 0.2 of the box's height of the
+    keypoint. So persons are given and not detected, and false alarms elsewhere cost nothing. On the embedded scenes the
+    true heatmaps reach about 95, for persons overlap, and noise about 23.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(collect_device="gpu", prefix="kt")
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+        """Counts (correct, all) of each image."""
+        for sample in data_samples:
+            maps = sample["pred_heatmaps"].float().cpu().numpy()
+            points, boxes = (sample[key].cpu().numpy() for key in ("gt_keypoints", "gt_boxes"))
+            self.results.append(count_correct(maps, points, boxes))
+
+    def compute_metrics(self, results: list[tuple[int, int]]) -> dict[str, float]:
+        """`pck` in percent; 0 if there is no keypoint."""
+        correct, total = np.sum(results, axis=0)
+        return {"pck": 100.0 * float(correct) / max(1, int(total))}
+
+
+def count_correct(maps: NDArray[Any], points: NDArray[Any], boxes: NDArray[Any]) -> tuple[int, int]:
+    """Keypoints that heatmaps (k, h / 4, w / 4) show where they are, and all of them; see `Pck`."""
+    correct = total = 0
+    for person, (x1, y1, x2, y2) in zip(points, boxes, strict=True):
+        height = y2 - y1
+        if height < PCK_LEAST_HEIGHT:
+            continue
+        top, left = (int(side // HEATMAP_STRIDE) for side in (y1, x1))
+        bottom, right = (math.ceil(side / HEATMAP_STRIDE) for side in (y2, x2))
+        for kind in np.nonzero(person[:, 2] == 2)[0]:
+            part = maps[kind, top:bottom, left:right]
+            row, column = np.unravel_index(int(part.argmax()), part.shape)
+            y, x = (top + row + 0.5) * HEATMAP_STRIDE, (left + column + 0.5) * HEATMAP_STRIDE
+            correct += bool(np.hypot(x - person[kind, 0], y - person[kind, 1]) <= PCK_SHARE * height)
+            total += 1
+    return correct, total
+
+
+def _metric(task: str, source: Source) -> BaseMetric:
+    # "gpu" gathers by the process group, whatever its device; "cpu" would leave a folder behind.
+    if task == "segmentation":
+        return IoUMetric(ignore_index=source.ignore_index, iou_metrics=["mIoU"], collect_device="gpu", prefix="kt")
+    if task == "detection":
+        return CocoMetric(metric="bbox", collect_device="gpu", prefix="kt")
+    return MissRate(source.height_unit) if task == "pedestrians" else Pck()
+
+
+@torch.no_grad()
+def _score(student: Any, loader: DenseLoader, task: str, source: Source) -> dict[str, float]:
+    """Metrics of the plain student on a whole loader, over all processes; its modes are put back afterwards."""
+    evaluator = Evaluator(_metric(task, source))
+    evaluator.dataset_meta = {"classes": source.class_names}
+    modes = {module: module.training for module in student.modules()}
+    student.eval()
+    try:
+        for batch in loader.epoch(0):
+            evaluator.process(student.predict(batch))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    with quiet():
+        found = {
+            key.removeprefix("kt/"): float(value) for key, value in evaluator.evaluate(len(loader.indices)).items()
+        }
+    if task == "segmentation":
+        return {"miou": found["mIoU"]}
+    if task == "detection":
+        # mmdet gives no numbers without a single detection, and -1 without a single object.
+        return {
+            name: 100.0 * max(0.0, found.get(key, 0.0)) for name, key in (("ap", "bbox_mAP"), ("ap50", "bbox_mAP_50"))
+        }
+    return found

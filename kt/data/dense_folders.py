@@ -1,0 +1,155 @@
+"""Datasets in a folder of the user's: detection in COCO's form, segmentation as images and label maps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmdet.datasets import CocoDataset
+from mmdet.datasets.transforms import LoadAnnotations as LoadBoxes
+from mmengine.dataset import BaseDataset
+from PIL import Image
+
+from kt.data.cityscapes import ReadMap
+from kt.data.dense_source import ReadImage, SegmentationList, Source, mark_files, missing, no_images, quiet, unreadable
+from kt.errors import UserError
+
+IMAGE_ENDS = (".png", ".jpg", ".jpeg")
+
+
+def _folder(dataset: Mapping[str, Any], root: Path, layout: str) -> Path:
+    if not dataset["folder"]:
+        raise UserError(f"dataset.folder=null: expected the folder below data_root that holds {layout}")
+    folder = root / dataset["folder"]
+    if not folder.is_dir():
+        raise missing(root, folder, layout)
+    return folder
+
+
+def _splits(dataset: Mapping[str, Any]) -> dict[str, str]:
+    for key in ("train_split", "test_split"):
+        if not dataset[key]:
+            raise UserError(f"dataset.{key}=null: expected the name of a split, such as train or val2017")
+    return {"train": dataset["train_split"], "test": dataset["test_split"]}
+
+
+def read_coco(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> Source:
+    """Detection in COCO's form, with the classes that the annotations name; crowds are ignored.
+
+    Raises:
+        UserError: A file is missing, is not in this form, or the splits have other classes.
+    """
+    layout = (
+        "annotations/instances_<split>.json and the images in <split>/ (COCO: https://cocodataset.org, or your own)"
+    )
+    folder, splits = _folder(dataset, root, layout), _splits(dataset)
+    names: dict[str, tuple[str, ...]] = {}
+    content: list[bytes] = []
+    for part, split in splits.items():
+        path = folder / "annotations" / f"instances_{split}.json"
+        if not path.exists():
+            raise missing(root, path, f"{folder}/{layout}")
+        content.append(path.read_bytes())
+        try:
+            read = json.loads(content[-1])
+            names[part] = tuple(category["name"] for category in read["categories"])
+            files = [folder / split / image["file_name"] for image in read["images"]]
+            if not all(
+                key in box for box in read["annotations"] for key in ("bbox", "area", "category_id", "image_id")
+            ):
+                raise KeyError("bbox, area, category_id or image_id of an annotation")
+        except (ValueError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{path}: is not in COCO's form ({reason}); expected {folder}/{layout}") from None
+        if not files:
+            raise no_images(root, path, f"{folder}/{layout}")
+        content += mark_files(files)
+    if names["train"] != names["test"]:
+        odd = sorted(set(names["train"]) ^ set(names["test"])) or ["their order"]
+        raise UserError(f"dataset.folder: {folder} has other classes in {' and '.join(splits.values())}: {odd[0]!r}")
+
+    def open_split(part: str, pipeline: list[Any], training: bool) -> BaseDataset:
+        with quiet():
+            return CocoDataset(
+                ann_file=str(folder / "annotations" / f"instances_{splits[part]}.json"),
+                data_prefix={"img": str(folder / splits[part])},
+                metainfo={"classes": names["train"]},
+                pipeline=pipeline,
+                test_mode=True,
+            )
+
+    return Source(open_split, names["train"], ReadImage(), [LoadBoxes(with_bbox=True)], content=content)
+
+
+def read_segfolder(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> Source:
+    """Segmentation of images/<split>/*.png|jpg with label maps labels/<split>/*.png, 8 bit class ids.
+
+    `classes.json` in the folder, `{"classes": [names], "ignore_index": id}`, says what the ids are and which id does
+    not count (255 by default). Without it the classes are named "0", "1", ... up to the largest id below 255 in the
+    training labels, and only 255 does not count: of a set like CamVid, whose id 11 is "void", that makes twelve
+    classes, and void counts as one of them.
+
+    Raises:
+        UserError: A file is missing or says something else.
+    """
+    layout = (
+        "images/<split>/*.png|jpg, labels/<split>/*.png of the same names and, if you like, classes.json (your own)"
+    )
+    folder, splits = _folder(dataset, root, layout), _splits(dataset)
+    samples: dict[str, list[dict[str, str]]] = {}
+    for part, split in splits.items():
+        place = folder / "images" / split
+        if not place.is_dir():
+            raise missing(root, place, f"{folder}/{layout}")
+        images = sorted(path for path in place.iterdir() if path.suffix.lower() in IMAGE_ENDS)
+        if not images:
+            raise no_images(root, place, f"{folder}/{layout}")
+        labels = [folder / "labels" / split / f"{image.stem}.png" for image in images]
+        for path in labels:
+            if not path.exists():
+                raise missing(root, path, f"{folder}/{layout}")
+        samples[part] = [
+            {"img_path": str(image), "seg_map_path": str(label)} for image, label in zip(images, labels, strict=True)
+        ]
+    described = folder / "classes.json"
+    if described.exists():
+        try:
+            read = json.loads(described.read_text())
+            names, ignore = tuple(str(name) for name in read["classes"]), int(read.get("ignore_index", 255))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split())
+            form = '{"classes": ["road", ...], "ignore_index": 255}'
+            raise UserError(f"{described}: cannot be read ({reason}); expected {form}") from None
+        if ignore < len(names):
+            raise UserError(
+                f"{described}: ignore_index={ignore} is a class; expected at least {len(names)}, their number"
+            )
+    else:
+        names, ignore = tuple(str(number) for number in range(_largest(samples["train"]) + 1)), 255
+
+    def open_split(part: str, pipeline: list[Any], training: bool) -> BaseDataset:
+        common: dict[str, Any] = {"metainfo": {"classes": names}, "pipeline": pipeline, "test_mode": True}
+        return SegmentationList(samples[part], ignore_index=ignore, **common)
+
+    files = [path for part in samples.values() for sample in part for path in sample.values()]
+    content = [*mark_files(files), " ".join(names).encode()]
+    return Source(open_split, names, ReadImage(), [ReadMap()], ignore_index=ignore, content=content)
+
+
+def _largest(samples: list[dict[str, str]]) -> int:
+    """The largest class id below 255."""
+    largest = 0
+    for sample in samples:
+        path = sample["seg_map_path"]
+        try:
+            with Image.open(path) as opened:
+                ids = np.asarray(opened)
+        except OSError as error:
+            raise unreadable(path, error) from None
+        if ids.ndim != 2:
+            raise UserError(f"{path}: has {ids.shape[-1]} channels; expected one, the class ids")
+        largest = max(largest, int(ids[ids < 255].max(initial=0)))
+    return largest

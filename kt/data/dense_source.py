@@ -1,0 +1,136 @@
+"""What readers of dense datasets share: one description of a dataset, lists of samples, and images that can be read."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmcv.transforms import LoadImageFromFile
+from mmdet.datasets import BaseDetDataset
+from mmengine.dataset import BaseDataset
+from mmengine.logging import MMLogger
+from mmseg.datasets import BaseSegDataset
+
+from kt.errors import UserError
+
+SCALE_HINT = "or use scale=mini"
+
+
+@dataclass
+class Source:
+    """A dense dataset before it is cut into training and test samples.
+
+    Attributes:
+        open: From a split (`train` or `test`), a pipeline, and whether it is for training, a dataset of mmdet or mmseg.
+            The samples of a split are the same, in the same order, for both uses.
+        class_names: Of the classes, or of the keypoints.
+        load_image: The pipeline's step that reads the image.
+        load_labels: The steps that read the ground truth.
+        ignore_index: Label of pixels that do not count.
+        resident: Whether the images are in memory already.
+        height_unit: Image height over that of Cityscapes, see `kt.evaluation.miss_rate.miss_rates`.
+        content: What tells this dataset's files or arrays from others, for the fingerprint.
+        keep: What has to live as long as the source, such as a temporary folder.
+    """
+
+    open: Callable[[str, list[Any], bool], BaseDataset]
+    class_names: tuple[str, ...]
+    load_image: Any
+    load_labels: list[Any]
+    ignore_index: int = 255
+    resident: bool = False
+    height_unit: float = 1.0
+    content: list[bytes] = field(default_factory=list)
+    keep: Any = None
+
+
+class DetectionList(BaseDetDataset):
+    """A dataset of mmdet whose samples are given: dicts with `instances` and what is read, such as `img_path`."""
+
+    def __init__(self, samples: Sequence[dict[str, Any]], **kwargs: Any):
+        self._samples = samples
+        super().__init__(**kwargs)
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """The samples, numbered."""
+        return [{"img_id": number, **sample} for number, sample in enumerate(self._samples)]
+
+
+class SegmentationList(BaseSegDataset):
+    """A dataset of mmseg whose samples are given: dicts with `img_path` and `seg_map_path`, or what is read instead."""
+
+    def __init__(self, samples: Sequence[dict[str, Any]], **kwargs: Any):
+        self._samples = samples
+        super().__init__(**kwargs)
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """The samples with the fields that mmseg's transforms expect."""
+        return [{"label_map": None, "reduce_zero_label": False, "seg_fields": [], **part} for part in self._samples]
+
+
+class ReadImage(LoadImageFromFile):
+    """mmcv's reader, which blames the file."""
+
+    def transform(self, results: dict) -> dict | None:
+        """Reads the image.
+
+        Raises:
+            UserError: It cannot be read.
+        """
+        try:
+            return super().transform(results)
+        # What fails depends on the file: it is missing, it is no image, it ends early.
+        except Exception as error:
+            raise unreadable(results["img_path"], error) from None
+
+
+def unreadable(path: object, error: Exception) -> UserError:
+    """The error for a file that is no image."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return UserError(f"{path}: cannot be read as an image ({reason})")
+
+
+def missing(root: Path, path: Path, layout: str) -> UserError:
+    """The error for a file or folder that is not there; `layout` says what is expected and where to get it."""
+    return UserError(f"data_root={str(root)!r}: there is no {path}; expected {layout}; set data_root=, {SCALE_HINT}")
+
+
+def no_images(root: Path, path: Path, layout: str) -> UserError:
+    """The error for a folder without images."""
+    return UserError(
+        f"data_root={str(root)!r}: {path} holds no images; expected {layout}; set data_root=, {SCALE_HINT}"
+    )
+
+
+def mark_files(paths: Sequence[str | Path]) -> list[bytes]:
+    """Names and sizes of some files, for a fingerprint.
+
+    Raises:
+        UserError: One of them is not there.
+    """
+    marks = []
+    for path in paths[:: max(1, len(paths) // 256)]:
+        try:
+            marks.append(f"{os.path.basename(path)}:{os.path.getsize(path)}".encode())
+        except OSError as error:
+            raise unreadable(path, error) from None
+    return marks
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Within, neither pycocotools nor the libraries' logger writes to the terminal."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)

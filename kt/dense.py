@@ -1,0 +1,242 @@
+"""Any mmdet detector or mmseg segmentor as a student or a teacher, from its own config and without changes to it.
+
+The network keeps its modules, its state dict and its `loss()`. One thing is added, once: its backbone's forward returns
+the feature maps that a route holds, if there is one. So features of any origin go through the network's own neck, heads
+and losses, and everything else about the network stays what mmdet or mmseg made it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from types import MethodType
+from typing import Any
+
+import torch
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+
+from kt.classifier import Classifier, TaskOutput
+from kt.errors import UserError
+from kt.stages import Stage, outputs_of, stages_of
+
+ROUTE = "_kt_route"
+
+
+def _routed_forward(backbone: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The backbone's own forward, unless a route holds the maps it is to return."""
+    route = backbone.__dict__.get(ROUTE)
+    return type(backbone).forward(backbone, *args, **kwargs) if route is None else route
+
+
+@contextlib.contextmanager
+def routed(backbone: nn.Module, maps: tuple[Tensor, ...]) -> Iterator[None]:
+    """Within, the backbone returns these maps, whatever it is given."""
+    backbone.__dict__[ROUTE] = maps
+    try:
+        yield
+    finally:
+        backbone.__dict__[ROUTE] = None
+
+
+class Normaliser(nn.Module):
+    """Images as a network wants them, from images (n, 3, h, w) in RGB, 0..1, whose padding is NaN.
+
+    Padding has no colour: every network fills it with its own value after normalising, as its own preprocessor does.
+
+    Args:
+        mean, std: Per channel in the network's channel order, for values in 0..255.
+        bgr: Whether the network reads BGR.
+        pad_value: What the network's padding holds after normalising.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], bgr: bool = False, pad_value: float = 0.0):
+        super().__init__()
+        # Not persistent: state dicts stay the plain network's.
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
+        self.bgr, self.pad_value = bgr, pad_value
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The network's input."""
+        images = images.flip(1) if self.bgr else images
+        return torch.nan_to_num((images * 255 - self.mean) / self.std, nan=self.pad_value)
+
+
+def _read_preprocessor(preprocessor: Any) -> Normaliser:
+    """The normalisation that a mmdet or mmseg data preprocessor applies; it is fed with BGR images."""
+    mean, std = [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]
+    if preprocessor._enable_normalize:
+        mean, std = preprocessor.mean.flatten().tolist(), preprocessor.std.flatten().tolist()
+    pad_value = getattr(preprocessor, "pad_val", preprocessor.pad_value)
+    return Normaliser(mean, std, not preprocessor._channel_conversion, float(pad_value))
+
+
+def _neutral(preprocessor: Any) -> Any:
+    """A copy of a preprocessor that pads and collates alike but leaves images in RGB, 0..1, and padding at NaN."""
+    neutral = copy.deepcopy(preprocessor)
+    neutral._channel_conversion = neutral._enable_normalize = True
+    neutral.register_buffer("mean", torch.zeros(3, 1, 1), persistent=False)
+    neutral.register_buffer("std", torch.full((3, 1, 1), 255.0), persistent=False)
+    for name in ("pad_value", "pad_val"):
+        if hasattr(neutral, name):
+            setattr(neutral, name, float("nan"))
+    return neutral
+
+
+def _read_by_heads(network: Any, outputs: Sequence[int]) -> list[int]:
+    """Those of the backbone's outputs that a loss can depend on: necks and heads may leave out the first ones."""
+    neck = getattr(network, "neck", None)
+    if neck is not None:
+        return list(outputs[getattr(neck, "start_level", 0) :])
+    heads = [getattr(network, name, None) for name in ("decode_head", "auxiliary_head")]
+    flat = [
+        part for head in heads if head is not None for part in (head if isinstance(head, nn.ModuleList) else [head])
+    ]
+    chosen: set[int] = set()
+    for head in flat:
+        index = getattr(head, "in_index", range(len(outputs)))
+        chosen |= {outputs[i] for i in ([index] if isinstance(index, int) else index)}
+    return sorted(chosen) if flat else list(outputs)
+
+
+class Backbone(BaseModel):
+    """Stages and an input normalisation: all that hybrid forward and feature mimicking ask of a teacher.
+
+    Args:
+        network: Anything with stages: a classifier's network or a backbone of mmdet or mmseg.
+        normaliser: Makes its input.
+    """
+
+    def __init__(self, network: nn.Module, normaliser: Normaliser):
+        super().__init__()
+        self.network: Any = network
+        self.normaliser = normaliser
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The views hold modules of this very network: a copy must make its own.
+        return {key: value for key, value in self.__dict__.items() if key != "_stages"}
+
+    @property
+    def _features(self) -> nn.Module:
+        return self.network
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Views of the network's stages, in order."""
+        if "_stages" not in self.__dict__:
+            self.__dict__["_stages"] = stages_of(self._features)
+        return self.__dict__["_stages"]
+
+    def extract(self, inputs: Tensor, depth: int | None = None) -> list[Tensor]:
+        """Outputs of the first `depth` stages (all by default) for images in RGB, 0..1, padding NaN."""
+        x, outputs = self.normaliser(inputs), []
+        for stage in self.stages[:depth]:
+            x = stage(x)
+            outputs.append(x)
+        return outputs
+
+    def extract_both(self, inputs: Tensor, depth: int | None = None) -> tuple[list[Tensor], list[Tensor]]:
+        """Like `extract`, but `(pre-activations, outputs)` of each stage, at no second computation."""
+        x, before, outputs = self.normaliser(inputs), [], []
+        for stage in self.stages[:depth]:
+            pre, x = stage.both(x)
+            before.append(pre)
+            outputs.append(x)
+        return before, outputs
+
+    def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = "tensor") -> Any:
+        """The stages' outputs; there is nothing else to ask for."""
+        return self.extract(inputs)
+
+
+class DenseModel(Backbone):
+    """Wraps a detector or segmentor; its parameters are the network's and nothing else.
+
+    Args:
+        network: A model of mmdet or mmseg (or one that is built like theirs: `backbone`, `data_preprocessor`,
+            `loss(inputs, data_samples)`, `test_step(data)`).
+
+    Raises:
+        UserError: Nobody has said how to cut its backbone into stages.
+    """
+
+    def __init__(self, network: Any):
+        super().__init__(network, _read_preprocessor(network.data_preprocessor))
+        self.neutral = _neutral(network.data_preprocessor)
+        backbone = network.backbone
+        self.outputs = outputs_of(backbone)
+        self.reads = _read_by_heads(network, self.outputs)
+        # An instance attribute, which a deep copy binds to the copied backbone.
+        backbone.forward = MethodType(_routed_forward, backbone)
+        backbone.__dict__[ROUTE] = None
+        staged = {id(parameter) for stage in self.stages for parameter in stage.parameters()}
+        for parameter in backbone.parameters():
+            if id(parameter) not in staged:
+                # Layers behind the last map that is read (mmdet's MobileNetV2 has one) never get a gradient.
+                parameter.requires_grad_(False)
+
+    @property
+    def _features(self) -> nn.Module:
+        return self.network.backbone
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Views of the backbone's stages, in order, as deep as the heads read."""
+        return super().stages[: max(self.reads) + 1]
+
+    def prepare(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch as mmdet's and mmseg's loaders make it, collated for training.
+
+        Args:
+            batch: `inputs` (list of uint8 (3, h, w), BGR) and `data_samples`, as the libraries' pipelines pack them.
+
+        Returns:
+            The batch with `inputs` (n, 3, h, w) in RGB, 0..1, padding NaN, and data samples that know their padding.
+        """
+        data = {"inputs": batch["inputs"], "data_samples": batch["data_samples"]}
+        return {**batch, **self.neutral(data, training=True)}
+
+    def task(self, levels: Sequence[Tensor], batch: Mapping[str, Any]) -> TaskOutput:
+        """The network's own losses on stage outputs, whoever made them; only the stages that its heads read matter.
+
+        Args:
+            levels: One map per stage; those that the network does not read are ignored.
+            batch: A prepared batch.
+        """
+        with routed(self.network.backbone, tuple(levels[index] for index in self.outputs)):
+            losses = self.network.loss(batch["inputs"], batch["data_samples"])
+        total, terms = self.network.parse_losses(losses)
+        return TaskOutput(total, None, {name: value for name, value in terms.items() if name != "loss"})
+
+    def predict(self, batch: Mapping[str, Any]) -> list:
+        """Data samples with predictions: exactly the plain network's `test_step`."""
+        return self.network.test_step({"inputs": batch["inputs"], "data_samples": batch["data_samples"]})
+
+    def forward(self, inputs: Any, data_samples: Any = None, mode: str = "tensor") -> Any:
+        """What the plain network gives."""
+        return self.network(inputs, data_samples, mode=mode)
+
+
+def as_teacher(model: Classifier | DenseModel) -> Classifier | DenseModel | Backbone:
+    """A model that can teach a detector or segmentor: a classifier gives its stages and its normalisation."""
+    if isinstance(model, Backbone):
+        return model
+    mean, std = (buffer.flatten() * 255 for buffer in (model.mean, model.std))
+    return Backbone(model.network, Normaliser(mean.tolist(), std.tolist()))
+
+
+def check_dense(network: Any, key: str) -> None:
+    """Refuses a model that does not look like mmdet's or mmseg's.
+
+    Raises:
+        UserError: A part is missing.
+    """
+    missing = [name for name in ("backbone", "data_preprocessor", "loss", "test_step") if not hasattr(network, name)]
+    if missing:
+        kind = type(network).__name__
+        raise UserError(f"{key}={kind}: expected a detector or segmentor with a backbone; it has no {missing[0]}")
