@@ -3,13 +3,15 @@
 For every method the median time of a whole training step (as `kt.phases.PhaseLoop` runs it, hooks included) is divided
 by the sum of the medians of its unavoidable passes: the student's forward, backward and update, the teacher's forward
 as deep as the method reads it, and whatever further passes define the method (`Method.passes`). Step and passes are
-timed in turn, in one process, on the same batch.
+timed in turn, in one process, on the same batch. With a detector or segmentor as the student, the images are embedded
+scenes, and the peak memory of each method is measured in a process of its own beside the plain student's.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import multiprocessing
 import statistics
 import sys
 import tempfile
@@ -23,16 +25,23 @@ from rich.console import Console
 from rich.table import Table
 
 import kt.baselines  # noqa: F401 - registers the baselines
+from experiments.build import peak_memory
+from experiments.schema import dataset_choice
 from kt.classifier import Classifier
+from kt.dense import DenseModel
 from kt.errors import UserError, nearest
 from kt.hooks import RecordHook, Records
 from kt.methods import METHODS, build_method
 from kt.models import build_network
+from kt.models.names import DENSE_NETWORKS
 from kt.phases import Engine, PhaseRunner
+from kt.stages import IMAGENET
 from kt.train import DEFAULT_SCHEDULE, write_json
 from kt.transfer import TransferModel
 
 CLASSES, SIZE = 100, 32
+DENSE_CLASSES = {"detection": 8, "segmentation": 13, "keypoints": 7}
+DENSE_SIZE = (128, 256)
 
 
 def timed(function: Callable[[], Any], device: torch.device) -> float:
@@ -48,6 +57,8 @@ def timed(function: Callable[[], Any], device: torch.device) -> float:
 
 def make_model(name: str, arguments: argparse.Namespace) -> TransferModel:
     """The method on freshly drawn networks (speed does not depend on weights)."""
+    if arguments.student in DENSE_NETWORKS:
+        return make_dense_model(name, arguments)
     student_name = arguments.teacher if name == "finetune" else arguments.student
     torch.manual_seed(0)
     student = Classifier(build_network(student_name, num_classes=CLASSES, image_size=SIZE))
@@ -58,14 +69,70 @@ def make_model(name: str, arguments: argparse.Namespace) -> TransferModel:
     return TransferModel(student, build_method(name, student, teacher), {"teacher": teacher} if teacher else None)
 
 
+def make_dense_model(name: str, arguments: argparse.Namespace) -> TransferModel:
+    """The same for a detector or segmentor."""
+    from experiments.build import build_dense_model
+
+    def make(network: str) -> DenseModel:
+        if network not in DENSE_NETWORKS:
+            raise UserError(f"--teacher={network}: expected a detector, segmentor or pose network, as the student is")
+        settings = {"name": network, "width": arguments.width, "config": None, "options": None}
+        return build_dense_model(settings, DENSE_CLASSES[DENSE_NETWORKS[network].task], DENSE_SIZE, IMAGENET)[0]
+
+    torch.manual_seed(0)
+    student = make(arguments.student)
+    teacher = make(arguments.teacher) if METHODS.get(name).needs_teacher else None
+    return TransferModel(student, build_method(name, student, teacher), {"teacher": teacher} if teacher else None)
+
+
+def dense_batch(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Embedded scenes for the student's task."""
+    from kt.data.dense import build_dense_data
+
+    task = DENSE_NETWORKS[arguments.student].task
+    dataset = {**dataset_choice("scenes_seg"), "task": task, "image_size": list(DENSE_SIZE)}
+    dataset |= {"train_size": arguments.batch, "test_size": 1, "augmentation": "none"}
+    data = build_dense_data(dataset, ".", batch_size=arguments.batch, seed=0)
+    return next(data.train.epoch(0))
+
+
+def peak_memory_of(name: str, arguments: argparse.Namespace) -> int:
+    """Peak memory in bytes of two training steps, in a process of its own (of the GPU where it computes on one)."""
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    process = context.Process(target=_measure_memory, args=(name, arguments, answers))
+    process.start()
+    process.join()
+    if process.exitcode != 0:
+        raise RuntimeError(f"measuring the memory of {name} ended with {process.exitcode}")
+    return int(answers.get())
+
+
+def _measure_memory(name: str, arguments: argparse.Namespace, answers: Any) -> None:
+    device = torch.device(arguments.device)
+    model = make_model(name, arguments).to(device).to(memory_format=torch.channels_last)
+    model.phase = model.method.phases()[-1]  # type: ignore[operator]
+    batch = dense_batch(arguments)
+    model.train()
+    for _ in range(2):
+        loss, _ = model(**batch, mode="loss")
+        loss.backward()
+    answers.put(peak_memory(device))
+
+
 def bench_method(name: str, arguments: argparse.Namespace, batch: dict[str, Any]) -> dict[str, Any]:
     """Medians in milliseconds of a method's step and of its unavoidable passes."""
-    device = batch["inputs"].device
+    device = torch.device(arguments.device)
     model = make_model(name, arguments)
     with tempfile.TemporaryDirectory() as folder:
         records = Records(Path(folder) / "metrics.jsonl")
         phase = model.method.phases()[-1]  # type: ignore[operator]
-        engine = Engine(DEFAULT_SCHEDULE, device, Path(folder), hooks=lambda index, phase: [RecordHook(records)])
+        engine = Engine(
+            {**DEFAULT_SCHEDULE, "lr": arguments.lr},
+            device,
+            Path(folder),
+            hooks=lambda index, phase: [RecordHook(records)],
+        )
         model.phase = phase
         runner = PhaseRunner(model, phase, 0, [batch], engine)
         loop = runner.build_train_loop({})
@@ -74,8 +141,9 @@ def bench_method(name: str, arguments: argparse.Namespace, batch: dict[str, Any]
         model.train()
         # Passes work on a copy: same weights, same layout, and gradients that nobody mixes up.
         twin = copy.deepcopy(model)
-        optimizer = torch.optim.SGD(twin.student.parameters(), 0.05, 0.9, weight_decay=5e-4)
-        passes = twin.method.passes(twin, batch)  # type: ignore[operator]
+        trained = [parameter for parameter in twin.student.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.SGD(trained, arguments.lr, 0.9, weight_decay=5e-4)
+        passes = twin.method.passes(twin, twin.student.prepare(copy.deepcopy(batch)))  # type: ignore[operator]
 
         def step() -> None:
             loop.iter += 1
@@ -115,7 +183,7 @@ def bench_torchdistill(arguments: argparse.Namespace, batch: dict[str, Any]) -> 
         from torchdistill.core.distillation import DistillationBox
     except ImportError:
         return None
-    device = batch["inputs"].device
+    device = torch.device(arguments.device)
     ours = make_model("kd", arguments)
     networks = [copy.deepcopy(part.network).to(device) for part in (ours.teacher, ours.student)]
     target = {
@@ -168,45 +236,61 @@ def bench_torchdistill(arguments: argparse.Namespace, batch: dict[str, Any]) -> 
     return {"kt_ms": mine, "torchdistill_ms": other, "ratio": mine / other}
 
 
+def image_batch(size: int, device: torch.device) -> dict[str, Any]:
+    """Random images to classify."""
+    images = torch.rand(size, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    return {
+        "inputs": images.to(device).contiguous(memory_format=torch.channels_last),
+        "labels": (torch.arange(size) % CLASSES).to(device),
+        "indices": torch.arange(size, device=device),
+    }
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the bench and prints a table."""
     parser = argparse.ArgumentParser(prog="python -m experiments.bench", description=__doc__.split("\n")[0])
     parser.add_argument("methods", nargs="*", help="methods to time (default: all)")
     parser.add_argument("--teacher", default="resnet56")
     parser.add_argument("--student", default="resnet20")
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--batch", type=int, help="images a step (default: 128, or 4 of a detector or segmentor)")
+    parser.add_argument("--width", type=float, default=1.0, help="width of detectors and segmentors")
     parser.add_argument("--steps", type=int, default=20, help="timed steps of each method")
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     arguments = parser.parse_args(argv)
-    known = sorted(METHODS.module_dict)
+    dense = arguments.student in DENSE_NETWORKS
+    arguments.batch = arguments.batch or (4 if dense else 128)
+    arguments.lr = 1e-4 if dense else 0.05
+    known = sorted(name for name, kind in METHODS.module_dict.items() if kind.dense or not dense)
     for name in arguments.methods:
         if name not in known:
             raise UserError(f"method {name!r}: expected one of {', '.join(known)}{nearest(name, known)}")
     device = torch.device(arguments.device)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(arguments.batch, 3, SIZE, SIZE, generator=generator)
-    batch = {
-        "inputs": images.to(device).contiguous(memory_format=torch.channels_last),
-        "labels": (torch.arange(arguments.batch) % CLASSES).to(device),
-        "indices": torch.arange(arguments.batch, device=device),
-    }
+    batch = dense_batch(arguments) if dense else image_batch(arguments.batch, device)
     results = [bench_method(name, arguments, batch) for name in arguments.methods or known]
-    reference = bench_torchdistill(arguments, batch) if not arguments.methods or "kd" in arguments.methods else None
-    title = f"{arguments.teacher} -> {arguments.student}, {SIZE}x{SIZE}, batch {arguments.batch}, {device}"
+    if dense:
+        for row in results:
+            row["peak_memory"] = peak_memory_of(row["method"], arguments)
+    compared = not dense and (not arguments.methods or "kd" in arguments.methods)
+    reference = bench_torchdistill(arguments, batch) if compared else None
+    height, width = DENSE_SIZE if dense else (SIZE, SIZE)
+    title = f"{arguments.teacher} -> {arguments.student}, {height}x{width}, batch {arguments.batch}, {device}"
     table = Table(title=title)
-    for column in ("method", "step ms", "unavoidable ms", "passes ms", "ratio", "images/s"):
+    columns = ["method", "step ms", "unavoidable ms", "passes ms", "ratio", "images/s"]
+    for column in [*columns, "peak MiB"] if dense else columns:
         table.add_column(column, justify="left" if column == "method" else "right")
     for row in results:
         passes = " + ".join(f"{value:.0f}" for value in (*row["passes_ms"], row["update_ms"]))
         cells = [f"{row[key]:.1f}" for key in ("step_ms", "unavoidable_ms")]
-        table.add_row(row["method"], *cells, passes, f"{row['ratio']:.3f}", f"{row['images_per_second']:.0f}")
+        cells += [passes, f"{row['ratio']:.3f}", f"{row['images_per_second']:.0f}"]
+        cells += [f"{row['peak_memory'] / 2**20:.0f}"] if dense else []
+        table.add_row(row["method"], *cells)
     console = Console()
     console.print(table)
-    if reference is None:
+    if reference is None and compared:
         console.print("KD beside torchdistill: not measured (pip install torchdistill, then run this again)")
-    else:
+    elif reference is not None:
         console.print(
             f"KD step: kt {reference['kt_ms']:.1f} ms, torchdistill {reference['torchdistill_ms']:.1f} ms, "
             f"kt/torchdistill {reference['ratio']:.2f}"

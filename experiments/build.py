@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import os
 import resource
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import kt.baselines  # noqa: F401 - registers the baselines
+from experiments.devices import pick_device
 from experiments.schema import dataset_choice
 from kt.classifier import Classifier
 from kt.data import Data, build_data
@@ -33,22 +33,6 @@ logger = logging.getLogger(__name__)
 
 # Weights are drawn from their own stream, so that every method of a seed starts from the same student.
 WEIGHTS, CLASSIFIER = 1_000_003, 1_000_033
-
-
-def pick_device(name: str) -> torch.device:
-    """The device that `device=` names; `auto` takes this process's GPU where there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"device={name!r}: there is no CUDA device here; expected auto or cpu")
-    if name == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        torch.cuda.set_device(device)
-        return device
-    try:
-        return torch.device(name)
-    except RuntimeError:
-        raise UserError(f"device={name!r}: expected auto, cpu, cuda or cuda:<index>") from None
 
 
 def load_weights(network: nn.Module, path: Path, key: str) -> None:

@@ -84,3 +84,9 @@ def make_model(name: str, num_classes: int, **changes: Any) -> TransferModel:
     seed_everything(3)
     method = build_method(name, student, teacher, **{**setting.options, **changes})
     return TransferModel(student, method, {"teacher": teacher} if teacher is not None else None)
+
+
+def make_cell(name: str, rank: int, world: int) -> tuple[TransferModel, Any]:
+    """A setting's model and data on one of several processes."""
+    data = make_data(rank=rank, world=world)
+    return make_model(name, data.spec.num_classes), data

@@ -24,15 +24,15 @@ REASON = "dense tasks need mmdet and mmseg (the extra `mm`)"
 pytest.importorskip("mmdet", reason=REASON)
 pytest.importorskip("mmseg", reason=REASON)
 
-from mmengine.registry import DefaultScope  # noqa: E402
-from mmengine.structures import InstanceData, PixelData  # noqa: E402
+from mmengine.registry import DefaultScope
+from mmengine.structures import InstanceData, PixelData
 
-from kt.data import dense_scenes  # noqa: E402
-from kt.data.citypersons import read_annotations  # noqa: E402
-from kt.data.cityscapes import STUFF_AND_THINGS, train_ids  # noqa: E402
-from kt.data.dense import DenseLoader, build_dense_data  # noqa: E402
-from kt.data.dense_scenes import DETECTED, heatmaps, mirrored_keypoints, scene_seed  # noqa: E402
-from kt.data.gta5 import split_names  # noqa: E402
+from kt.data import dense_scenes
+from kt.data.citypersons import read_annotations
+from kt.data.cityscapes import STUFF_AND_THINGS, train_ids
+from kt.data.dense import DenseLoader, build_dense_data
+from kt.data.dense_scenes import DETECTED, heatmaps, mirrored_keypoints, scene_seed
+from kt.data.gta5 import split_names
 
 SCENES: dict[str, Any] = {
     "name": "scenes",
@@ -295,7 +295,8 @@ class Oracle(torch.nn.Module):
         self.known -= 1
         for sample in samples:
             if "gt_sem_seg" in sample:
-                sample.pred_sem_seg = PixelData(data=sample.gt_sem_seg.data * known)
+                truth = sample.gt_sem_seg.data
+                sample.pred_sem_seg = PixelData(data=torch.where(truth == 255, 0, truth) * known)
             elif "gt_heatmaps" in sample:
                 sample.pred_heatmaps = sample.gt_heatmaps * known
             else:
@@ -449,6 +450,11 @@ def test_segfolder_names_and_ignored_ids(tmp_path: Path) -> None:
     named = build(tmp_path, **settings)
     assert named.spec.class_names == ("road", "sky", "car") and named.spec.fingerprint != data.spec.fingerprint
     assert named.score(Oracle())["miou"] == 100.0
+    ids = torch.cat([s.gt_sem_seg.data.flatten() for batch in named.train.epoch(0) for s in batch["data_samples"]])
+    assert ids.unique().tolist() == [0, 1, 2, 255]
+    (tmp_path / "street" / "classes.json").write_text('{"classes": ["road", "sky"], "ignore_index": 11}')
+    with pytest.raises(UserError, match=r"labels/.*png: holds the id 2; expected 0 to 1, 11 or 255"):
+        list(build(tmp_path, **settings).train.epoch(0))
 
 
 def test_loading_processes_change_nothing(tmp_path: Path) -> None:
@@ -689,7 +695,10 @@ def spoil_segfolder(root: Path, what: str) -> dict[str, Any]:
         ("colours", r"labels/train/1.png: has 3 channels; expected one"),
         ("empty", r"images/val holds no images; expected"),
         ("{", r"classes.json: cannot be read"),
-        ('{"classes": ["a", "b"], "ignore_index": 1}', r"classes.json: ignore_index=1 is a class"),
+        (
+            '{"classes": ["a", "b"], "ignore_index": 1}',
+            r"ignore_index=1 is a class or no 8 bit id; expected 2",
+        ),
     ],
 )
 def test_mistakes_in_segfolder(what: str, message: str, tmp_path: Path) -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from mmengine.hooks import Hook
 
+from checks import Interrupt, bits, rows, two_processes, without_speed
 from kt.data import build_data
 from kt.errors import UserError
 from kt.hooks.records import NonFiniteLossError
@@ -24,18 +22,6 @@ from method_settings import DATASET, SCHEDULE, SETTINGS, make_data, make_model
 
 NAMES = sorted(SETTINGS)
 TAUGHT = [name for name in NAMES if SETTINGS[name].teacher]
-
-
-def bits(state: dict[str, torch.Tensor]) -> dict[str, bytes]:
-    return {key: value.detach().cpu().contiguous().numpy().tobytes() for key, value in state.items()}
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def without_speed(folder: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in row.items() if key != "images_per_second"} for row in rows(folder)]
 
 
 @pytest.fixture(scope="module")
@@ -81,20 +67,6 @@ def test_trains(name: str, trained: Any, data: Any) -> None:
     assert (
         evaluations[-1]["top1"] == metrics["top1"] == json.loads((folder / "evaluations/test.json").read_text())["top1"]
     )
-
-
-class Interrupt(Hook):
-    """Stops the run like Ctrl-C at the n-th step since it was made."""
-
-    priority = "VERY_LOW"
-
-    def __init__(self, step: int):
-        self.left = step
-
-    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -195,52 +167,10 @@ def test_unknown_methods_and_missing_teachers_are_one_line() -> None:
         build_method("kd", student, None)
 
 
-def _digest(state: dict[str, torch.Tensor]) -> str:
-    return hashlib.sha256(b"".join(bits(state).values())).hexdigest()
-
-
-def _rank(rank: int, store: str, folder: str, tasks: Any, answers: Any) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    data = make_data(rank=rank, world=2)
-    while (name := tasks.get()) is not None:
-        model = make_model(name, data.spec.num_classes)
-        start = _digest(model.student.state_dict())
-        try:
-            metrics = fit(model, data, Path(folder) / name, SCHEDULE)
-            answers.put((rank, start, _digest(model.state_dict()), metrics, ""))
-        except Exception as error:  # the parent reports it
-            answers.put((rank, start, "", {}, repr(error)))
-            break
-    torch.distributed.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Two gloo processes that train whatever method they are told, for all tests."""
-    folder = tmp_path_factory.mktemp("ddp")
-    context = multiprocessing.get_context("spawn")
-    tasks, answers = [context.Queue(), context.Queue()], context.Queue()
-    processes = [
-        context.Process(
-            target=_rank, args=(rank, str(folder / "store"), str(folder), tasks[rank], answers), daemon=True
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        process.start()
-
-    def train(name: str) -> list[Any]:
-        for queue in tasks:
-            queue.put(name)
-        return sorted(answers.get(timeout=120) for _ in range(2))
-
-    yield train
-    for queue in tasks:
-        queue.put(None)
-    for process in processes:
-        process.join(timeout=20)
-        process.kill()
+    yield from two_processes(tmp_path_factory.mktemp("ddp"), "method_settings")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -279,7 +279,7 @@ def _pipeline(
     steps: list[Any]
     if task == "segmentation":
         resize, flipped = Resize(scale=scale, keep_ratio=False), RandomFlip(prob=0.5)
-        steps = [RandomCrop(crop, ignore_index=source.ignore_index)] if crop else []
+        steps = [RandomCrop(crop)] if crop else []
         pack = PackSegInputs()
     else:
         resize, flipped, steps = ResizeBoxes(scale=scale, keep_ratio=True), RandomFlipBoxes(prob=0.5), []
@@ -369,7 +369,7 @@ def count_correct(maps: NDArray[Any], points: NDArray[Any], boxes: NDArray[Any])
 def _metric(task: str, source: Source) -> BaseMetric:
     # "gpu" gathers by the process group, whatever its device; "cpu" would leave a folder behind.
     if task == "segmentation":
-        return IoUMetric(ignore_index=source.ignore_index, iou_metrics=["mIoU"], collect_device="gpu", prefix="kt")
+        return IoUMetric(iou_metrics=["mIoU"], collect_device="gpu", prefix="kt")
     if task == "detection":
         return CocoMetric(metric="bbox", collect_device="gpu", prefix="kt")
     return MissRate(source.height_unit) if task == "pedestrians" else Pck()

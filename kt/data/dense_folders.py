@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mmcv.transforms import BaseTransform
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.transforms import LoadAnnotations as LoadBoxes
 from mmengine.dataset import BaseDataset
@@ -18,6 +19,34 @@ from kt.data.dense_source import ReadImage, SegmentationList, Source, mark_files
 from kt.errors import UserError
 
 IMAGE_ENDS = (".png", ".jpg", ".jpeg")
+
+
+class ToClasses(BaseTransform):
+    """Makes pixels that do not count 255, and refuses ids that are no class.
+
+    Args:
+        classes: Number of classes.
+        ignore: The id of pixels that do not count, beside 255.
+    """
+
+    def __init__(self, classes: int, ignore: int):
+        self.classes, self.ignore = classes, ignore
+        self.strange = np.arange(256) >= classes
+        self.strange[[ignore, 255]] = False
+
+    def transform(self, results: dict) -> dict:
+        """Replaces `gt_seg_map`.
+
+        Raises:
+            UserError: It holds another id.
+        """
+        ids = results["gt_seg_map"]
+        strange = ids[self.strange[ids]]
+        if len(strange):
+            path, largest = results["seg_map_path"], int(strange.max())
+            raise UserError(f"{path}: holds the id {largest}; expected 0 to {self.classes - 1}, {self.ignore} or 255")
+        results["gt_seg_map"] = np.where(ids == self.ignore, np.uint8(255), ids)
+        return results
 
 
 def _folder(dataset: Mapping[str, Any], root: Path, layout: str) -> Path:
@@ -123,20 +152,19 @@ def read_segfolder(dataset: Mapping[str, Any], root: Path, cache: Path | None) -
             reason = " ".join(str(error).split())
             form = '{"classes": ["road", ...], "ignore_index": 255}'
             raise UserError(f"{described}: cannot be read ({reason}); expected {form}") from None
-        if ignore < len(names):
-            raise UserError(
-                f"{described}: ignore_index={ignore} is a class; expected at least {len(names)}, their number"
-            )
+        if not len(names) <= ignore <= 255:
+            expected = f"expected {len(names)} (the number of classes) to 255"
+            raise UserError(f"{described}: ignore_index={ignore} is a class or no 8 bit id; {expected}")
     else:
         names, ignore = tuple(str(number) for number in range(_largest(samples["train"]) + 1)), 255
 
     def open_split(part: str, pipeline: list[Any], training: bool) -> BaseDataset:
         common: dict[str, Any] = {"metainfo": {"classes": names}, "pipeline": pipeline, "test_mode": True}
-        return SegmentationList(samples[part], ignore_index=ignore, **common)
+        return SegmentationList(samples[part], **common)
 
     files = [path for part in samples.values() for sample in part for path in sample.values()]
     content = [*mark_files(files), " ".join(names).encode()]
-    return Source(open_split, names, ReadImage(), [ReadMap()], ignore_index=ignore, content=content)
+    return Source(open_split, names, ReadImage(), [ReadMap(), ToClasses(len(names), ignore)], content=content)
 
 
 def _largest(samples: list[dict[str, str]]) -> int:

@@ -118,7 +118,7 @@ class ReadScene(BaseTransform):
     """Takes a scene's image from memory.
 
     Args:
-        images: (n, h, w, 3), 8 bit BGR.
+        images: (n, h, w, 3) of each split, 8 bit BGR.
     """
 
     def __init__(self, images: Mapping[str, NDArray[np.uint8]]):

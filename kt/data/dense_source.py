@@ -31,8 +31,7 @@ class Source:
             The samples of a split are the same, in the same order, for both uses.
         class_names: Of the classes, or of the keypoints.
         load_image: The pipeline's step that reads the image.
-        load_labels: The steps that read the ground truth.
-        ignore_index: Label of pixels that do not count.
+        load_labels: The steps that read the ground truth; pixels of label maps that do not count are 255.
         resident: Whether the images are in memory already.
         height_unit: Image height over that of Cityscapes, see `kt.evaluation.miss_rate.miss_rates`.
         content: What tells this dataset's files or arrays from others, for the fingerprint.
@@ -43,7 +42,6 @@ class Source:
     class_names: tuple[str, ...]
     load_image: Any
     load_labels: list[Any]
-    ignore_index: int = 255
     resident: bool = False
     height_unit: float = 1.0
     content: list[bytes] = field(default_factory=list)

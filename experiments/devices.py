@@ -1,0 +1,57 @@
+"""Which device a cell computes on."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from kt.errors import UserError
+
+# Held until this process ends, so that cells side by side take different GPUs.
+_held: tuple[int, FileLock] | None = None
+
+
+def free_gpu() -> int:
+    """The GPU of this process: torchrun's, else the first one that no other cell on this machine holds.
+
+    Where all are held, cells share the first one.
+    """
+    global _held
+    if "LOCAL_RANK" in os.environ:
+        return int(os.environ["LOCAL_RANK"])
+    if _held is None:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+        for index, name in enumerate(names):
+            lock = FileLock(Path(tempfile.gettempdir()) / f"kt-{os.getuid()}-gpu-{name.strip()}.lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+            _held = (index, lock)
+            break
+    return _held[0] if _held is not None else 0
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that `device=` names; `auto` takes a free GPU where there is one.
+
+    Raises:
+        UserError: There is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device={name!r}: there is no CUDA device here; expected auto or cpu")
+    if name == "cuda":
+        device = torch.device("cuda", free_gpu())
+        torch.cuda.set_device(device)
+        return device
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device={name!r}: expected auto, cpu, cuda or cuda:<index>") from None

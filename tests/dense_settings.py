@@ -1,0 +1,119 @@
+"""One table of settings drives the tests of detectors and segmentors under every method that can teach them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import kt.baselines  # noqa: F401 - registers the baselines
+from kt.data import Data
+from kt.data.dense import build_dense_data
+from kt.dense import DenseModel
+from kt.methods import build_method
+from kt.models.dense import build_dense, dense_config
+from kt.phases import seed_everything
+from kt.transfer import TransferModel
+
+SIZE = (32, 64)
+WIDTH = 0.125
+NORMALISATION = ((0.44, 0.5, 0.54), (0.17, 0.2, 0.25))
+SCHEDULE = {
+    "epochs": None,
+    "iterations": 4,
+    "interval": 2,
+    "batch_size": 2,
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "clip_grad": 10.0,
+    "policy": "poly",
+}
+DATASET = {
+    "name": "scenes",
+    "image_size": list(SIZE),
+    "crop_size": None,
+    "augmentation": "flip",
+    "subset": None,
+    "validation": 0.0,
+    "style": "photo",
+    "train_size": 12,
+    "test_size": 4,
+    "folder": None,
+    "train_split": None,
+    "test_split": None,
+    "num_classes": None,
+}
+CLASSES = {"segmentation": 13, "detection": 8, "pedestrians": 1, "keypoints": 7}
+
+
+@dataclass
+class Setting:
+    """A student on a task, its method and teacher (a network and the task it was made for)."""
+
+    student: str
+    task: str
+    method: str = "none"
+    teacher: tuple[str, str] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+DETECTOR, SEGMENTOR, POSE = (
+    ("fasterrcnn_resnet18", "detection"),
+    ("deeplabv2_resnet101", "segmentation"),
+    ("pifpaf_resnet50", "keypoints"),
+)
+DYNAMIC = {"balance": "dynamic"}
+SETTINGS: dict[str, Setting] = {
+    "segmentor none": Setting("deeplabv2_vgg16", "segmentation"),
+    "segmentor fitnet": Setting("deeplabv2_vgg16", "segmentation", "fitnet", DETECTOR, {"weight": 1.0}),
+    "segmentor at": Setting("deeplabv2_vgg16", "segmentation", "at", DETECTOR),
+    "segmentor hybrid_forward": Setting("deeplabv2_vgg16", "segmentation", "hybrid_forward", SEGMENTOR, DYNAMIC),
+    "semantic fpn hybrid_forward": Setting(
+        "semantic_fpn_mobilenet_v1", "segmentation", "hybrid_forward", DETECTOR, DYNAMIC
+    ),
+    "deeplabv3 hybrid_forward": Setting("deeplabv3_resnet50", "segmentation", "hybrid_forward", DETECTOR, DYNAMIC),
+    "faster r-cnn none": Setting("fasterrcnn_mobilenet_v1", "pedestrians"),
+    "faster r-cnn fitnet": Setting("fasterrcnn_mobilenet_v1", "pedestrians", "fitnet", POSE, {"weight": 1.0}),
+    "faster r-cnn at": Setting("fasterrcnn_mobilenet_v1", "pedestrians", "at", POSE),
+    "faster r-cnn hybrid_forward": Setting("fasterrcnn_mobilenet_v1", "pedestrians", "hybrid_forward", POSE, DYNAMIC),
+    "retinanet hybrid_forward": Setting("retinanet_resnet18", "detection", "hybrid_forward", SEGMENTOR, DYNAMIC),
+}
+
+
+def make_data(task: str, rank: int = 0, world: int = 1, **changes: Any) -> Data:
+    """A few embedded scenes."""
+    dataset = {**DATASET, "task": task, **changes}
+    return build_dense_data(dataset, Path("."), batch_size=SCHEDULE["batch_size"], seed=0, rank=rank, world=world)
+
+
+def make_network(name: str, task: str, seed: int) -> DenseModel:
+    """A slim network with weights drawn from a seed."""
+    seed_everything(seed)
+    return DenseModel(build_dense(dense_config(name, CLASSES[task], WIDTH, SIZE, NORMALISATION)))
+
+
+def make_teacher(name: str, task: str) -> DenseModel:
+    """A network whose running statistics fit images, as a trained one's do."""
+    teacher = make_network(name, task, seed=1)
+    images = torch.rand(8, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for _ in range(10):
+            teacher.train().extract(images)
+    return teacher
+
+
+def make_model(name: str, **changes: Any) -> TransferModel:
+    """The setting's student, teacher and method; `changes` override options."""
+    setting = SETTINGS[name]
+    teacher = make_teacher(*setting.teacher) if setting.teacher else None
+    student = make_network(setting.student, setting.task, seed=2)
+    seed_everything(3)
+    method = build_method(setting.method, student, teacher, **{**setting.options, **changes})
+    return TransferModel(student, method, {"teacher": teacher} if teacher is not None else None)
+
+
+def make_cell(name: str, rank: int, world: int) -> tuple[TransferModel, Data]:
+    """A setting's model and data on one of several processes."""
+    return make_model(name), make_data(SETTINGS[name].task, rank, world)

@@ -1,0 +1,436 @@
+"""Detectors and segmentors: unmodified networks under every method that can teach them."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+mmdet = pytest.importorskip("mmdet", reason="mmdet and mmseg are not installed (bash install.sh full)")
+
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+
+from checks import Interrupt, bits, rows, two_processes, without_speed
+from dense_settings import (
+    CLASSES,
+    NORMALISATION,
+    SCHEDULE,
+    SETTINGS,
+    SIZE,
+    WIDTH,
+    make_data,
+    make_model,
+    make_network,
+    make_teacher,
+)
+from experiments.build import describe_student, load_backbone
+from kt.classifier import Classifier
+from kt.dense import Backbone, DenseModel, as_teacher
+from kt.errors import UserError
+from kt.methods import build_method
+from kt.models import build_network
+from kt.models.backbone import DeepLabV2Head, StagedBackbone
+from kt.models.dense import build_dense, dense_config, read_config
+from kt.stages import outputs_of, stages_of
+from kt.train import fit
+from kt.transfer import TransferModel
+
+NAMES = sorted(SETTINGS)
+TAUGHT = [name for name in NAMES if SETTINGS[name].teacher]
+HYBRID = [name for name in NAMES if SETTINGS[name].method == "hybrid_forward"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Trains a setting once without interruption: `(folder, model, teachers' bits before, data)`."""
+    done: dict[str, Any] = {}
+
+    def train(name: str) -> Any:
+        if name not in done:
+            folder = tmp_path_factory.mktemp("run")
+            model, data = make_model(name), make_data(SETTINGS[name].task)
+            before = {key: bits(teacher.state_dict()) for key, teacher in model.teachers.items()}
+            fit(model, data, folder, SCHEDULE)
+            done[name] = (folder, model, before, data)
+        return done[name]
+
+    return train
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_trains(name: str, trained: Any) -> None:
+    folder, model, _, _ = trained(name)
+    written = [row for row in rows(folder) if row["kind"] == "train"]
+    assert [row["step"] for row in written] == [1, 2, 3, 4]
+    fresh = bits(make_model(name).student.network.state_dict())
+    after = bits(model.student.network.state_dict())
+    assert fresh.keys() == after.keys() and fresh != after
+    if name in HYBRID:
+        for row in written:
+            expected = 2 * row["l3"] / (row["l1"] + row["l2"])
+            assert row["balance"] == pytest.approx(expected, rel=1e-5)
+            assert row["loss"] == pytest.approx(3 * row["l3"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_resumes_to_the_same_bits(name: str, trained: Any, tmp_path: Path) -> None:
+    folder, *_, data = trained(name)
+    with pytest.raises(KeyboardInterrupt):
+        fit(make_model(name), data, tmp_path, SCHEDULE, extra_hooks=[Interrupt(3)])
+    fit(make_model(name), data, tmp_path, SCHEDULE)
+    assert bits(torch.load(tmp_path / "student.pth")) == bits(torch.load(folder / "student.pth"))
+    assert without_speed(tmp_path) == without_speed(folder)
+
+
+@pytest.mark.parametrize("name", TAUGHT)
+def test_leaves_the_teacher_alone(name: str, trained: Any) -> None:
+    _, model, before, _ = trained(name)
+    assert {key: bits(teacher.state_dict()) for key, teacher in model.teachers.items()} == before
+    assert not any("teacher" in key for key in model.state_dict() if "_to_teacher" not in key)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_trained_parameter_gets_a_gradient(name: str) -> None:
+    """DDP then needs no search for unused parameters; and no map that a head reads is left without its adapter."""
+    model = make_model(name)
+    batch = next(make_data(SETTINGS[name].task).train.epoch(0))
+    model.phase = model.method.phases()[-1]  # type: ignore[operator]
+    loss, _ = model.train()(**batch, mode="loss")
+    loss.backward()
+    lacking = [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert lacking == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exports_into_the_plain_model(name: str, trained: Any, tmp_path: Path) -> None:
+    """What mmdet or mmseg build from the student's config takes the weights strictly and predicts the same."""
+    folder, model, _, data = trained(name)
+    setting = SETTINGS[name]
+    own = dense_config(setting.student, CLASSES[setting.task], WIDTH, SIZE, NORMALISATION)
+    config = {"student": {"network": {"name": setting.student}}, "dataset": {"image_size": SIZE}}
+    describe_student(tmp_path, config, model.student, own, data.spec)
+    from mmdet.registry import MODELS as DETECTION
+    from mmseg.registry import MODELS as SEGMENTATION
+
+    read = Config.fromfile(tmp_path / "student_config.py")
+    registry = DETECTION if setting.task in ("detection", "pedestrians") else SEGMENTATION
+    with DefaultScope.overwrite_default_scope(registry.scope):
+        plain = registry.build(read.model)
+    plain.load_state_dict(torch.load(folder / "student.pth"), strict=True)
+    plain.to(memory_format=torch.channels_last)  # the sums of another layout differ in the last bits
+    batch = next(data.test.epoch(0))
+    data_of = {key: batch[key] for key in ("inputs", "data_samples")}
+    theirs = plain.eval().test_step(copy.deepcopy(data_of))
+    ours = model.student.eval().predict(copy.deepcopy(data_of))
+    for one, other in zip(theirs, ours, strict=True):
+        if setting.task == "segmentation":
+            assert torch.equal(one.pred_sem_seg.data, other.pred_sem_seg.data)
+        else:
+            assert torch.equal(one.pred_instances.bboxes, other.pred_instances.bboxes)
+            assert torch.equal(one.pred_instances.scores, other.pred_instances.scores)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    yield from two_processes(tmp_path_factory.mktemp("ddp"), "dense_settings")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes_end_with_equal_parameters(name: str, pair: Any) -> None:
+    first, second = pair(name)
+    assert first[4] == second[4] == ""
+    assert first[2] == second[2] != first[1]
+    assert first[3] == second[3]
+
+
+# ------------------------------------------------------------------------------------------------ routes and inputs
+
+
+def test_the_routed_plain_pass_is_the_networks_own_loss() -> None:
+    for name in ("deeplabv2_vgg16", "semantic_fpn_resnet18", "deeplabv3_resnet50"):
+        model = make_network(name, "segmentation", 0).eval()
+        batch = next(make_data("segmentation").train.epoch(0))
+        prepared = model.prepare(copy.deepcopy(batch))
+        ours = model.task(model.extract(prepared["inputs"]), prepared).loss
+        own = model.network.data_preprocessor(
+            {"inputs": batch["inputs"], "data_samples": batch["data_samples"]}, training=True
+        )
+        theirs, _ = model.network.parse_losses(model.network.loss(own["inputs"], own["data_samples"]))
+        assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("bgr", [False, True])
+def test_canonical_images_become_the_networks_own_input(bgr: bool) -> None:
+    """Also where images of a batch differ in size: padding is what the network's preprocessor pads with."""
+    config = dense_config("fasterrcnn_resnet18", 8, WIDTH, SIZE, NORMALISATION)
+    config["data_preprocessor"] |= {"bgr_to_rgb": not bgr, "pad_value": 3.0}
+    model = DenseModel(build_dense(config))
+    data = make_data("detection")
+    batch = next(data.train.epoch(0))
+    batch["inputs"] = [batch["inputs"][0], batch["inputs"][1][:, :20, :40]]
+    own = model.network.data_preprocessor(copy.deepcopy(batch), training=True)["inputs"]
+    canonical = model.prepare(copy.deepcopy(batch))["inputs"]
+    torch.testing.assert_close(model.normaliser(canonical), own)
+    rgb = batch["inputs"][0].flip(0) / 255
+    torch.testing.assert_close(canonical[0, :, : rgb.shape[1], : rgb.shape[2]], rgb)
+
+
+def test_a_route_ends_with_its_pass_and_a_copy_has_its_own() -> None:
+    model = make_network("semantic_fpn_resnet18", "segmentation", 0).eval()
+    batch = model.prepare(next(make_data("segmentation").train.epoch(0)))
+    levels = model.extract(batch["inputs"])
+    twin = copy.deepcopy(model)
+    model.task([level * 0 for level in levels], batch)
+    x = model.normaliser(batch["inputs"])
+    for fresh, level in zip(model.network.backbone(x), (levels[i] for i in model.outputs), strict=True):
+        assert torch.equal(fresh, level)
+    with torch.no_grad():
+        next(iter(twin.network.backbone.parameters())).zero_()
+    assert not torch.equal(twin.network.backbone(x)[0], model.network.backbone(x)[0])
+
+
+@pytest.mark.parametrize("name", HYBRID)
+def test_hybrid_passes_leave_running_statistics_alone(name: str) -> None:
+    """After one step they are those of the plain pass alone."""
+    taught, alone = make_model(name), make_model(name)
+    batch = next(make_data(SETTINGS[name].task).train.epoch(0))
+    taught.phase = taught.method.phases()[-1]  # type: ignore[operator]
+    taught.train()(**copy.deepcopy(batch), mode="loss")
+    alone.train()
+    prepared = alone.student.prepare(copy.deepcopy(batch))
+    alone.student.task(alone.student.extract(prepared["inputs"]), prepared)
+    for (key, one), (_, other) in zip(
+        taught.student.network.named_buffers(), alone.student.network.named_buffers(), strict=True
+    ):
+        assert torch.equal(one, other), key
+
+
+def test_every_level_that_heads_read_comes_from_the_path() -> None:
+    """With a teacher of zeros, what a pyramid reads from teacher stages is the adapters' biases alone."""
+    model = make_model("semantic fpn hybrid_forward")
+    for parameter in model.teacher.parameters():
+        nn.init.zeros_(parameter)
+    method: Any = model.method
+    batch = model.student.prepare(next(make_data("segmentation").train.epoch(0)))
+    seen: list[list[torch.Tensor]] = []
+    task = model.student.task
+    model.student.task = lambda levels, batch: (seen.append(list(levels)), task(levels, batch))[1]  # type: ignore[method-assign]
+    model.train()
+    method.loss(model, batch)
+    plain, first, second = seen
+    strides = [stage.stride for stage in model.student.stages]
+    for index in model.student.reads:
+        for number, levels in ((1, first), (2, second)):
+            border = next(b for b, group in enumerate(method.groups) if index in group["student"])
+            from_teacher = method.paths[number - 1][border] == "teacher"
+            constant = bool((levels[index].std(dim=(2, 3)) < 1e-6).all())
+            assert constant == from_teacher, (number, strides[index])
+            assert levels[index].shape == plain[index].shape
+
+
+# -------------------------------------------------------------------------------------------------------- backbones
+
+
+def mm_backbones() -> list[tuple[str, Any]]:
+    from mmdet.models.backbones import MobileNetV2, ResNet, ResNetV1d, ResNeXt
+    from mmseg.models import backbones as mmseg
+
+    three: dict[str, Any] = {"num_stages": 3, "strides": (1, 2, 2), "dilations": (1, 1, 1), "out_indices": (1, 2)}
+    dilated: dict[str, Any] = {"strides": (1, 2, 2, 1, 1, 1, 1), "dilations": (1, 1, 1, 2, 2, 4, 4)}
+    return [
+        ("mmdet ResNet-18", lambda: ResNet(18)),
+        ("mmdet ResNet-50, two maps", lambda: ResNet(50, **three)),
+        ("mmdet ResNetV1d", lambda: ResNetV1d(depth=50)),
+        ("mmdet ResNeXt", lambda: ResNeXt(depth=50, groups=32, base_width=4)),
+        ("mmdet MobileNetV2", lambda: MobileNetV2(out_indices=(1, 2, 4, 6))),
+        ("mmseg ResNetV1c, dilated", lambda: mmseg.ResNetV1c(depth=18, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4))),
+        ("mmseg MobileNetV2", lambda: mmseg.MobileNetV2(out_indices=(1, 2, 4, 6), **dilated)),
+        ("kt StagedBackbone", lambda: StagedBackbone("mobilenet_v1", 0.25)),
+    ]
+
+
+@pytest.mark.parametrize("name", [name for name, _ in mm_backbones()])
+def test_stages_of_a_backbone_are_its_forward(name: str) -> None:
+    torch.manual_seed(0)
+    network = dict(mm_backbones())[name]().eval()
+    keys = list(network.state_dict())
+    x = torch.randn(2, 3, 64, 96)
+    expected = network(x)
+    maps, y = [], x
+    stages = stages_of(network)
+    for stage in stages:
+        pre, y = stage.both(y)
+        maps.append(y)
+        assert y.shape[1] == stage.channels
+    for index, level in zip(outputs_of(network), expected, strict=True):
+        torch.testing.assert_close(maps[index], level, rtol=0, atol=0)
+    assert list(network.state_dict()) == keys
+    strides = [stage.stride for stage in stages]
+    assert strides == sorted(strides) and strides[0] == 2
+
+
+def test_an_unknown_backbone_is_a_users_mistake() -> None:
+    from mmdet.models.backbones import RegNet
+
+    with pytest.raises(UserError, match="RegNet: its stages are unknown"):
+        stages_of(RegNet("regnetx_400mf"))
+
+
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_dilation_is_that_of_torchvision(output_stride: int) -> None:
+    from torchvision.models import resnet50
+
+    torch.manual_seed(0)
+    reference = resnet50(replace_stride_with_dilation=[False, output_stride == 8, True]).eval()
+    backbone = StagedBackbone("resnet50", out_strides=(32,), output_stride=output_stride).eval()
+    state = reference.state_dict()
+    backbone.load_state_dict({key: state[plain] for key, plain in backbone.plain_names.items()})
+    x = y = torch.randn(1, 3, 64, 96)
+    for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
+        y = getattr(reference, name)(y)
+    torch.testing.assert_close(backbone(x)[0], y)
+
+
+def test_a_dilated_vgg_keeps_the_resolution_from_stride_8_on() -> None:
+    backbone = StagedBackbone("vgg16", 0.125, out_strides=(16,), output_stride=8)
+    assert backbone(torch.randn(1, 3, 64, 64))[0].shape[-2:] == (8, 8)
+    with pytest.raises(UserError, match=r"out_strides=\[32\]: vgg16 has the strides"):
+        StagedBackbone("vgg16", out_strides=(32,))
+
+
+def test_the_deeplab_v2_head_is_a_sum_of_dilated_classifiers() -> None:
+    head = DeepLabV2Head(in_channels=4, in_index=0, num_classes=3, dilations=(1, 2))
+    x = torch.randn(1, 4, 9, 9)
+    expected = sum(
+        nn.functional.conv2d(x, convolution.weight, convolution.bias, padding=rate, dilation=rate)
+        for rate, convolution in zip((1, 2), head.pyramid, strict=True)
+    )
+    torch.testing.assert_close(head([x]), expected)
+
+
+SLIM = {
+    "backbone.depth": 18,
+    "backbone.init_cfg": None,
+    "backbone.base_channels": 8,
+    "backbone.frozen_stages": 1,
+    "neck.in_channels": [8, 16, 32, 64],
+}
+
+
+def stock(name: str, options: dict[str, Any], num_classes: int) -> Any:
+    """The model of one of mmdet's own configs, slimmed."""
+    folder = Path(mmdet.__file__).parent / ".mim" / "configs"
+    return read_config(str(folder / name), options, num_classes)
+
+
+def test_a_stock_config_trains_unchanged_under_hybrid_forward(tmp_path: Path) -> None:
+    model = stock("retinanet/retinanet_r50_fpn_1x_coco.py", SLIM, 8)
+    assert model["bbox_head"]["num_classes"] == 8 and model["backbone"]["type"] == "ResNet"
+    student, teacher = DenseModel(build_dense(model)), make_teacher("fasterrcnn_resnet18", "detection")
+    method = build_method("hybrid_forward", student, teacher, balance="dynamic")
+    transfer = TransferModel(student, method, {"teacher": teacher})
+    frozen = bits(student.network.backbone.layer1.state_dict())
+    head = bits(student.network.bbox_head.state_dict())
+    metrics = fit(transfer, make_data("detection"), tmp_path, {**SCHEDULE, "iterations": 2})
+    assert set(metrics) == {"ap", "ap50"}
+    assert bits(student.network.backbone.layer1.state_dict()) == frozen
+    assert bits(student.network.bbox_head.state_dict()) != head
+
+
+def test_frozen_stages_of_a_detector_stay_frozen(tmp_path: Path) -> None:
+    model = stock("_base_/models/faster-rcnn_r50_fpn.py", SLIM, 8)
+    student = DenseModel(build_dense(model))
+    transfer = TransferModel(student, build_method("none", student, None))
+    stem = bits(student.network.backbone.conv1.state_dict())
+    fit(transfer, make_data("detection"), tmp_path, {**SCHEDULE, "iterations": 2})
+    assert bits(student.network.backbone.conv1.state_dict()) == stem
+
+
+@pytest.mark.parametrize(
+    "path,options,message",
+    [
+        ("nowhere.py", {}, "network.config=.*nowhere.py: there is no such file"),
+        ("broken.py", {}, "network.config=.*broken.py: cannot be read as a config"),
+        ("empty.py", {}, "network.config=.*empty.py: expected a config with a `model`"),
+    ],
+)
+def test_wrong_config_files_are_users_mistakes(path: str, options: Any, message: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("model = {")
+    (tmp_path / "empty.py").write_text("lr = 1")
+    with pytest.raises(UserError, match=message) as caught:
+        read_config(str(tmp_path / path), options, 3)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_cannot_be_built_is_a_users_mistake() -> None:
+    with pytest.raises(UserError, match="mmdet and mmseg know no model 'FasterRNN'"):
+        build_dense({"type": "FasterRNN"})
+    model = stock("_base_/models/faster-rcnn_r50_fpn.py", SLIM, 8)
+    del model["neck"]["in_channels"]
+    with pytest.raises(UserError, match="FasterRCNN cannot be built from this config"):
+        build_dense(model)
+
+
+# ------------------------------------------------------------------------------------------------------ checkpoints
+
+
+def openpifpaf_key(key: str, release: str) -> str:
+    """A torchvision ResNet's key as OpenPifPaf's files have it."""
+    stem = {"conv1": 0, "bn1": 1}
+    first, _, rest = key.partition(".")
+    if release == "0.8":
+        place = f"input_block.{stem[first]}" if first in stem else f"block{int(first[-1]) + 1}"
+    else:
+        place = f"net.{stem[first]}" if first in stem else f"net.{int(first[-1]) + 3}"
+    return f"base_net.{place}.{rest}"
+
+
+@pytest.mark.parametrize("form", ["torchvision", "mmdet", "openpifpaf 0.8", "openpifpaf 0.3", "kt"])
+def test_backbones_load_from_whatever_they_are_part_of(form: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    source = build_network("resnet18", num_classes=5, width=WIDTH)
+    state: dict[str, torch.Tensor] = dict(source.state_dict())
+    body = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    backbone = StagedBackbone("resnet18", WIDTH)
+    if form == "mmdet":
+        state = {f"backbone.{key}": value for key, value in body.items()} | {"neck.x": torch.zeros(1)}
+    elif form.startswith("openpifpaf"):
+        state = {openpifpaf_key(key, form.split()[1]): value for key, value in body.items()}
+        state["head_nets.0.conv.weight"] = torch.zeros(1)
+    elif form == "kt":
+        state = {f"backbone.{key}": state[plain] for key, plain in backbone.plain_names.items()}
+    torch.save({"state_dict": state} if form == "mmdet" else state, tmp_path / "file.pth")
+    load_backbone(backbone, tmp_path / "file.pth", "teacher.checkpoint")
+    for key, plain in backbone.plain_names.items():
+        assert torch.equal(backbone.state_dict()[key], source.state_dict()[plain])
+
+
+def test_a_checkpoint_without_this_backbone_is_refused(tmp_path: Path) -> None:
+    torch.save(build_network("resnet34", num_classes=5, width=WIDTH).state_dict(), tmp_path / "file.pth")
+    backbone = StagedBackbone("resnet50", WIDTH)
+    with pytest.raises(UserError, match="teacher.checkpoint=.*does not hold this backbone") as caught:
+        load_backbone(backbone, tmp_path / "file.pth", "teacher.checkpoint")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_classifier_can_teach_a_detector() -> None:
+    torch.manual_seed(0)
+    classifier = Classifier(build_network("resnet18", num_classes=5, width=WIDTH)).eval()
+    teacher = as_teacher(classifier)
+    assert isinstance(teacher, Backbone)
+    images = torch.rand(2, 3, 64, 64)
+    for one, other in zip(teacher.extract(images), classifier.extract(images), strict=True):
+        torch.testing.assert_close(one, other)
+    padded = torch.nn.functional.pad(images, (0, 32), value=float("nan"))
+    assert torch.isfinite(teacher.extract(padded)[-1]).all()
+
+
+def test_methods_for_classifiers_refuse_detectors() -> None:
+    student = make_network("fasterrcnn_resnet18", "detection", 0)
+    with pytest.raises(UserError, match="choose at, fitnet, hybrid_forward, none"):
+        build_method("ab", student, make_teacher("fasterrcnn_resnet18", "detection"))
