@@ -27,7 +27,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from experiments.progress import Display, cell_log, current
-from experiments.schema import METHODS, Dataset, dataset_choice
+from experiments.schema import METHODS, Dataset
 from kt.errors import UserError, nearest
 from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS
 
@@ -69,11 +69,8 @@ def _settled_pretrained(pretrained: str | None, network: Config, config: Config)
 
 
 def _teacher_dataset(config: Mapping[str, Any]) -> Config:
-    """A teacher's dataset: the student's with the keys of `teacher.dataset`, embedded if the student's is."""
-    dataset = {**config["dataset"], **(config["teacher"]["dataset"] or {})}
-    if config["dataset"]["name"] == "scenes" and dataset["name"] != "scenes" and dataset["stand_in"]:
-        return dataset_choice(dataset["stand_in"])
-    return dataset
+    """A teacher's dataset: the student's with the keys of `teacher.dataset`."""
+    return {**config["dataset"], **(config["teacher"]["dataset"] or {})}
 
 
 def _check_task(network: Config, dataset: Config, key: str) -> None:
@@ -497,26 +494,44 @@ def run_cell(config: Mapping[str, Any], display: Display | None = None) -> Confi
         return result
 
 
+def _one_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+
+
 def _evaluate(config: Config, folder: Path) -> None:
     """Scores a finished student on another dataset, unless that is done.
 
     Raises:
         UserError: The dataset is missing or for another task.
+        CellFailed: Any other error; the traceback is in the cell's `error.txt`.
     """
-    path = evaluation_file(folder, config["evaluation"])
+    name = config["evaluation"]
+    path = evaluation_file(folder, name)
     if agree(path.exists()):
         return
     failure = path.with_suffix(".failed")
     started = time.time()
+
+    def failed(error: str, user: bool) -> None:
+        if is_first():
+            _write_json(failure, {"status": "failed", "error": error, "user": user, "started": started})
+
+    if is_first():
+        path.parent.mkdir(exist_ok=True)
     try:
         with cell_log(folder):
             from experiments.build import evaluate_cell
 
             metrics = evaluate_cell(config, folder)
     except UserError as error:
-        if is_first():
-            _write_json(failure, {"status": "failed", "error": str(error), "user": True, "started": started})
+        failed(str(error), user=True)
         raise
+    except (Exception, SystemExit) as error:  # as in `_attempt`
+        if is_first():
+            (folder / "error.txt").write_text(traceback.format_exc())
+        failed(_one_line(error), user=False)
+        raise CellFailed(f"evaluation={name}: {_one_line(error)} (traceback: {folder / 'error.txt'})") from error
     if is_first():
         failure.unlink(missing_ok=True)
         _write_json(path, metrics)
@@ -567,8 +582,7 @@ def _attempt(config: Config, cell_id: str, folder: Path, display: Display) -> Co
     except (Exception, SystemExit) as error:  # a library that exits must not take the other cells along
         if is_first():
             (folder / "error.txt").write_text(traceback.format_exc())
-        lines = str(error).strip().splitlines()
-        message = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+        message = _one_line(error)
         ended("failed", message)
         raise CellFailed(f"cell {cell_id}: {message} (traceback: {folder / 'error.txt'})") from error
 

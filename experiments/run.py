@@ -28,7 +28,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments import cell, progress
-from experiments.schema import CONF, GROUPS, choices, plain, sign
+from experiments.schema import CONF, GROUPS, choices, is_group, plain, sign, with_recipe
 from kt.errors import UserError, nearest
 
 CONFIG_NAME = "config"
@@ -69,6 +69,14 @@ def normalise(overrides: Sequence[str]) -> list[str]:
         else:
             found.append(sign(override.get_key_element().lstrip("+")) + line.lstrip("+"))
     return found
+
+
+def add_recipe(overrides: Sequence[str]) -> list[str]:
+    """Normalised overrides with those that a teacher's own dataset brings along."""
+    pairs = {line.lstrip("+").partition("=")[0]: line.partition("=")[2] for line in overrides}
+    groups = {key: value for key, value in pairs.items() if is_group(key)}
+    values = [line for line in overrides if not is_group(line.lstrip("+").partition("=")[0])]
+    return [f"{sign(key)}{key}={value}" for key, value in with_recipe(groups, "scenes").items()] + values
 
 
 def isolated(config: dict[str, Any]) -> None:
@@ -180,6 +188,8 @@ def dispatch(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
                 raise UserError(
                     f"table={name}: there is no such table{nearest(name, known)}; choices: {', '.join(known)}"
                 )
+        if not tables:
+            overrides = add_recipe(overrides)
         if arguments.cfg:
             _show(hydra, arguments, overrides)
             return 0

@@ -46,6 +46,29 @@ def sign(key: str) -> str:
     return "+" if key == "table" or key.startswith(("dataset@", "schedule@")) else ""
 
 
+TEACHER_DATA, TEACHER_SCHEDULE = "dataset@teacher.dataset", "schedule@teacher.schedule"
+
+
+def with_recipe(chosen: Mapping[str, str], default: str | None = None) -> dict[str, str]:
+    """Overrides by key in which a teacher with its own dataset has that dataset's recipe, as a student would.
+
+    For a student on embedded data the teacher's dataset gives way to its embedded stand-in.
+
+    Args:
+        chosen: Key -> value.
+        default: The student's dataset where none is chosen; None stands for a real one.
+    """
+    found = dict(chosen)
+    data = found.get(TEACHER_DATA)
+    if data not in choices("dataset"):
+        return found
+    own, student = dataset_choice(data), found.get("dataset", default)
+    if own["stand_in"] and student in choices("dataset") and dataset_choice(student)["name"] == "scenes":
+        found[TEACHER_DATA] = data = own["stand_in"]
+    found.setdefault(TEACHER_SCHEDULE, data)
+    return found
+
+
 def scaled(epochs: int, fraction: float) -> int:
     """A schedule's length at a scale; at least one epoch."""
     return max(1, round(epochs * fraction))

@@ -31,7 +31,7 @@ from experiments.cell import (
     read_status,
     settle,
 )
-from experiments.schema import METHODS, is_group, kinds, known_keys, plain, sign, unknown
+from experiments.schema import METHODS, is_group, kinds, known_keys, plain, sign, unknown, with_recipe
 from kt.errors import UserError, nearest
 
 Config = dict[str, Any]
@@ -305,7 +305,7 @@ class Table:
             single = {key: chosen.get(key, values[0]) for key, values in settings.items()}
             labels = {"name": self.name, "row": row.id, "role": row.role, "label": row.label}
             single |= {f"table.{key}": quoted(text) for key, text in labels.items()}
-            overrides = unparse({"table": self.name, **single})
+            overrides = unparse(with_recipe({"table": self.name, **single}))
             config = settle(plain(self.compose(overrides)))
             points.append((chosen, overrides, config, identity(config)))
         ids = {tuple(chosen.items()): cell_id for chosen, _, _, cell_id in points}

@@ -1,7 +1,8 @@
 """A stand-in for the training and the renderer, for tests of everything around them; needs no torch.
 
 The variable `FAKE_TRAINING` holds JSON: method name (or `teacher`) -> what its cells do instead of training:
-`error`, `mistake` (of the user), `exit`, `kill` (their own process), `interrupt` or seconds to sleep.
+`error`, `mistake` (of the user), `exit`, `kill` (their own process), `interrupt` or seconds to sleep; `evaluation` ->
+`error` or `mistake`.
 """
 
 from __future__ import annotations
@@ -49,6 +50,17 @@ def train_cell(config: dict[str, Any], folder: Path, needs: dict[str, Path], pro
     return {"metrics": {"top1": 50.0, "top5": 90.0}, "labels": {}, "train_size": 10}
 
 
+def evaluate_cell(config: dict[str, Any], folder: Path) -> dict[str, float]:
+    """The score of a trained student on another dataset."""
+    assert (folder / "student.pth").exists()
+    does = json.loads(os.environ.get("FAKE_TRAINING", "{}")).get("evaluation")
+    if does == "mistake":
+        raise UserError("data_root=nowhere: expected a dataset there, or use scale=mini")
+    if does == "error":
+        raise RuntimeError("no such layer")
+    return {"miou": 12.0}
+
+
 def write_table(name: str, rows: list[dict[str, Any]], output_root: str, scale: str, dataset: str) -> Path:
     """Leaves what it was given."""
     folder = Path(output_root) / "tables" / name / scale
@@ -62,6 +74,7 @@ def modules() -> dict[str, types.ModuleType]:
     """The modules that it replaces."""
     made = {name: types.ModuleType(name) for name in ("experiments.build", "tables", "tables.render")}
     made["experiments.build"].train_cell = train_cell  # type: ignore[attr-defined]
+    made["experiments.build"].evaluate_cell = evaluate_cell  # type: ignore[attr-defined]
     made["tables"].__path__ = []  # type: ignore[attr-defined]
     made["tables.render"].write_table = write_table  # type: ignore[attr-defined]
     return made

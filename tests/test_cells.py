@@ -28,6 +28,7 @@ from experiments.cell import (
     settle,
     teacher_config,
 )
+from experiments.schema import TEACHER_DATA, sign, with_recipe
 from kt.errors import UserError
 
 PAIR = ("teacher=resnet56", "student=resnet20")
@@ -126,6 +127,55 @@ def test_pretrained_teachers_are_scored_and_not_trained() -> None:
     for other in (["dataset.name=cifar100"], ["scale.pretrained=false"], ["teacher.network.width=0.5"]):
         changed = teacher_config(composed("method=kd", "teacher=resnet50", "dataset=imagenet", "scale=paper", *other))
         assert changed["student"]["pretrained"] is None and changed["schedule"]["epochs"] > 0
+
+
+def test_a_teacher_with_its_own_data_has_their_recipe() -> None:
+    """On embedded data a teacher's dataset gives way to its stand-in, on real data it does not."""
+
+    def teacher(student: str, teacher: str, dataset: str, own: str, *more: str) -> dict[str, Any]:
+        chosen = {"method": "hybrid_forward", "student": student, "dataset": dataset, "teacher": teacher}
+        lines = [f"{sign(key)}{key}={value}" for key, value in with_recipe({**chosen, TEACHER_DATA: own}).items()]
+        need = needs_of(settle(composed(*lines, *more)))["teacher"]
+        assert isinstance(need, dict)
+        return need
+
+    need = teacher("deeplabv2_vgg16", "fasterrcnn_resnet50", "scenes_seg", "cityscapes_det")
+    assert identity(need) == identity(composed("student=fasterrcnn_resnet50", "dataset=scenes_det"))
+    need = teacher("deeplabv2_vgg16", "deeplabv2_resnet101", "scenes_seg", "gta5")
+    assert identity(need) == identity(composed("student=deeplabv2_resnet101", "dataset=scenes_seg_synthetic"))
+    need = teacher("deeplabv2_vgg16", "fasterrcnn_resnet50", "cityscapes_seg", "cityscapes_det")
+    assert identity(need) == identity(composed("student=fasterrcnn_resnet50", "dataset=cityscapes_det"))
+    length = ("++teacher.schedule.iterations=20", "++teacher.schedule.interval=10", "++schedule.iterations=40")
+    need = teacher("deeplabv2_vgg16", "fasterrcnn_resnet50", "scenes_seg", "cityscapes_det", *length)
+    assert (need["schedule"]["iterations"], need["schedule"]["clip_grad"]) == (20, 10.0)
+
+
+def test_a_network_for_another_task_is_refused() -> None:
+    with pytest.raises(UserError, match="student=fasterrcnn_resnet50: not a network for segmentation"):
+        settle(composed("student=fasterrcnn_resnet50", "dataset=scenes_seg"))
+
+
+def test_a_finished_student_is_scored_elsewhere_without_training(tmp_path: Path, monkeypatch: Any) -> None:
+    config = composed("student=deeplabv2_vgg16", "dataset=scenes_seg", f"output_root={tmp_path}")
+    elsewhere = composed("student=deeplabv2_vgg16", "dataset=scenes_seg", "evaluation=gta5", f"output_root={tmp_path}")
+    assert identity(config) == identity(elsewhere)
+    folder = folder_of(tmp_path, identity(config))
+    run_cell(config)
+    assert read_status(folder)["status"] == "done"
+    assert read_status(folder, "gta5")["status"] == "unscored"
+    monkeypatch.setenv("FAKE_TRAINING", json.dumps({"evaluation": "mistake"}))
+    with pytest.raises(UserError, match="data_root"):
+        run_cell(elsewhere)
+    assert read_status(folder, "gta5")["status"] == "failed" and read_status(folder)["status"] == "done"
+    monkeypatch.setenv("FAKE_TRAINING", json.dumps({"evaluation": "error"}))
+    with pytest.raises(CellFailed, match="evaluation=gta5: RuntimeError: no such layer"):
+        run_cell(elsewhere)
+    assert read_status(folder, "gta5")["user"] is False
+    monkeypatch.delenv("FAKE_TRAINING")
+    run_cell(elsewhere)
+    assert read_status(folder, "gta5")["status"] == "done"
+    assert json.loads((folder / "evaluations" / "gta5.json").read_text()) == {"miou": 12.0}
+    assert calls(folder) == 1
 
 
 def test_a_checkpoint_is_known_by_its_content(tmp_path: Path) -> None:

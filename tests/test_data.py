@@ -14,7 +14,7 @@ from PIL import Image
 
 from kt.data import build_data
 from kt.data.build import SCENES_MEAN, SCENES_STD, balanced_subset
-from kt.data.loaders import PADDING, StreamingLoader, crop_flip, epoch_order, resized_crop_flip
+from kt.data.loaders import PADDING, StreamingLoader, by_iterations, crop_flip, epoch_order, resized_crop_flip
 from kt.data.scenes import CLASSES, KEYPOINTS, STUFF, STYLES, classification_arrays, draw_scene
 from kt.errors import UserError
 from method_settings import DATASET
@@ -54,6 +54,33 @@ def test_ranks_share_an_epoch(world: int) -> None:
     assert len({len(part) for part in parts}) == 1 and len(set(sum(parts, []))) == sum(map(len, parts))
     whole = [torch.cat(epoch_order(103, 0, 0, False, rank, world, 10)).tolist() for rank in range(world)]
     assert sorted(sum(whole, [])) == list(range(103))
+
+
+def test_stretches_of_iterations_are_the_epochs_batches_in_order() -> None:
+    loader = build(train_size=45).train  # four whole batches an epoch
+    stretches, count = by_iterations(loader, 9, 3)
+    assert (count, len(stretches), stretches.batch_size) == (3, 3, 10)
+    found = [batch for stretch in range(3) for batch in stretches.epoch(stretch)]
+    expected = [batch for epoch in range(3) for batch in loader.epoch(epoch)][:9]
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one["indices"], other["indices"]) and torch.equal(one["inputs"], other["inputs"])
+    (last,) = stretches.epoch(1, first=2)
+    assert torch.equal(last["inputs"], expected[5]["inputs"])
+    assert by_iterations(loader, 9, None)[1] == 1
+    with pytest.raises(UserError, match=r"schedule.interval=4: expected a divisor of schedule.iterations=9"):
+        by_iterations(loader, 9, 4)
+    with pytest.raises(UserError, match="smaller than one batch"):
+        by_iterations(stretches_of_nothing(), 9, 3)
+
+
+def stretches_of_nothing() -> Any:
+    class Empty:
+        batch_size = 10
+
+        def __len__(self) -> int:
+            return 0
+
+    return Empty()
 
 
 def test_crop_and_flip_image_by_image() -> None:

@@ -211,7 +211,7 @@ def test_hybrid_passes_leave_running_statistics_alone(name: str) -> None:
 
 
 def test_every_level_that_heads_read_comes_from_the_path() -> None:
-    """With teacher stages that put out zeros, what a pyramid reads from teacher stages is the adapters' biases alone."""
+    """With teacher stages that put out zeros, what a pyramid reads from them is the adapters' biases alone."""
     model = make_model("semantic fpn hybrid_forward")
     for stage in model.teacher.stages:
         for step in stage.steps:

@@ -71,11 +71,11 @@ def composed(overrides: list[str]) -> DictConfig:
         return compose("config", overrides)
 
 
-def table(*arguments: str) -> Table:
+def table(*arguments: str, name: str = "imagenet_compression", stand_in: str = "scenes") -> Table:
     """The table under a command line's overrides, without running it."""
-    rows = OmegaConf.to_container(OmegaConf.load(CONF / "table" / "imagenet_compression.yaml").hydra.sweeper.rows)
+    rows = OmegaConf.to_container(OmegaConf.load(CONF / "table" / f"{name}.yaml").hydra.sweeper.rows)
     assert isinstance(rows, dict)
-    return Table("imagenet_compression", rows, normalise([TABLE, *arguments]), composed, "scenes")
+    return Table(name, rows, normalise([f"+table={name}", *arguments]), composed, stand_in)
 
 
 def names(found: Table) -> list[str]:
@@ -133,6 +133,33 @@ def test_overrides_reach_the_rows_that_have_them() -> None:
     assert moved("seed=1") == students
     assert moved("teacher.seed=1") == set(IDS) - {"baseline"}
     assert moved("device=cpu", "wandb.mode=disabled") == set()
+
+
+def test_tables_of_other_tasks_share_their_cells() -> None:
+    """Teachers are trained once for all rows and tables; an evaluation elsewhere is no other cell."""
+    domains = table(name="cityscapes_teachers", stand_in="scenes_seg")
+    other = table(name="gta5_teachers", stand_in="scenes_seg")
+    assert names(domains) == ["baseline", "teacher", "fitnet_det", "at_det", "hybrid_det"] + [
+        "teacher",
+        "fitnet_gta5",
+        "at_gta5",
+        "hybrid_gta5",
+    ]
+    assert len(other.jobs) == 5 and set(other.jobs) < set(domains.jobs)
+    scored = {job.text.split()[0]: job.config["evaluation"] for job in other.jobs.values()}
+    assert scored["baseline"] == scored["hybrid_det"] == scored["hybrid_gta5"] == "gta5"
+    # Its own row is the GTA5 teacher; the detector is only needed.
+    assert [job.config["evaluation"] for job in other.jobs.values() if job.text.startswith("teacher")] == ["gta5", None]
+
+
+def test_optional_rows_come_when_asked_for() -> None:
+    def shown(*arguments: str) -> list[str]:
+        return [row.row.id for row in table(*arguments, name="citypersons_pose", stand_in="scenes_persons").shown]
+
+    assert shown() == ["baseline", "fitnet", "at", "hybrid_forward"]
+    assert shown("rows=hybrid_forward,hybrid_resnet50")[-1] == "hybrid_resnet50"
+    sweep = shown("rows=hybrid_forward,baseline", "method.balance=dynamic,0.1,0.25,0.5,1,2")
+    assert sweep.count("hybrid_forward") == 6 and sweep.count("baseline") == 1
 
 
 def test_axes_are_rows_and_seeds_are_averaged(tmp_path: Path) -> None:

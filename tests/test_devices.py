@@ -1,0 +1,64 @@
+"""Which GPU a cell takes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments import devices
+from kt.errors import UserError
+
+HOLD = """
+import sys
+import torch
+from experiments import devices
+
+torch.cuda.device_count = lambda: 2
+print(devices.free_gpu(), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def _two_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(devices.tempfile, "tempdir", None)
+    monkeypatch.setattr(devices, "_held", None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("LOCAL_RANK", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_cells_side_by_side_take_different_gpus() -> None:
+    pipe = subprocess.PIPE
+    first, second = (
+        subprocess.Popen([sys.executable, "-c", HOLD], stdin=pipe, stdout=pipe, text=True) for _ in range(2)
+    )
+    assert first.stdout is not None and second.stdout is not None
+    assert sorted(process.stdout.readline().strip() for process in (first, second)) == ["0", "1"]  # type: ignore[union-attr]
+    assert devices.free_gpu() == 0  # both are held: shared
+    for process in (first, second):
+        process.communicate()
+    assert devices.free_gpu() in (0, 1)
+    held = devices._held
+    assert held is not None and devices.free_gpu() == held[0]
+
+
+def test_torchrun_and_visible_devices_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    assert devices.free_gpu() == 0
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert devices.free_gpu() == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_devices_that_are_not_there() -> None:
+    assert devices.pick_device("auto") == torch.device("cpu")
+    with pytest.raises(UserError, match="device='cuda:1': there is no CUDA device here"):
+        devices.pick_device("cuda:1")
+    with pytest.raises(UserError, match="device='gpu': expected auto, cpu, cuda or cuda:<index>"):
+        devices.pick_device("gpu")
