@@ -56,9 +56,9 @@ def _rank(rank: int, store: str, folder: str, module: str, tasks: Any, answers: 
     settings = importlib.import_module(module)
     while (name := tasks.get()) is not None:
         try:
-            model, data = settings.make_cell(name, rank, 2)
+            model, data, schedule = settings.make_cell(name, rank, 2)
             start = digest(model.student.state_dict())
-            metrics = fit(model, data, Path(folder) / name.replace("/", "-"), settings.SCHEDULE)
+            metrics = fit(model, data, Path(folder) / name, schedule)
             answers.put((rank, start, digest(model.state_dict()), metrics, ""))
         except Exception as error:  # the parent reports it
             answers.put((rank, "", "", {}, repr(error)))
@@ -69,7 +69,7 @@ def _rank(rank: int, store: str, folder: str, module: str, tasks: Any, answers: 
 def two_processes(folder: Path, module: str) -> Iterator[Callable[[str], list[Any]]]:
     """Two gloo processes that train whatever setting of a module they are told; to be used as a fixture.
 
-    The module gives `make_cell(name, rank, world) -> (model, data)` and `SCHEDULE`.
+    The module gives `make_cell(name, rank, world) -> (model, data, schedule)`; cells are folders of their names.
     """
     context = multiprocessing.get_context("spawn")
     tasks, answers = [context.Queue(), context.Queue()], context.Queue()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import kt.baselines  # noqa: F401 - registers the baselines
 from kt.data import Data
@@ -84,8 +85,9 @@ SETTINGS: dict[str, Setting] = {
 
 def make_data(task: str, rank: int = 0, world: int = 1, **changes: Any) -> Data:
     """A few embedded scenes."""
+    batch_size = changes.pop("batch_size", SCHEDULE["batch_size"])
     dataset = {**DATASET, "task": task, **changes}
-    return build_dense_data(dataset, Path("."), batch_size=SCHEDULE["batch_size"], seed=0, rank=rank, world=world)
+    return build_dense_data(dataset, Path("."), batch_size=batch_size, seed=0, rank=rank, world=world)
 
 
 def make_network(name: str, task: str, seed: int) -> DenseModel:
@@ -114,6 +116,19 @@ def make_model(name: str, **changes: Any) -> TransferModel:
     return TransferModel(student, method, {"teacher": teacher} if teacher is not None else None)
 
 
-def make_cell(name: str, rank: int, world: int) -> tuple[TransferModel, Data]:
-    """A setting's model and data on one of several processes."""
-    return make_model(name), make_data(SETTINGS[name].task, rank, world)
+def make_cell(name: str, rank: int, world: int) -> tuple[TransferModel, Data, dict[str, Any]]:
+    """A setting's model, data and schedule on one of several processes.
+
+    `<setting>, comparable` has nothing random in its steps, the same images a step however many processes share them,
+    and an optimizer that does not blow up a gradient's last bits.
+    """
+    setting, _, comparable = name.partition(", ")
+    model = make_model(setting)
+    if not comparable:
+        return model, make_data(SETTINGS[setting].task, rank, world), SCHEDULE
+    for module in model.student.modules():
+        if isinstance(module, nn.Dropout | nn.Dropout2d):
+            module.p = 0.0
+    schedule = {**SCHEDULE, "optimizer": "sgd", "lr": 0.01, "batch_size": 4 // world}
+    data = make_data(SETTINGS[setting].task, rank, world, batch_size=4 // world, augmentation="none")
+    return model, data, schedule

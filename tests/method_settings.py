@@ -86,7 +86,7 @@ def make_model(name: str, num_classes: int, **changes: Any) -> TransferModel:
     return TransferModel(student, method, {"teacher": teacher} if teacher is not None else None)
 
 
-def make_cell(name: str, rank: int, world: int) -> tuple[TransferModel, Any]:
-    """A setting's model and data on one of several processes."""
+def make_cell(name: str, rank: int, world: int) -> tuple[TransferModel, Any, dict[str, Any]]:
+    """A setting's model, data and schedule on one of several processes."""
     data = make_data(rank=rank, world=world)
-    return make_model(name, data.spec.num_classes), data
+    return make_model(name, data.spec.num_classes), data, SCHEDULE

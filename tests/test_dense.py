@@ -23,6 +23,7 @@ from dense_settings import (
     SETTINGS,
     SIZE,
     WIDTH,
+    make_cell,
     make_data,
     make_model,
     make_network,
@@ -136,8 +137,13 @@ def test_exports_into_the_plain_model(name: str, trained: Any, tmp_path: Path) -
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    yield from two_processes(tmp_path_factory.mktemp("ddp"), "dense_settings")
+def ddp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ddp")
+
+
+@pytest.fixture(scope="module")
+def pair(ddp: Path) -> Any:
+    yield from two_processes(ddp, "dense_settings")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -146,6 +152,20 @@ def test_two_processes_end_with_equal_parameters(name: str, pair: Any) -> None:
     assert first[4] == second[4] == ""
     assert first[2] == second[2] != first[1]
     assert first[3] == second[3]
+
+
+def test_two_processes_are_one_with_the_doubled_batch(pair: Any, ddp: Path, tmp_path: Path) -> None:
+    """On a network without batch statistics; the dynamic balance is that of all ranks' losses."""
+    name = "segmentor hybrid_forward, comparable"
+    assert [answer[4] for answer in pair(name)] == ["", ""]
+    model, data, schedule = make_cell(name, 0, 1)
+    start = {key: value.clone() for key, value in model.student.network.state_dict().items()}
+    fit(model, data, tmp_path, schedule)
+    one, two = (torch.load(folder / "student.pth") for folder in (tmp_path, ddp / name))
+    for key, value in one.items():
+        moved = (value - start[key]).abs().max()
+        assert moved > 0, key
+        assert (value - two[key]).abs().max() < 0.02 * moved, key
 
 
 # ------------------------------------------------------------------------------------------------ routes and inputs
