@@ -342,9 +342,11 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
 
 
 def set_threads(config: Mapping[str, Any]) -> None:
-    """The number of CPU threads: on embedded crops one, whose maps are too small to share."""
-    small = config["dataset"]["name"] == "scenes" and config["dataset"]["task"] == "classification"
-    threads = config["threads"] or (1 if small else None)
+    """The number of CPU threads: on embedded data one.
+
+    Slim networks gain little from a second thread, and lose tenfold when another process wants the same cores.
+    """
+    threads = config["threads"] or (1 if config["dataset"]["name"] == "scenes" else None)
     if threads is not None:
         torch.set_num_threads(threads)
 
