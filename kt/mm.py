@@ -1,0 +1,87 @@
+"""Knowledge transfer from a plain config of mmdet or mmseg: `custom_imports = dict(imports=["kt.mm"])`.
+
+The libraries' own runners, loaders, hooks and schedules train `type="KnowledgeTransfer"` in the place of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from mmengine.runner import load_checkpoint
+from torch import Tensor
+
+import kt.baselines  # noqa: F401 - registers the baselines
+from kt.dense import DenseModel, as_teacher
+from kt.errors import UserError
+from kt.methods import build_method
+from kt.models.dense import build_dense
+from kt.transfer import TransferModel
+
+
+@MODELS.register_module()
+class KnowledgeTransfer(BaseModel):
+    """A detector or segmentor under one of the project's methods.
+
+    In a checkpoint the student's keys begin with `student.network.`; `init_cfg=dict(type="Pretrained",
+    checkpoint=..., prefix="student.network.")` loads them into the plain model.
+
+    Args:
+        student: The student's model, as its own config has it.
+        method: `type` names the method (`hybrid_forward`, `fitnet`, ...); the rest are its options.
+        teacher: `config`, a file of mmdet or mmseg, or `model`, such a file's model; and `checkpoint`, its weights.
+
+    Raises:
+        UserError: The method needs a teacher, the teacher has no checkpoint, or the method trains in several phases.
+    """
+
+    def __init__(self, student: Mapping[str, Any], method: Mapping[str, Any], teacher: Mapping[str, Any] | None = None):
+        super().__init__()
+        options = dict(method)
+        taught, frozen = DenseModel(build_dense(dict(student), "student")), _read_teacher(teacher) if teacher else None
+        built = build_method(options.pop("type"), taught, frozen, **options)
+        phases = built.phases()
+        if len(phases) > 1:
+            names = ", ".join(phase.name for phase in phases)
+            raise UserError(f"method={method['type']}: trains in the phases {names}; use `python -m experiments.run`")
+        self.transfer = TransferModel(taught, built, {"teacher": frozen} if frozen is not None else None)
+        self.transfer.phase = phases[0]
+
+    def state_dict(self, *arguments: Any, **keywords: Any) -> dict[str, Any]:
+        """That of the student and of the method's own parts; no teacher is in it."""
+        return self.transfer.state_dict(*arguments, **keywords)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *arguments: Any, **keywords: Any) -> Any:
+        """Takes what `state_dict` gives."""
+        return self.transfer.load_state_dict(state_dict, *arguments, **keywords)
+
+    def init_weights(self) -> None:
+        """Does nothing: the student came initialised as its config says, the teacher with its weights."""
+
+    def forward(self, inputs: Any, data_samples: Any = None, mode: str = "tensor") -> Any:
+        """Mode `loss` gives the method's loss and what it logs; every other mode is the plain student's."""
+        if mode != "loss":
+            return self.transfer.student(inputs, data_samples, mode=mode)
+        loss, logged = self.transfer(inputs, mode="loss", data_samples=data_samples)
+        # mmengine adds up everything that has `loss` in its name.
+        terms: dict[str, Tensor] = {f"kt/{name.replace('loss_', '')}": value for name, value in logged.items()}
+        return {"loss": loss, **terms}
+
+    def val_step(self, data: Any) -> list:
+        """The plain student's predictions."""
+        return self.transfer.student.predict(data)
+
+    test_step = val_step
+
+
+def _read_teacher(teacher: Mapping[str, Any]) -> Any:
+    """A teacher with its weights, strictly loaded."""
+    if not teacher.get("checkpoint"):
+        raise UserError("teacher.checkpoint: expected the file of the teacher's weights; it would stay random")
+    model = teacher.get("model") or Config.fromfile(teacher["config"]).model
+    network = build_dense(dict(model), "teacher.model")
+    load_checkpoint(network, teacher["checkpoint"], map_location="cpu", strict=True, logger="silent")
+    return as_teacher(DenseModel(network))
