@@ -368,10 +368,14 @@ def describe_student(
 
         mean, std = list(spec.mean), list(spec.std)
         record |= {"image_size": list(config["dataset"]["image_size"])}
-        imports = {"imports": ["kt.models.backbone", "kt.models.pose"], "allow_failed_imports": False}
-        Config({"custom_imports": imports, "model": _without_pretrained(model_config)}).dump(
-            folder / "student_config.py"
-        )
+        own = {
+            "StagedBackbone": "kt.models.backbone",
+            "DeepLabV2Head": "kt.models.backbone",
+            "PoseNetwork": "kt.models.pose",
+        }
+        used = sorted({module for name, module in own.items() if f'"{name}"' in json.dumps(model_config, default=str)})
+        imports = {"custom_imports": {"imports": used, "allow_failed_imports": False}} if used else {}
+        Config({**imports, "model": _without_pretrained(model_config)}).dump(folder / "student_config.py")
     write_json(folder / "student.json", {**record, "mean": mean, "std": std})
 
 

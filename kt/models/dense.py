@@ -18,8 +18,9 @@ from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS
 from kt.stages import stages_of
 
 ModelConfig = dict[str, Any]
-# Anchors of a Faster R-CNN start at 8 strides on images of this height; smaller images have smaller objects.
-ANCHOR_HEIGHT = 800
+# Anchors of a Faster R-CNN are 8 strides large on images of this height. Smaller images have smaller objects, but
+# anchors smaller than two strides would leave gaps between them.
+ANCHOR_HEIGHT, LEAST_ANCHOR = 800, 2.0
 
 
 def _backbone(name: str, width: float, strides: Sequence[int], **options: Any) -> ModelConfig:
@@ -52,7 +53,7 @@ def _detection_preprocessor(mean: Sequence[float], std: Sequence[float]) -> Mode
 
 
 def _anchor_scale(height: int) -> float:
-    return 8 * min(1.0, height / ANCHOR_HEIGHT)
+    return max(LEAST_ANCHOR, 8 * min(1.0, height / ANCHOR_HEIGHT))
 
 
 def _delta_coder(*stds: float) -> ModelConfig:
