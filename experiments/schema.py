@@ -230,6 +230,13 @@ class Finetune(Method):
 
 
 @dataclass
+class FixedFeature(Method):
+    """Training on from the teacher's weights with features frozen."""
+
+    frozen: Literal["features", "first_block"]
+
+
+@dataclass
 class KD(Method):
     """Soft targets."""
 
@@ -239,12 +246,20 @@ class KD(Method):
 
 
 @dataclass
+class KDFixedFeature(KD):
+    """Soft targets, then a fresh classifier on frozen features."""
+
+    frozen: Literal["features", "first_block"]
+    retrain: Literal["kd", "task"]
+
+
+@dataclass
 class FitNet(Method):
     """A hint."""
 
     dense: ClassVar[bool] = True
     weight: NotNegative
-    hint_layer: Whole | None
+    hint_layer: Whole | list[Whole] | Literal["blocks"] | None
     regressor: Literal["conv_bn_relu", "conv"]
 
 
@@ -255,6 +270,16 @@ class AT(Method):
     dense: ClassVar[bool] = True
     weight: NotNegative
     form: Literal["mean", "sum"]
+    layers: list[Whole] | Literal["blocks"] | None
+
+
+@dataclass
+class NST(Method):
+    """Neuron selectivity transfer."""
+
+    dense: ClassVar[bool] = True
+    weight: NotNegative
+    layers: list[Whole] | Literal["blocks"] | None
 
 
 @dataclass
@@ -290,15 +315,30 @@ class HybridForward(Method):
     interpolation: Literal["bilinear", "nearest"]
 
 
+@dataclass
+class Stagewise(Method):
+    """Stage by stage."""
+
+    dense: ClassVar[bool] = True
+    stages: Count | None
+    cut_at: list[Count] | None
+    phase_length: Literal["full", "split"]
+    head_length: Share
+
+
 METHODS: dict[str, type[Method]] = {
     "none": NoMethod,
     "finetune": Finetune,
+    "fixed_feature": FixedFeature,
     "kd": KD,
+    "kd_fixed_feature": KDFixedFeature,
     "fitnet": FitNet,
     "at": AT,
+    "nst": NST,
     "ft": FT,
     "ab": AB,
     "hybrid_forward": HybridForward,
+    "stagewise": Stagewise,
 }
 
 
