@@ -212,6 +212,7 @@ class Method:
     name: str
     needs_teacher: ClassVar[bool] = True
     dense: ClassVar[bool] = False  # teaches detectors and segmentors too
+    own_network: ClassVar[bool] = False  # its teacher is the student itself, as it was trained before
 
 
 @dataclass
@@ -233,6 +234,7 @@ class Finetune(Method):
 class FixedFeature(Method):
     """Training on from the teacher's weights with features frozen."""
 
+    own_network: ClassVar[bool] = True
     frozen: Literal["features", "first_block"]
 
 
@@ -259,7 +261,7 @@ class FitNet(Method):
 
     dense: ClassVar[bool] = True
     weight: NotNegative
-    hint_layer: Whole | list[Whole] | Literal["blocks"] | None
+    hint_layer: Annotated[int, Range(least=-1)] | list[Whole] | Literal["all", "last", "blocks"] | None
     regressor: Literal["conv_bn_relu", "conv"]
 
 
@@ -270,7 +272,7 @@ class AT(Method):
     dense: ClassVar[bool] = True
     weight: NotNegative
     form: Literal["mean", "sum"]
-    layers: list[Whole] | Literal["blocks"] | None
+    stages: list[Whole] | Literal["all", "last", "blocks"]
 
 
 @dataclass
@@ -279,7 +281,7 @@ class NST(Method):
 
     dense: ClassVar[bool] = True
     weight: NotNegative
-    layers: list[Whole] | Literal["blocks"] | None
+    stages: list[Whole] | Literal["all", "last", "blocks"]
 
 
 @dataclass

@@ -81,7 +81,7 @@ SETTINGS: dict[str, Setting] = {
     "retinanet fitnet": Setting(
         "retinanet_resnet18", "detection", "fitnet", DETECTOR, {"weight": 1.0, "hint_layer": "blocks"}
     ),
-    "retinanet nst": Setting("retinanet_resnet18", "detection", "nst", DETECTOR, {"layers": "blocks"}),
+    "retinanet nst": Setting("retinanet_resnet18", "detection", "nst", DETECTOR, {"stages": "blocks"}),
     "retinanet stagewise": Setting("retinanet_resnet18", "detection", "stagewise", DETECTOR),
     "retinanet hybrid_forward": Setting("retinanet_resnet18", "detection", "hybrid_forward", SEGMENTOR, DYNAMIC),
 }

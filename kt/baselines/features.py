@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kt.classifier import Classifier
-from kt.errors import UserError
+from kt.errors import UserError, nearest
 from kt.functional import activation_boundary, attention_transfer, factor_transfer, hint, nst, soft_target
 from kt.methods.base import METHODS, Method, Student, Teacher, pair_stages, teacher_levels
 from kt.methods.blocks import match_size, pair_blocks
@@ -19,36 +19,36 @@ from kt.stages import as_map
 from kt.transfer import TransferModel
 
 
-Layers = Sequence[int] | str | None
-BLOCKS = "blocks"
+Stages = str | Sequence[int]
 
 
-def choose_pairs(student: Student, teacher: Teacher, layers: Layers, key: str) -> list[tuple[int, int]]:
+def choose_pairs(student: Student, teacher: Teacher, stages: Stages, key: str = "method.stages") -> list[tuple[int, int]]:
     """Pairs (student stage, teacher stage) whose maps are compared.
 
     Args:
         student: The student.
         teacher: The teacher.
-        layers: Student stages, counted from 0; `blocks` for the ends of the blocks (every stage but a stem); None for
-            every stage that has a teacher stage of the same stride.
+        stages: `all` that have a teacher stage of the same stride, the `last` of them, `blocks` for the ends of the
+            blocks (every stage but a stem), or the student's stages counted from 0.
         key: What error messages call it.
 
     Raises:
-        UserError: A stage has no teacher stage of the same stride.
+        UserError: It is none of these, or a stage has no teacher stage of the same stride.
     """
-    if layers == BLOCKS:
-        return pair_blocks(student.stages, teacher.stages)
     pairs = pair_stages(student.stages, teacher.stages)
-    if layers is None or isinstance(layers, str):
-        return pairs
+    named = {"all": pairs, "last": pairs[-1:], "blocks": pair_blocks(student.stages, teacher.stages)}
+    if isinstance(stages, str):
+        if stages not in named:
+            raise UserError(f"{key}={stages}: expected {', '.join(named)} or numbers of stages{nearest(stages, named)}")
+        return named[stages]
     found = dict(pairs)
-    for index in layers:
+    for index in stages:
         if index not in found:
             raise UserError(
                 f"{key}={index}: expected one of {sorted(found)}, the student's stages that have a teacher stage of "
                 "the same stride"
             )
-    return [(index, found[index]) for index in sorted(set(layers))]
+    return [(index, found[index]) for index in sorted(set(stages))]
 
 
 @METHODS.register_module(name="fitnet")
@@ -59,7 +59,8 @@ class FitNet(Method):
         student: The student.
         teacher: The teacher.
         weight: Weight of the sum of the hints (mean squared errors).
-        hint_layer: Index of the student's stage, several, or `blocks` (see `choose_pairs`); None takes the middle one.
+        hint_layer: Index of the student's stage; None takes the middle one, -1 the last. Several, or a name of
+            `choose_pairs`, give as many hints.
         regressor: `conv_bn_relu` (1x1 convolution, batch normalisation, ReLU) or `conv`.
     """
 
@@ -70,14 +71,16 @@ class FitNet(Method):
         student: Student,
         teacher: Teacher | None,
         weight: float = 100.0,
-        hint_layer: int | Layers = None,
+        hint_layer: int | Stages | None = None,
         regressor: str = "conv_bn_relu",
     ):
         super().__init__(student, teacher)
         assert teacher is not None
         if hint_layer is None:
             hint_layer = len(student.stages) // 2
-        chosen: Layers = [hint_layer] if isinstance(hint_layer, int) else hint_layer
+        if hint_layer == -1:
+            hint_layer = "last"
+        chosen: Stages = [hint_layer] if isinstance(hint_layer, int) else hint_layer
         self.pairs = choose_pairs(student, teacher, chosen, "method.hint_layer")
         self.weight = weight
         self.regressors = nn.ModuleList()
@@ -112,17 +115,17 @@ class MapTransfer(Method):
         student: The student.
         teacher: The teacher.
         weight: Weight of the sum.
-        layers: The student's stages, see `choose_pairs`.
+        stages: Which stages are compared, see `choose_pairs`.
     """
 
     dense = True
     logged_as: ClassVar[str]
 
-    def __init__(self, student: Student, teacher: Teacher | None, weight: float, layers: Layers):
+    def __init__(self, student: Student, teacher: Teacher | None, weight: float, stages: Stages):
         super().__init__(student, teacher)
         assert teacher is not None
         self.weight = weight
-        self.pairs = choose_pairs(student, teacher, layers, "method.layers")
+        self.pairs = choose_pairs(student, teacher, stages)
 
     def distance(self, ours: Tensor, theirs: Tensor) -> Tensor:
         """The distance of a student's map (n, c_s, h, w) from a teacher's (n, c_t, h', w'), a scalar."""
@@ -150,7 +153,7 @@ class AttentionTransfer(MapTransfer):
         teacher: The teacher.
         weight: Weight of the sum over stages.
         form: `mean` (as the released code computes it) or `sum` (the paper's norm).
-        layers: The student's stages, see `choose_pairs`.
+        stages: Which stages are compared, see `choose_pairs`.
     """
 
     logged_as = "loss_attention"
@@ -161,9 +164,9 @@ class AttentionTransfer(MapTransfer):
         teacher: Teacher | None,
         weight: float = 1000.0,
         form: str = "mean",
-        layers: Layers = None,
+        stages: Stages = "all",
     ):
-        super().__init__(student, teacher, weight, layers)
+        super().__init__(student, teacher, weight, stages)
         self.form = form
 
     def distance(self, ours: Tensor, theirs: Tensor) -> Tensor:
@@ -181,13 +184,13 @@ class NeuronSelectivityTransfer(MapTransfer):
         student: The student.
         teacher: The teacher.
         weight: Weight of the sum over stages (50: RepDistiller's for CIFAR-100).
-        layers: The student's stages, see `choose_pairs`.
+        stages: Which stages are compared, see `choose_pairs`.
     """
 
     logged_as = "loss_selectivity"
 
-    def __init__(self, student: Student, teacher: Teacher | None, weight: float = 50.0, layers: Layers = None):
-        super().__init__(student, teacher, weight, layers)
+    def __init__(self, student: Student, teacher: Teacher | None, weight: float = 50.0, stages: Stages = "all"):
+        super().__init__(student, teacher, weight, stages)
 
     def distance(self, ours: Tensor, theirs: Tensor) -> Tensor:
         """Of channel activations."""
