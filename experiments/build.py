@@ -261,7 +261,9 @@ def _copy_features(student: Classifier, teacher: Classifier, method: str) -> Non
     own = student.network.state_dict()
     features = {name: value for name, value in theirs.items() if name not in names}
     if any(name not in own or own[name].shape != value.shape for name, value in features.items()):
-        raise UserError(f"method={method}: the student must be the teacher's network (set student= to the same network)")
+        raise UserError(
+            f"method={method}: the student must be the teacher's network (set student= to the same network)"
+        )
     student.network.load_state_dict({**{name: own[name] for name in names}, **features})
 
 

@@ -101,7 +101,7 @@ def build_optimizer(schedule: Mapping[str, Any], groups: list[dict[str, Any]], l
 
 
 def open_groups(model: TransferModel, phase: Phase) -> list[dict[str, Any]]:
-    """A phase's parameter groups, without what the student itself keeps frozen; they alone get gradients from now on."""
+    """A phase's parameter groups, without what the student itself keeps frozen; they alone get gradients from now."""
     groups = phase.groups(model)
     trainable = {id(parameter) for name, parameter in model.named_parameters() if name in model.trainable}
     model.requires_grad_(False)

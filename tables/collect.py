@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-import tables.gap_claims  # noqa: F401 -- registers its judges
+import tables.gap_claims
+import tables.stagewise_claims  # noqa: F401 -- both register their judges
 from experiments.cell import evaluation_file, folder_of, read_result, read_status
 from kt.errors import UserError
 from tables.claims import Context, judge_all

@@ -17,6 +17,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+import tables.stagewise_figures  # noqa: F401 -- registers its drawings
 from experiments.cell import folder_of, read_result
 from kt.errors import UserError
 from tables.claims import Context
@@ -437,8 +438,8 @@ def _write_curves(
             kept.add(file)
             _write(folder / "curves" / file, png)
             images.append(Markup(svg))
-        number = drawing.figure["id"].removeprefix("figure")
-        text = {"title": f"Figure {number}", "plots": drawing.figure["plots"], "caption": drawing.caption}
+        title = drawing.title or f"Figure {drawing.figure['id'].removeprefix('figure')} of the paper"
+        text = {"title": title, "plots": drawing.figure["plots"], "caption": drawing.caption}
         shown.append({**text, "images": images})
     for old in (folder / "curves").glob("*.png"):
         if old.name not in kept:

@@ -30,6 +30,7 @@ from dense_settings import (
 )
 from experiments.build import describe_student, load_backbone
 from kt.classifier import Classifier
+from kt.data.dense import AVERAGE_PRECISIONS
 from kt.dense import Backbone, DenseModel, as_teacher
 from kt.errors import UserError
 from kt.methods import build_method
@@ -216,7 +217,7 @@ def test_hybrid_passes_leave_running_statistics_alone(name: str) -> None:
 
 
 def test_every_level_that_heads_read_comes_from_the_path() -> None:
-    """With teacher stages that put out zeros, what a pyramid reads from teacher stages is the adapters' biases alone."""
+    """With teacher stages that put out zeros, what a pyramid reads from them is the adapters' biases alone."""
     model = make_model("semantic fpn hybrid_forward")
     for stage in model.teacher.stages:
         for step in stage.steps:
@@ -345,7 +346,7 @@ def test_a_stock_config_trains_unchanged_under_hybrid_forward(tmp_path: Path) ->
     frozen = bits(student.network.backbone.layer1.state_dict())
     head = bits(student.network.bbox_head.state_dict())
     metrics = fit(transfer, make_data("detection"), tmp_path, {**SCHEDULE, "iterations": 2})
-    assert set(metrics) == {"ap", "ap50"}
+    assert {"ap", "ap50", "ap75"} <= set(metrics) <= set(AVERAGE_PRECISIONS)
     assert bits(student.network.backbone.layer1.state_dict()) == frozen
     assert bits(student.network.bbox_head.state_dict()) != head
 

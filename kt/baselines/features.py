@@ -1,4 +1,4 @@
-"""Baselines that compare feature maps: FitNets, attention, neuron selectivity and factor transfer, activation boundaries."""
+"""Baselines that compare maps: FitNets, attention, neuron selectivity and factor transfer, activation boundaries."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from kt.phases import Batch, Phase
 from kt.stages import as_map
 from kt.transfer import TransferModel
 
-
 Stages = str | Sequence[int]
 
 
-def choose_pairs(student: Student, teacher: Teacher, stages: Stages, key: str = "method.stages") -> list[tuple[int, int]]:
+def choose_pairs(
+    student: Student, teacher: Teacher, stages: Stages, key: str = "method.stages"
+) -> list[tuple[int, int]]:
     """Pairs (student stage, teacher stage) whose maps are compared.
 
     Args:

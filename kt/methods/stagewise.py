@@ -1,4 +1,4 @@
-"""Stage by stage: the student learns the teacher's feature maps one stage after the other, then its head learns the task.
+"""Stage by stage: the student learns the teacher's maps one stage after the other, then its head learns the task.
 
 "Feature Matters: A Stage-by-Stage Approach for Task Independent Knowledge Transfer", ICLR 2019 submission, anonymous.
 
