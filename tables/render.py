@@ -197,6 +197,10 @@ def spread_notes(table: Mapping[str, Any]) -> list[str]:
         notes.append(f"The paper's ±: {'; '.join(sorted(kinds))}.")
     if any(cell["status"] != "done" for row in table["rows"] for cell in row["cells"]):
         notes.append(f"{X}: the cell failed or has not been trained.")
+    if any(
+        cell["status"] == "done" and None in cell["metrics"].values() for row in table["rows"] for cell in row["cells"]
+    ):
+        notes.append(f"{X} in a finished row: there was nothing to measure, such as objects of a size.")
     if any(not row["cells"] for row in table["rows"]):
         notes.append("–: only the paper's number is cited.")
     return notes

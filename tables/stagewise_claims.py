@@ -354,7 +354,8 @@ def total_cost(costs: Mapping[str, float], features: Sequence[str], length: str,
 
 def _staged(context: Context) -> tuple[Context, list[Row]]:
     """The rows with the most stages, from the table of stage counts if this one has none."""
-    for there in (context, *([] if context.record.name == "stage_count" else [elsewhere(context, "stage_count")])):
+    for name in (context.record.name, "stage_count"):
+        there = elsewhere(context, name)
         rows = [row for row in there.rows if row["method"] == "stagewise" and row["mean"]]
         counts = {row["id"]: len(there.result(row).get("stages") or ()) for row in rows}
         most = [row for row in rows if counts[row["id"]] == max(counts.values()) > 1]
