@@ -400,7 +400,7 @@ def table(name: str, *arguments: str) -> Table:
     found = OmegaConf.to_container(content.hydra.sweeper.rows)
     assert isinstance(found, dict)
     scale = [line.partition("=")[2] for line in arguments if line.startswith("scale=")]
-    stand_in = {"coco_retinanet": "scenes_det", "fixed_features": "scenes", "imagenet_stagewise": "scenes"}
+    stand_in = {"coco_retinanet": "scenes_det_small", "fixed_features": "scenes", "imagenet_stagewise": "scenes"}
     mini = None if scale else stand_in.get(name, "scenes_small")
     return Table(name, found, normalise([f"+table={name}", *arguments]), composed, mini)
 
