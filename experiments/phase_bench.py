@@ -27,7 +27,7 @@ from kt.transfer import TransferModel
 
 def phase_steps(model: TransferModel, batch: Mapping[str, Any], engine: Engine) -> dict[str, Callable[[], Any]]:
     """Phase -> one training step of it, on a copy of the model."""
-    steps = {}
+    steps: dict[str, Callable[[], Any]] = {}
     for index in range(len(model.method.phases())):  # type: ignore[operator]
         twin = copy.deepcopy(model)
         phase = twin.method.phases()[index]  # type: ignore[operator]
@@ -103,9 +103,9 @@ def bench_phases(
     )
     for column in ("K", "step ms of each phase and the head", "full: time", "FLOPs", "split: time", "FLOPs"):
         table.add_column(column, justify="left" if column.startswith("step") else "right")
-    for stages, (own, time, work) in enumerate(zip(medians, spent, operations, strict=True), 1):
+    for stages, (median, time, work) in enumerate(zip(medians, spent, operations, strict=True), 1):
         cells = [f"{each[length]:.2f}" for length in ("full", "split") for each in (time, work)]
-        table.add_row(str(stages), " + ".join(f"{value:.0f}" for value in own.values()), *cells)
+        table.add_row(str(stages), " + ".join(f"{value:.0f}" for value in median.values()), *cells)
     console = Console()
     console.print(table)
     console.print("full, split: all phases and the head over end-to-end mimicking (K = 1) and its head.")
