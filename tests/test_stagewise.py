@@ -29,7 +29,7 @@ from kt.methods import build_method
 from kt.methods.blocks import frozen, pair_blocks
 from kt.methods.stagewise import Stagewise
 from kt.models import build_network
-from kt.phases import seed_everything
+from kt.phases import open_groups, seed_everything
 from kt.stages import stages_of
 from kt.train import fit
 from kt.transfer import TransferModel
@@ -57,6 +57,9 @@ def method_of(model: TransferModel) -> Stagewise:
 
 class Watch(Hook):
     """Keeps the whole state before and after every phase."""
+
+    # After the phase has been entered.
+    priority = "VERY_LOW"
 
     def __init__(self) -> None:
         self.states: list[tuple[str, dict[str, bytes], dict[str, bytes]]] = []
@@ -152,9 +155,13 @@ def test_the_teacher_runs_as_deep_as_the_phase_and_frozen_stages_without_a_graph
     for number, phase in enumerate(method_of(model).phases()):
         ran.clear()
         graphs.clear()
+        open_groups(model, phase)
+        model.zero_grad()
         model.train()
         model.phase = phase
-        model(**batch, mode="loss")
+        loss, _ = model(**batch, mode="loss")
+        loss.backward()
+        assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
         last = number == len(names)
         assert ran == ([] if last else names[: number + 1])
         assert graphs == {name: i == number for i, name in enumerate([*names, "fc"]) if i <= number}
@@ -355,6 +362,7 @@ def test_kd_on_fixed_features_begins_with_kd_itself(data: Any, tmp_path: Path) -
     for key, value in bits(plain).items():
         assert after_kd[f"student.network.{key}"] == value, key
         assert (final[f"student.network.{key}"] == value) == (not key.startswith("fc.")), key
+    assert watch.states[1][1]["student.network.fc.weight"] == bits({"": fresh})[""]
     assert not torch.equal(fresh, plain["fc.weight"])
     assert not torch.equal(fresh, make_model("kd", CLASSES).student.network.fc.weight)
 
