@@ -26,6 +26,7 @@ from rich.table import Table
 
 import kt.baselines  # noqa: F401 - registers the baselines
 from experiments.build import peak_memory
+from experiments.phase_bench import bench_phases
 from experiments.schema import dataset_choice
 from kt.classifier import Classifier
 from kt.dense import DenseModel
@@ -55,21 +56,21 @@ def timed(function: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def make_model(name: str, arguments: argparse.Namespace) -> TransferModel:
+def make_model(name: str, arguments: argparse.Namespace, **options: Any) -> TransferModel:
     """The method on freshly drawn networks (speed does not depend on weights)."""
     if arguments.student in DENSE_NETWORKS:
-        return make_dense_model(name, arguments)
-    student_name = arguments.teacher if name == "finetune" else arguments.student
-    torch.manual_seed(0)
-    student = Classifier(build_network(student_name, num_classes=CLASSES, image_size=SIZE))
+        return make_dense_model(name, arguments, **options)
     kind = METHODS.get(name)
-    teacher = None
-    if kind.needs_teacher:
-        teacher = Classifier(build_network(arguments.teacher, num_classes=CLASSES, image_size=SIZE))
-    return TransferModel(student, build_method(name, student, teacher), {"teacher": teacher} if teacher else None)
+    settings = {"num_classes": CLASSES, "image_size": SIZE, "small_stem": arguments.small_stem}
+    student_name = arguments.teacher if kind.starts_from_teacher else arguments.student
+    torch.manual_seed(0)
+    student = Classifier(build_network(student_name, **settings))
+    teacher = Classifier(build_network(arguments.teacher, **settings)) if kind.needs_teacher else None
+    method = build_method(name, student, teacher, **options)
+    return TransferModel(student, method, {"teacher": teacher} if teacher else None)
 
 
-def make_dense_model(name: str, arguments: argparse.Namespace) -> TransferModel:
+def make_dense_model(name: str, arguments: argparse.Namespace, **options: Any) -> TransferModel:
     """The same for a detector or segmentor."""
     from experiments.build import build_dense_model
 
@@ -82,7 +83,8 @@ def make_dense_model(name: str, arguments: argparse.Namespace) -> TransferModel:
     torch.manual_seed(0)
     student = make(arguments.student)
     teacher = make(arguments.teacher) if METHODS.get(name).needs_teacher else None
-    return TransferModel(student, build_method(name, student, teacher), {"teacher": teacher} if teacher else None)
+    method = build_method(name, student, teacher, **options)
+    return TransferModel(student, method, {"teacher": teacher} if teacher else None)
 
 
 def dense_batch(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -254,6 +256,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--student", default="resnet20")
     parser.add_argument("--batch", type=int, help="images a step (default: 128, or 4 of a detector or segmentor)")
     parser.add_argument("--width", type=float, default=1.0, help="width of detectors and segmentors")
+    parser.add_argument("--small-stem", action="store_true", help="ResNets with the stem for images of 32x32")
+    parser.add_argument("--phases", action="store_true", help="stage by stage: all phases over end-to-end mimicking")
     parser.add_argument("--steps", type=int, default=20, help="timed steps of each method")
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -268,6 +272,11 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"method {name!r}: expected one of {', '.join(known)}{nearest(name, known)}")
     device = torch.device(arguments.device)
     batch = dense_batch(arguments) if dense else image_batch(arguments.batch, device)
+    if arguments.phases:
+        found = bench_phases(arguments, batch, make_model, timed)
+        if arguments.json:
+            write_json(arguments.json, {"threads": torch.get_num_threads(), "torch": torch.__version__, **found})
+        return 0
     results = [bench_method(name, arguments, batch) for name in arguments.methods or known]
     if dense:
         for row in results:

@@ -17,16 +17,17 @@ import kt.baselines  # noqa: F401 - registers the baselines
 from experiments.devices import pick_device
 from experiments.schema import dataset_choice
 from kt.classifier import Classifier
+from kt.cost import few_images
 from kt.data import Data, build_data
 from kt.dense import Backbone, DenseModel, as_teacher
 from kt.errors import UserError
 from kt.evaluation.accuracy import metric_labels
 from kt.hooks import WandbRun
-from kt.methods import METHODS, build_method
+from kt.methods import METHODS, Method, build_method
 from kt.models import NETWORKS, build_network
 from kt.phases import rank_and_world, seed_everything
 from kt.stages import IMAGENET, head_of
-from kt.train import fit, images_per_second, write_json
+from kt.train import fit, images_per_second, phase_records, write_json
 from kt.transfer import TransferModel
 
 logger = logging.getLogger(__name__)
@@ -178,7 +179,7 @@ def build_student(
     student = build_classifier(network, spec.num_classes, spec.image_size, normalisation, pretrained)
     kind = METHODS.get(config["method"]["name"])
     if kind is not None and kind.starts_from_teacher and isinstance(teacher, Classifier):
-        _copy_features(student, teacher)
+        _copy_features(student, teacher, config["method"]["name"])
     if checkpoint:
         load_weights(student.network, Path(checkpoint), "student.checkpoint")
     return student, None
@@ -252,7 +253,7 @@ RENAMINGS: tuple[Callable[[Mapping[str, Tensor]], dict[str, Tensor]], ...] = (
 )
 
 
-def _copy_features(student: Classifier, teacher: Classifier) -> None:
+def _copy_features(student: Classifier, teacher: Classifier, method: str) -> None:
     """Everything but the classifier from the teacher."""
     theirs = teacher.network.state_dict()
     fresh = {id(parameter) for parameter in head_of(student.network).classifier.parameters()}
@@ -260,7 +261,9 @@ def _copy_features(student: Classifier, teacher: Classifier) -> None:
     own = student.network.state_dict()
     features = {name: value for name, value in theirs.items() if name not in names}
     if any(name not in own or own[name].shape != value.shape for name, value in features.items()):
-        raise UserError("method=finetune: the student must be the teacher's network (set student= to the same network)")
+        raise UserError(
+            f"method={method}: the student must be the teacher's network (set student= to the same network)"
+        )
     student.network.load_state_dict({**{name: own[name] for name in names}, **features})
 
 
@@ -331,14 +334,23 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
         "metrics": metrics,
         "labels": metric_labels(spec.num_classes) if spec.task == "classification" else {},
         "images_per_second": images_per_second(folder),
+        "phases": phase_records(folder, schedule["batch_size"]),
         "peak_memory": peak_memory(device),
         "dataset_fingerprint": spec.fingerprint,
         "wandb_id": run.id if run else None,
         "num_classes": spec.num_classes,
         "train_size": spec.train_size,
         "test_size": spec.test_size,
+        **count_operations(model, data),
         **built.facts,
     }
+
+
+def count_operations(model: TransferModel, data: Data) -> dict[str, Any]:
+    """`flops` per image of a method's phases, where it makes a claim about them."""
+    if type(model.method).flops is Method.flops:
+        return {}
+    return {"flops": model.method.flops(model, few_images(next(iter(data.train.epoch(0)))))}
 
 
 def set_threads(config: Mapping[str, Any]) -> None:

@@ -235,6 +235,7 @@ class Method:
     name: str
     needs_teacher: ClassVar[bool] = True
     dense: ClassVar[bool] = False  # teaches detectors and segmentors too
+    own_network: ClassVar[bool] = False  # its teacher is the student itself, as it was trained before
 
 
 @dataclass
@@ -253,6 +254,14 @@ class Finetune(Method):
 
 
 @dataclass
+class FixedFeature(Method):
+    """Training on from the teacher's weights with features frozen."""
+
+    own_network: ClassVar[bool] = True
+    frozen: Literal["features", "first_block"]
+
+
+@dataclass
 class KD(Method):
     """Soft targets."""
 
@@ -262,12 +271,20 @@ class KD(Method):
 
 
 @dataclass
+class KDFixedFeature(KD):
+    """Soft targets, then a fresh classifier on frozen features."""
+
+    frozen: Literal["features", "first_block"]
+    retrain: Literal["kd", "task"]
+
+
+@dataclass
 class FitNet(Method):
     """A hint."""
 
     dense: ClassVar[bool] = True
     weight: NotNegative
-    hint_layer: Whole | None
+    hint_layer: Annotated[int, Range(least=-1)] | list[Whole] | Literal["all", "last", "blocks"] | None
     regressor: Literal["conv_bn_relu", "conv"]
 
 
@@ -278,6 +295,16 @@ class AT(Method):
     dense: ClassVar[bool] = True
     weight: NotNegative
     form: Literal["mean", "sum"]
+    stages: list[Whole] | Literal["all", "last", "blocks"]
+
+
+@dataclass
+class NST(Method):
+    """Neuron selectivity transfer."""
+
+    dense: ClassVar[bool] = True
+    weight: NotNegative
+    stages: list[Whole] | Literal["all", "last", "blocks"]
 
 
 @dataclass
@@ -313,15 +340,30 @@ class HybridForward(Method):
     interpolation: Literal["bilinear", "nearest"]
 
 
+@dataclass
+class Stagewise(Method):
+    """Stage by stage."""
+
+    dense: ClassVar[bool] = True
+    stages: Count | None
+    cut_at: list[Count] | None
+    phase_length: Literal["full", "split"]
+    head_length: Share
+
+
 METHODS: dict[str, type[Method]] = {
     "none": NoMethod,
     "finetune": Finetune,
+    "fixed_feature": FixedFeature,
     "kd": KD,
+    "kd_fixed_feature": KDFixedFeature,
     "fitnet": FitNet,
     "at": AT,
+    "nst": NST,
     "ft": FT,
     "ab": AB,
     "hybrid_forward": HybridForward,
+    "stagewise": Stagewise,
 }
 
 

@@ -79,7 +79,8 @@ class Shown:
         """What the renderer gets."""
         is_teacher = self.row.role == "teacher"
         network = self.config["student"]["network"]["name"]
-        taught_by = self.config["teacher"]["network"]
+        own = METHODS[self.config["method"]["name"]].own_network
+        taught_by = None if own else self.config["teacher"]["network"]
         return {
             "id": self.row.id + (f"[{self.suffix}]" if self.axes else ""),
             "label": self.row.label + (f" ({self.suffix})" if self.axes else ""),

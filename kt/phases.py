@@ -100,6 +100,18 @@ def build_optimizer(schedule: Mapping[str, Any], groups: list[dict[str, Any]], l
     raise UserError(f"schedule.optimizer={kind!r}: expected one of sgd, adam, adamw")
 
 
+def open_groups(model: TransferModel, phase: Phase) -> list[dict[str, Any]]:
+    """A phase's parameter groups, without what the student itself keeps frozen; they alone get gradients from now."""
+    groups = phase.groups(model)
+    trainable = {id(parameter) for name, parameter in model.named_parameters() if name in model.trainable}
+    model.requires_grad_(False)
+    for group in groups:
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) in trainable]
+        for parameter in group["params"]:
+            parameter.requires_grad_(True)
+    return groups
+
+
 def seed_everything(*parts: int) -> None:
     """Seeds Python, NumPy and torch from a tuple of integers such as (seed, phase, epoch, rank)."""
     seed = int(np.random.SeedSequence(parts).generate_state(1)[0])
@@ -221,14 +233,7 @@ class PhaseRunner(Runner):
         # mmengine keeps one logger and message hub per name and stamps names to the second.
         name = f"{phase.name}-{os.getpid()}-{next(_run_numbers)}"
         schedule = engine.schedule
-        groups = phase.groups(model)
-        trainable = {id(parameter) for name, parameter in model.named_parameters() if name in model.trainable}
-        model.requires_grad_(False)
-        for group in groups:
-            group["params"] = [parameter for parameter in group["params"] if id(parameter) in trainable]
-            for parameter in group["params"]:
-                parameter.requires_grad_(True)
-        optimizer = build_optimizer(schedule, groups, phase.lr or schedule["lr"])
+        optimizer = build_optimizer(schedule, open_groups(model, phase), phase.lr or schedule["lr"])
         clip = schedule["clip_grad"]
         distributed = rank_and_world()[1] > 1
         super().__init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -156,4 +157,22 @@ def images_per_second(cell: Path) -> float | None:
     return statistics.median(rates) if rates else None
 
 
-__all__ = ["DEFAULT_SCHEDULE", "Classifier", "fit", "images_per_second", "write_json"]
+def phase_records(cell: Path, batch_size: int) -> list[dict[str, Any]]:
+    """Name, epochs, steps and seconds of pure training of each phase, from the cell's records.
+
+    Args:
+        cell: The cell's folder.
+        batch_size: Images a step, for the records hold speeds.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    with open(cell / "metrics.jsonl") as file:
+        for line in file:
+            row = json.loads(line)
+            if row["kind"] == "train":
+                phase = found.setdefault(row["phase"], {"name": row["phase"], "seconds": 0.0})
+                phase |= {"epochs": math.ceil(row["epoch"]), "steps": row["step"]}
+                phase["seconds"] += batch_size / max(row["images_per_second"], 0.1)
+    return list(found.values())
+
+
+__all__ = ["DEFAULT_SCHEDULE", "Classifier", "fit", "images_per_second", "phase_records", "write_json"]

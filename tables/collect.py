@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-import tables.gap_claims  # noqa: F401 -- registers its judges
+import tables.gap_claims
+import tables.stagewise_claims  # noqa: F401 -- both register their judges
 from experiments.cell import evaluation_file, folder_of, read_result, read_status
 from kt.errors import UserError
 from tables.claims import Context, judge_all
@@ -20,6 +21,7 @@ from tables.records import TableRecord, find_table, metric_label
 
 Json = dict[str, Any]
 
+SYNONYMS = {"map": "ap"}  # papers' names of metrics that results know by another one
 _CUTS = ("subset", "validation")  # keys of a dataset that leave images out
 
 
@@ -165,7 +167,8 @@ def _collect_cell(
         evaluation = row.get("evaluation")
         folder = folder_of(output_root, cell["id"])
         metrics = _read_evaluation(folder, evaluation) if evaluation else result.get("metrics")
-        return {**shown, "status": "done", "metrics": {name: _finite((metrics or {}).get(name)) for name in names}}
+        found = {name: (metrics or {}).get(name, (metrics or {}).get(SYNONYMS.get(name, name))) for name in names}
+        return {**shown, "status": "done", "metrics": {name: _finite(value) for name, value in found.items()}}
     status = "failed" if state["status"] in ("failed", "interrupted") else "missing"
     return {**shown, "status": status, "metrics": {}, "error": state.get("error")}
 

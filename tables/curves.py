@@ -28,7 +28,7 @@ FIXED = ("step", "epoch", "lr")
 
 @dataclass(frozen=True)
 class Curve:
-    """One cell's main training phase, one entry per step.
+    """One phase of a cell's training, one entry per step.
 
     Attributes:
         step: (n,) step numbers, from 1.
@@ -52,22 +52,22 @@ class Curve:
         return np.sum([self.values[name] for name in names], axis=0)
 
 
-def read_curve(path: Path) -> Curve | None:
-    """The main phase's steps in a cell's records; None if there are none."""
+def read_curve(path: Path, phase: str = "train") -> Curve | None:
+    """A phase's steps in a cell's records, by default the main phase's; None if there are none."""
     try:
         stat = path.stat()
     except OSError:
         return None
-    return _read_curve(os.fspath(path), stat.st_size, stat.st_mtime_ns)
+    return _read_curve(os.fspath(path), stat.st_size, stat.st_mtime_ns, phase)
 
 
-@functools.lru_cache(maxsize=64)
-def _read_curve(path: str, size: int, modified: int) -> Curve | None:
+@functools.lru_cache(maxsize=128)
+def _read_curve(path: str, size: int, modified: int, phase: str) -> Curve | None:
     """Keeps the columns of a long record beside it: they load a hundred times faster than its lines."""
-    kept, stamp = f"{path}.npz", np.array([size, modified])
+    kept, stamp = f"{path}.npz" if phase == "train" else f"{path}.{phase}.npz", np.array([size, modified])
     columns = _load_columns(kept, stamp) if size >= LONG_RECORD else None
     if columns is None:
-        columns = _parse(path)
+        columns = _parse(path, phase)
         if size >= LONG_RECORD:
             _keep_columns(kept, stamp, columns)
     if not columns:
@@ -95,8 +95,8 @@ def _keep_columns(path: str, stamp: Array, columns: Mapping[str, Array]) -> None
         os.replace(temporary, path)
 
 
-def _parse(path: str) -> dict[str, Array]:
-    """Name -> column of the main phase's steps; nothing if there are none."""
+def _parse(path: str, phase: str) -> dict[str, Array]:
+    """Name -> column of a phase's steps; nothing if there are none."""
     rows = []
     with open(path, encoding="utf-8") as file:
         for line in file:
@@ -104,7 +104,7 @@ def _parse(path: str) -> dict[str, Array]:
                 row = json.loads(line)
             except ValueError:
                 continue  # the line that a killed process left half written
-            if row.get("kind") == "train" and row.get("phase") == "train":
+            if row.get("kind") == "train" and row.get("phase") == phase:
                 rows.append(row)
     names = [name for name, value in rows[0].items() if isinstance(value, int | float)] if rows else []
     return {name: np.array([row.get(name, math.nan) for row in rows], dtype=float) for name in names}

@@ -56,6 +56,8 @@ class Panel:
         levels: Horizontal lines.
         span: A shaded part of the x axis.
         ticks: Values marked on the x axis; logarithmic if all are above 0.
+        borders: Where phases of the training begin on the x axis, with their names; the last one is the end.
+        log_y: Whether the y axis is logarithmic.
     """
 
     id: str
@@ -66,15 +68,18 @@ class Panel:
     levels: Sequence[Level] = ()
     span: tuple[float, float] | None = None
     ticks: Sequence[float] = ()
+    borders: Sequence[tuple[float, str]] = ()
+    log_y: bool = False
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """One of the paper's figures, redrawn."""
+    """One of the paper's figures, redrawn, or with a `title` one that the paper does not have."""
 
     figure: Mapping[str, Any]
     caption: str
     panels: Sequence[Panel]
+    title: str | None = None
 
 
 def _line(label: str, curves: Sequence[Curve], values: Callable[[Curve], Array]) -> Line:
@@ -267,6 +272,8 @@ FIGURES: dict[tuple[str, str], Callable[[Context], tuple[str, list[Panel]] | Non
     ("hybrid_forward", "figure8"): balances_of_backbones,
     ("hybrid_forward", "figure9"): fixed_balances,
 }
+# Paper -> what else its runs show.
+EXTRAS: dict[str, Callable[[Context], list[Drawing]]] = {}
 
 
 def drawings(context: Context) -> list[Drawing]:
@@ -277,7 +284,7 @@ def drawings(context: Context) -> list[Drawing]:
         drawn = draw(context) if draw else None
         if drawn is not None:
             found.append(Drawing(figure, *drawn))
-    return found
+    return found + (EXTRAS[context.record.paper](context) if context.record.paper in EXTRAS else [])
 
 
 def plot(panel: Panel) -> tuple[bytes, str]:
@@ -327,6 +334,13 @@ def plot(panel: Panel) -> tuple[bytes, str]:
             axes.axvline(panel.decay, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.6)
             place = axes.get_xaxis_transform()
             axes.text(panel.decay, 1.01, "first decay", transform=place, fontsize=8, ha="center", va="bottom")
+        for start, name in panel.borders[:-1]:
+            axes.axvline(start, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.6)
+            axes.text(start, 1.01, name, transform=axes.get_xaxis_transform(), fontsize=8, ha="left", va="bottom")
+        if panel.borders:
+            axes.set_xlim(panel.borders[0][0], panel.borders[-1][0])
+        if panel.log_y:
+            axes.set_yscale("log")
         axes.set_title(panel.title, loc="left", fontsize=10.5, fontweight="bold", pad=20 if panel.levels else 14)
         axes.set_xlabel(panel.x_label)
         axes.grid(color=GRID, linewidth=0.6, alpha=0.7)

@@ -17,6 +17,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+import tables.stagewise_figures  # noqa: F401 -- registers its drawings
 from experiments.cell import folder_of, read_result
 from kt.errors import UserError
 from tables.claims import Context
@@ -196,6 +197,10 @@ def spread_notes(table: Mapping[str, Any]) -> list[str]:
         notes.append(f"The paper's ±: {'; '.join(sorted(kinds))}.")
     if any(cell["status"] != "done" for row in table["rows"] for cell in row["cells"]):
         notes.append(f"{X}: the cell failed or has not been trained.")
+    if any(
+        cell["status"] == "done" and None in cell["metrics"].values() for row in table["rows"] for cell in row["cells"]
+    ):
+        notes.append(f"{X} in a finished row: there was nothing to measure, such as objects of a size.")
     if any(not row["cells"] for row in table["rows"]):
         notes.append("–: only the paper's number is cited.")
     return notes
@@ -437,8 +442,8 @@ def _write_curves(
             kept.add(file)
             _write(folder / "curves" / file, png)
             images.append(Markup(svg))
-        number = drawing.figure["id"].removeprefix("figure")
-        text = {"title": f"Figure {number}", "plots": drawing.figure["plots"], "caption": drawing.caption}
+        title = drawing.title or f"Figure {drawing.figure['id'].removeprefix('figure')} of the paper"
+        text = {"title": title, "plots": drawing.figure["plots"], "caption": drawing.caption}
         shown.append({**text, "images": images})
     for old in (folder / "curves").glob("*.png"):
         if old.name not in kept:

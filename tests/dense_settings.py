@@ -79,6 +79,11 @@ SETTINGS: dict[str, Setting] = {
     "faster r-cnn fitnet": Setting("fasterrcnn_mobilenet_v1", "pedestrians", "fitnet", POSE, {"weight": 1.0}),
     "faster r-cnn at": Setting("fasterrcnn_mobilenet_v1", "pedestrians", "at", POSE),
     "faster r-cnn hybrid_forward": Setting("fasterrcnn_mobilenet_v1", "pedestrians", "hybrid_forward", POSE, DYNAMIC),
+    "retinanet fitnet": Setting(
+        "retinanet_resnet18", "detection", "fitnet", DETECTOR, {"weight": 1.0, "hint_layer": "blocks"}
+    ),
+    "retinanet nst": Setting("retinanet_resnet18", "detection", "nst", DETECTOR, {"stages": "blocks"}),
+    "retinanet stagewise": Setting("retinanet_resnet18", "detection", "stagewise", DETECTOR),
     "retinanet hybrid_forward": Setting("retinanet_resnet18", "detection", "hybrid_forward", SEGMENTOR, DYNAMIC),
 }
 

@@ -25,17 +25,22 @@ class Setting:
     teacher: str | None = "resnet20"
     student: str = "resnet8"
     phases: tuple[str, ...] = ("train",)
+    untouched: str = "$^"  # a pattern of the student's keys that training leaves alone
 
 
 SETTINGS: dict[str, Setting] = {
     "none": Setting(teacher=None),
     "finetune": Setting(student="resnet20"),
+    "fixed_feature": Setting({"frozen": "first_block"}, student="resnet20", untouched="conv1|bn1|layer1"),
     "kd": Setting(),
+    "kd_fixed_feature": Setting(phases=("kd", "train")),
     "fitnet": Setting(),
     "at": Setting(),
+    "nst": Setting(),
     "ft": Setting(phases=("paraphraser", "train")),
     "ab": Setting(phases=("boundaries", "train")),
     "hybrid_forward": Setting({"balance": "dynamic"}),
+    "stagewise": Setting(phases=("stage1", "stage2", "stage3", "train")),
 }
 
 SCHEDULE = {"epochs": 2, "batch_size": 16, "lr": 0.02, "milestones": [0.5]}

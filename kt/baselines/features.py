@@ -1,40 +1,67 @@
-"""Baselines that compare feature maps: FitNets, attention transfer, factor transfer, activation boundaries."""
+"""Baselines that compare maps: FitNets, attention, neuron selectivity and factor transfer, activation boundaries."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kt.classifier import Classifier
-from kt.errors import UserError
-from kt.functional import activation_boundary, attention_transfer, factor_transfer, hint, soft_target
+from kt.errors import UserError, nearest
+from kt.functional import activation_boundary, attention_transfer, factor_transfer, hint, nst, soft_target
 from kt.methods.base import METHODS, Method, Student, Teacher, pair_stages, teacher_levels
+from kt.methods.blocks import match_size, pair_blocks
 from kt.phases import Batch, Phase
 from kt.stages import as_map
 from kt.transfer import TransferModel
 
-
-def match_size(feature: Tensor, reference: Tensor) -> Tensor:
-    """Resizes a map to the reference's height and width where they differ (bilinear)."""
-    size = reference.shape[-2:]
-    if feature.shape[-2:] == size:
-        return feature
-    return F.interpolate(feature, size=size, mode="bilinear", align_corners=False)
+Stages = str | Sequence[int]
 
 
-@METHODS.register_module(name="fitnet")
-class FitNet(Method):
-    """Romero et al., "FitNets: Hints for Thin Deep Nets", 2015: one stage's map regresses the teacher's.
+def choose_pairs(
+    student: Student, teacher: Teacher, stages: Stages, key: str = "method.stages"
+) -> list[tuple[int, int]]:
+    """Pairs (student stage, teacher stage) whose maps are compared.
 
     Args:
         student: The student.
         teacher: The teacher.
-        weight: Weight of the hint (mean squared error).
-        hint_layer: Index of the student's stage; None takes the middle one.
+        stages: `all` that have a teacher stage of the same stride, the `last` of them, `blocks` for the ends of the
+            blocks (every stage but a stem), or the student's stages counted from 0.
+        key: What error messages call it.
+
+    Raises:
+        UserError: It is none of these, or a stage has no teacher stage of the same stride.
+    """
+    pairs = pair_stages(student.stages, teacher.stages)
+    named = {"all": pairs, "last": pairs[-1:], "blocks": pair_blocks(student.stages, teacher.stages)}
+    if isinstance(stages, str):
+        if stages not in named:
+            raise UserError(f"{key}={stages}: expected {', '.join(named)} or numbers of stages{nearest(stages, named)}")
+        return named[stages]
+    found = dict(pairs)
+    for index in stages:
+        if index not in found:
+            raise UserError(
+                f"{key}={index}: expected one of {sorted(found)}, the student's stages that have a teacher stage of "
+                "the same stride"
+            )
+    return [(index, found[index]) for index in sorted(set(stages))]
+
+
+@METHODS.register_module(name="fitnet")
+class FitNet(Method):
+    """Romero et al., "FitNets: Hints for Thin Deep Nets", 2015: one stage's map regresses the teacher's, or several do.
+
+    Args:
+        student: The student.
+        teacher: The teacher.
+        weight: Weight of the sum of the hints (mean squared errors).
+        hint_layer: Index of the student's stage; None takes the middle one, -1 the last. Several, or a name of
+            `choose_pairs`, give as many hints.
         regressor: `conv_bn_relu` (1x1 convolution, batch normalisation, ReLU) or `conv`.
     """
 
@@ -45,58 +72,65 @@ class FitNet(Method):
         student: Student,
         teacher: Teacher | None,
         weight: float = 100.0,
-        hint_layer: int | None = None,
+        hint_layer: int | Stages | None = None,
         regressor: str = "conv_bn_relu",
     ):
         super().__init__(student, teacher)
         assert teacher is not None
-        pairs = dict(pair_stages(student.stages, teacher.stages))
-        self.student_index = len(student.stages) // 2 if hint_layer is None else hint_layer
-        if self.student_index not in pairs:
-            raise UserError(
-                f"method.hint_layer={self.student_index}: expected one of {sorted(pairs)}, the student's stages that "
-                "have a teacher stage of the same stride"
-            )
-        self.teacher_index = pairs[self.student_index]
+        if hint_layer is None:
+            hint_layer = len(student.stages) // 2
+        if hint_layer == -1:
+            hint_layer = "last"
+        chosen: Stages = [hint_layer] if isinstance(hint_layer, int) else hint_layer
+        self.pairs = choose_pairs(student, teacher, chosen, "method.hint_layer")
         self.weight = weight
-        ours, theirs = student.stages[self.student_index].channels, teacher.stages[self.teacher_index].channels
-        layers: list[nn.Module] = [nn.Conv2d(ours, theirs, 1)]
-        if regressor == "conv_bn_relu":
-            layers += [nn.BatchNorm2d(theirs), nn.ReLU()]
-        self.regressor = nn.Sequential(*layers)
+        self.regressors = nn.ModuleList()
+        for i, j in self.pairs:
+            ours, theirs = student.stages[i].channels, teacher.stages[j].channels
+            layers: list[nn.Module] = [nn.Conv2d(ours, theirs, 1)]
+            if regressor == "conv_bn_relu":
+                layers += [nn.BatchNorm2d(theirs), nn.ReLU()]
+            self.regressors.append(nn.Sequential(*layers))
 
     def teacher_depth(self, model: TransferModel) -> int:
-        """Up to the hint."""
-        return self.teacher_index + 1
+        """Up to the last hint."""
+        return max(theirs for _, theirs in self.pairs) + 1
 
     def loss(self, model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         levels = model.student.extract(batch["inputs"])
         output = model.student.task(levels, batch)
-        target = as_map(teacher_levels(model, batch, self.teacher_depth(model))[-1])
-        guess = match_size(self.regressor(as_map(levels[self.student_index])), target)
-        distance = hint(guess, target)
+        targets = teacher_levels(model, batch, self.teacher_depth(model))
+        hints = []
+        for (i, j), regressor in zip(self.pairs, self.regressors, strict=True):
+            target = as_map(targets[j])
+            hints.append(hint(match_size(regressor(as_map(levels[i])), target), target))
+        distance = torch.stack(hints).sum()
         logged = {"loss_task": output.loss, "loss_hint": distance, **output.scalars}
         return output.loss + self.weight * distance, logged
 
 
-@METHODS.register_module(name="at")
-class AttentionTransfer(Method):
-    """Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017: spatial attention maps of every stage.
+class MapTransfer(Method):
+    """The task loss and a distance of maps, summed over pairs of stages; nothing beside the student is trained.
 
     Args:
         student: The student.
         teacher: The teacher.
-        weight: Weight of the sum over stages.
-        form: `mean` (as the released code computes it) or `sum` (the paper's norm).
+        weight: Weight of the sum.
+        stages: Which stages are compared, see `choose_pairs`.
     """
 
     dense = True
+    logged_as: ClassVar[str]
 
-    def __init__(self, student: Student, teacher: Teacher | None, weight: float = 1000.0, form: str = "mean"):
+    def __init__(self, student: Student, teacher: Teacher | None, weight: float, stages: Stages):
         super().__init__(student, teacher)
         assert teacher is not None
-        self.weight, self.form = weight, form
-        self.pairs = pair_stages(student.stages, teacher.stages)
+        self.weight = weight
+        self.pairs = choose_pairs(student, teacher, stages)
+
+    def distance(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        """The distance of a student's map (n, c_s, h, w) from a teacher's (n, c_t, h', w'), a scalar."""
+        raise NotImplementedError
 
     def teacher_depth(self, model: TransferModel) -> int:
         """Up to the last pair."""
@@ -106,11 +140,62 @@ class AttentionTransfer(Method):
         levels = model.student.extract(batch["inputs"])
         output = model.student.task(levels, batch)
         targets = teacher_levels(model, batch, self.teacher_depth(model))
-        distance = torch.stack(
-            [attention_transfer(as_map(levels[i]), as_map(targets[j]), form=self.form) for i, j in self.pairs]
-        ).sum()
-        logged = {"loss_task": output.loss, "loss_attention": distance, **output.scalars}
+        distance = torch.stack([self.distance(as_map(levels[i]), as_map(targets[j])) for i, j in self.pairs]).sum()
+        logged = {"loss_task": output.loss, self.logged_as: distance, **output.scalars}
         return output.loss + self.weight * distance, logged
+
+
+@METHODS.register_module(name="at")
+class AttentionTransfer(MapTransfer):
+    """Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017: spatial attention maps of every stage.
+
+    Args:
+        student: The student.
+        teacher: The teacher.
+        weight: Weight of the sum over stages.
+        form: `mean` (as the released code computes it) or `sum` (the paper's norm).
+        stages: Which stages are compared, see `choose_pairs`.
+    """
+
+    logged_as = "loss_attention"
+
+    def __init__(
+        self,
+        student: Student,
+        teacher: Teacher | None,
+        weight: float = 1000.0,
+        form: str = "mean",
+        stages: Stages = "all",
+    ):
+        super().__init__(student, teacher, weight, stages)
+        self.form = form
+
+    def distance(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        """Of attention maps."""
+        return attention_transfer(ours, theirs, form=self.form)
+
+
+@METHODS.register_module(name="nst")
+class NeuronSelectivityTransfer(MapTransfer):
+    """Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", 2017.
+
+    The squared maximum mean discrepancy of channel activations under a polynomial kernel, of every stage.
+
+    Args:
+        student: The student.
+        teacher: The teacher.
+        weight: Weight of the sum over stages (50: RepDistiller's for CIFAR-100).
+        stages: Which stages are compared, see `choose_pairs`.
+    """
+
+    logged_as = "loss_selectivity"
+
+    def __init__(self, student: Student, teacher: Teacher | None, weight: float = 50.0, stages: Stages = "all"):
+        super().__init__(student, teacher, weight, stages)
+
+    def distance(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        """Of channel activations."""
+        return nst(ours, theirs)
 
 
 def _leaky_stack(channels: list[int], transposed: bool = False, normalised: bool = False) -> nn.Sequential:

@@ -43,7 +43,11 @@ class KnowledgeDistillation(Method):
         self.temperature, self.alpha, self.task_weight = temperature, alpha, task_weight
 
     def loss(self, model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        output = model.student.task(model.student.extract(batch["inputs"]), batch)
+        return self.distil(model, model.student.extract(batch["inputs"]), batch)
+
+    def distil(self, model: TransferModel, levels: list[Tensor], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Both losses of the head on stage outputs, whichever of the stages are frozen."""
+        output = model.student.task(levels, batch)
         with torch.no_grad():
             target = model.teacher(batch["inputs"])
         soft = soft_target(output.logits.float(), target.float(), self.temperature)

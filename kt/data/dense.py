@@ -64,6 +64,16 @@ AUGMENTATIONS = ("none", "flip")
 # A keypoint is found within this share of the person's height, in persons of at least so many pixels.
 PCK_SHARE, PCK_LEAST_HEIGHT = 0.2, 4 * HEATMAP_STRIDE
 
+# What COCO's protocol calls average precision, by the names under which mmdet gives them.
+AVERAGE_PRECISIONS = {
+    "ap": "bbox_mAP",
+    "ap50": "bbox_mAP_50",
+    "ap75": "bbox_mAP_75",
+    "ap_s": "bbox_mAP_s",
+    "ap_m": "bbox_mAP_m",
+    "ap_l": "bbox_mAP_l",
+}
+
 
 class _Seeded(Dataset):
     """Samples of one epoch: augmentation is seeded by (seed, epoch, index), and nobody's random numbers change."""
@@ -186,7 +196,8 @@ def build_dense_data(
     Returns:
         `spec` (whose `image_size` is the longer side, whose classes of keypoints are the keypoints), `train` and `test`
         (`DenseLoader`), and `score`: from a model with `predict(batch) -> data samples` to metrics in percent of the
-        whole test set over all processes: `miou`; `ap` and `ap50`; the four of `kt.evaluation.miss_rate`; or `pck`.
+        whole test set over all processes: `miou`; `ap`, `ap50`, `ap75` and, for sizes that there are, `ap_s`, `ap_m`,
+        `ap_l`; the four of `kt.evaluation.miss_rate`; or `pck`.
 
     Raises:
         UserError: Something is wrong with the config or with the files.
@@ -395,8 +406,8 @@ def _score(student: Any, loader: DenseLoader, task: str, source: Source) -> dict
     if task == "segmentation":
         return {"miou": found["mIoU"]}
     if task == "detection":
-        # mmdet gives no numbers without a single detection, and -1 without a single object.
-        return {
-            name: 100.0 * max(0.0, found.get(key, 0.0)) for name, key in (("ap", "bbox_mAP"), ("ap50", "bbox_mAP_50"))
-        }
+        # Without a single detection mmdet gives no numbers, and -1 for sizes of which there is no object: those are
+        # left out, unless there is no object at all.
+        values = {name: found.get(key, 0.0) for name, key in AVERAGE_PRECISIONS.items()}
+        return {name: 100.0 * max(0.0, value) for name, value in values.items() if value >= 0 or name in ("ap", "ap50")}
     return found

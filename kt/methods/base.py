@@ -62,6 +62,15 @@ class Method(nn.Module):
         student = [lambda: student_update(model, batch)]
         return student if depth == 0 else [*student, lambda: _teacher_forward(model, batch, depth)]
 
+    def flops(self, model: TransferModel, batch: Batch) -> dict[str, float]:
+        """Floating-point operations per image of a step, by name, for methods that make a claim about their cost.
+
+        Args:
+            model: The model; it must stay as it is.
+            batch: A few images as a loader yields them.
+        """
+        return {}
+
     def teacher_depth(self, model: TransferModel) -> int | None:
         """How many teacher stages the main phase runs; None stands for the whole network with its head."""
         return None if self.needs_teacher else 0

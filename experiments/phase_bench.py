@@ -1,0 +1,114 @@
+"""`python -m experiments.bench --phases`: what all phases of stage by stage cost over one end-to-end mimicking run.
+
+A step of every phase of K = 1 to all stages is timed as `kt.phases.PhaseLoop` runs it, in turn, in one process, on the
+same batch. A phase's cost is its step's; K phases are as long as one training each (`phase_length: full`) or together
+(`split`), and the head's phase is as long as one training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from kt.cost import few_images
+from kt.phases import Engine, PhaseRunner
+from kt.train import DEFAULT_SCHEDULE
+from kt.transfer import TransferModel
+
+
+def phase_steps(model: TransferModel, batch: Mapping[str, Any], engine: Engine) -> dict[str, Callable[[], Any]]:
+    """Phase -> one training step of it, on a copy of the model."""
+    steps: dict[str, Callable[[], Any]] = {}
+    for index in range(len(model.method.phases())):  # type: ignore[operator]
+        twin = copy.deepcopy(model)
+        phase = twin.method.phases()[index]  # type: ignore[operator]
+        twin.phase = phase
+        loop = PhaseRunner(twin, phase, index, [batch], engine).build_train_loop({})
+        twin.train()
+
+        def step(loop: Any = loop) -> None:
+            loop.iter += 1
+            loop.step(batch)
+
+        steps[phase.name] = step
+    return steps
+
+
+def sums(costs: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """Costs of all phases together, in those of one end-to-end mimicking run with its head's phase.
+
+    Args:
+        costs: Phase -> cost of a step, for K = 1, 2, ...
+
+    Returns:
+        For each K: `full` and `split`, and `features_full` and `features_split` without the heads' phases.
+    """
+    single = costs[0]
+    found = []
+    for each in costs:
+        features = [value for name, value in each.items() if name != "train"]
+        lengths = {"full": sum(features), "split": sum(features) / len(features)}
+        ratios = {
+            name: (value + each["train"]) / (single["stage1"] + single["train"]) for name, value in lengths.items()
+        }
+        found.append(ratios | {f"features_{name}": value / single["stage1"] for name, value in lengths.items()})
+    return found
+
+
+def bench_phases(
+    arguments: argparse.Namespace,
+    batch: Mapping[str, Any],
+    make_model: Callable[..., TransferModel],
+    timed: Callable[[Callable[[], Any], torch.device], float],
+) -> dict[str, Any]:
+    """Times and operations of all phases; prints them and returns them.
+
+    Args:
+        arguments: The bench's.
+        batch: As a loader yields it.
+        make_model: The bench's; takes a method's options.
+        timed: The bench's clock.
+    """
+    device = torch.device(arguments.device)
+    models = [make_model("stagewise", arguments, stages=1)]
+    count = len(make_model("stagewise", arguments).method.blocks)  # type: ignore[arg-type]
+    models += [make_model("stagewise", arguments, stages=stages) for stages in range(2, count + 1)]
+    flops = [model.method.flops(model.to(device), few_images(batch)) for model in models]  # type: ignore[operator]
+    with tempfile.TemporaryDirectory() as folder:
+        engine = Engine({**DEFAULT_SCHEDULE, "lr": arguments.lr}, device, Path(folder))
+        steps = [phase_steps(model, batch, engine) for model in models]
+        times: dict[tuple[int, str], list[float]] = {}
+        for number in range(arguments.warmup + arguments.steps):
+            for stages, own in enumerate(steps, 1):
+                for name, step in own.items():
+                    taken = timed(step, device)
+                    if number >= arguments.warmup:
+                        times.setdefault((stages, name), []).append(taken)
+    medians = [
+        {name: 1e3 * statistics.median(times[stages, name]) for name in own} for stages, own in enumerate(steps, 1)
+    ]
+    counted = [{name: each[name] for name in own} for each, own in zip(flops, steps, strict=True)]
+    spent, operations = sums(medians), sums(counted)
+    table = Table(
+        title=f"stage by stage, {arguments.teacher} -> {arguments.student}, batch {arguments.batch}, {device}"
+    )
+    for column in ("K", "step ms of each phase and the head", "full: time", "FLOPs", "split: time", "FLOPs"):
+        table.add_column(column, justify="left" if column.startswith("step") else "right")
+    for stages, (median, time, work) in enumerate(zip(medians, spent, operations, strict=True), 1):
+        cells = [f"{each[length]:.2f}" for length in ("full", "split") for each in (time, work)]
+        table.add_row(str(stages), " + ".join(f"{value:.0f}" for value in median.values()), *cells)
+    console = Console()
+    console.print(table)
+    console.print("full, split: all phases and the head over end-to-end mimicking (K = 1) and its head.")
+    alone = " and ".join(f"{spent[-1][f'features_{length}']:.2f} ({length})" for length in ("full", "split"))
+    console.print(f"Without the heads' phases, K = {len(models)} takes {alone} times the time of K = 1.")
+    return {"step_ms": medians, "flops_per_image": counted, "time": spent, "operations": operations}
