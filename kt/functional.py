@@ -113,6 +113,24 @@ def hint(student: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(student, teacher)
 
 
+def feature_l2(student: Tensor, teacher: Tensor, reduction: str = "mean") -> Tensor:
+    """Squared L2 distance of two features of the same shape.
+
+    Args:
+        student: (n, ...).
+        teacher: (n, ...).
+        reduction: `mean` over all elements, or `sum` per sample, averaged over the batch.
+
+    Source: knowledge consistent distillation, eq. 9 with L_d the squared Euclidean distance.
+    """
+    if reduction == "mean":
+        return hint(student, teacher)
+    if reduction != "sum":
+        raise ValueError(f"reduction {reduction!r}: expected mean or sum")
+    _same_shape(student, teacher)
+    return (student - teacher).pow(2).sum() / student.shape[0]
+
+
 def nst(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared maximum mean discrepancy of channel activations under the kernel `(x . y)^2`.
 

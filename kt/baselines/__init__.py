@@ -1,5 +1,5 @@
 """The baselines of the papers' tables."""
 
-from kt.baselines import features, logits, plain
+from kt.baselines import features, logits, mimicking, plain
 
-__all__ = ["features", "logits", "plain"]
+__all__ = ["features", "logits", "mimicking", "plain"]

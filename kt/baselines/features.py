@@ -26,6 +26,14 @@ def match_size(feature: Tensor, reference: Tensor) -> Tensor:
     return F.interpolate(feature, size=size, mode="bilinear", align_corners=False)
 
 
+def choose_pairs(student: Student, teacher: Teacher, stages: str) -> list[tuple[int, int]]:
+    """Pairs (student stage, teacher stage) of equal stride: `all` of them or the `last`."""
+    if stages not in ("all", "last"):
+        raise UserError(f"method.stages={stages}: expected all or last")
+    pairs = pair_stages(student.stages, teacher.stages)
+    return pairs if stages == "all" else pairs[-1:]
+
+
 @METHODS.register_module(name="fitnet")
 class FitNet(Method):
     """Romero et al., "FitNets: Hints for Thin Deep Nets", 2015: one stage's map regresses the teacher's.
@@ -34,11 +42,12 @@ class FitNet(Method):
         student: The student.
         teacher: The teacher.
         weight: Weight of the hint (mean squared error).
-        hint_layer: Index of the student's stage; None takes the middle one.
+        hint_layer: Index of the student's stage; None takes the middle one, -1 the last.
         regressor: `conv_bn_relu` (1x1 convolution, batch normalisation, ReLU) or `conv`.
     """
 
     dense = True
+    compares_channels = True
 
     def __init__(
         self,
@@ -52,6 +61,8 @@ class FitNet(Method):
         assert teacher is not None
         pairs = dict(pair_stages(student.stages, teacher.stages))
         self.student_index = len(student.stages) // 2 if hint_layer is None else hint_layer
+        if self.student_index == -1:
+            self.student_index = max(pairs)
         if self.student_index not in pairs:
             raise UserError(
                 f"method.hint_layer={self.student_index}: expected one of {sorted(pairs)}, the student's stages that "
@@ -88,15 +99,23 @@ class AttentionTransfer(Method):
         teacher: The teacher.
         weight: Weight of the sum over stages.
         form: `mean` (as the released code computes it) or `sum` (the paper's norm).
+        stages: `all` or `last`.
     """
 
     dense = True
 
-    def __init__(self, student: Student, teacher: Teacher | None, weight: float = 1000.0, form: str = "mean"):
+    def __init__(
+        self,
+        student: Student,
+        teacher: Teacher | None,
+        weight: float = 1000.0,
+        form: str = "mean",
+        stages: str = "all",
+    ):
         super().__init__(student, teacher)
         assert teacher is not None
         self.weight, self.form = weight, form
-        self.pairs = pair_stages(student.stages, teacher.stages)
+        self.pairs = choose_pairs(student, teacher, stages)
 
     def teacher_depth(self, model: TransferModel) -> int:
         """Up to the last pair."""
@@ -215,7 +234,10 @@ class ActivationBoundary(Method):
         init_fraction: Length of the first phase as a share of the schedule.
         after: `task` or `kd`.
         temperature: Of the soft targets, if `after` is `kd`.
+        stages: `all` or `last`.
     """
+
+    compares_channels = True
 
     # The released CIFAR-100 code divides the sum over three stages by 1000 and multiplies it by 3.
     SCALE = 3 / 1000
@@ -229,12 +251,13 @@ class ActivationBoundary(Method):
         init_fraction: float = 0.125,
         after: str = "task",
         temperature: float = 3.0,
+        stages: str = "all",
     ):
         super().__init__(student, teacher)
         assert teacher is not None
         self.weight, self.margin, self.init_fraction = weight, margin, init_fraction
         self.after, self.temperature = after, temperature
-        self.pairs = pair_stages(student.stages, teacher.stages)
+        self.pairs = choose_pairs(student, teacher, stages)
         self.connectors = nn.ModuleList()
         for i, j in self.pairs:
             ours, theirs = student.stages[i].channels, teacher.stages[j].channels
