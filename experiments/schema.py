@@ -51,7 +51,14 @@ def scaled(epochs: int, fraction: float) -> int:
     return max(1, round(epochs * fraction))
 
 
+def case(value: Any, settings: Mapping[str, Any], otherwise: Any = None) -> Any:
+    """The setting for a value, or for every other one: `${case:${student.network.name},{resnet18:0.2},0.1}`."""
+    found = settings.get(value, otherwise)
+    return OmegaConf.create(found) if isinstance(found, list | dict) else found
+
+
 OmegaConf.register_new_resolver("scaled", scaled, replace=True)
+OmegaConf.register_new_resolver("case", case, replace=True)
 
 
 @dataclass(frozen=True)
