@@ -210,11 +210,9 @@ def evaluation_needs(config: Mapping[str, Any]) -> dict[str, Config]:
     analysis = ANALYSES.get(config["evaluation"])
     if analysis is None:
         return {}
-    needs: Mapping[str, Need] | None = analysis.needs
-    if config["teacher"]["network"] is None:
-        needs = analysis.needs_untaught
-        if needs is None:
-            raise UserError(f"evaluation={config['evaluation']}: compares with the teacher; the cell has none")
+    needs = analysis.needs if config["teacher"]["network"] is not None else analysis.needs_untaught
+    if needs is None:
+        raise UserError(f"evaluation={config['evaluation']}: compares with the teacher; the cell has none")
     return {name: _needed_config(config, name, need) for name, need in needs.items()}
 
 

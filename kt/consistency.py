@@ -88,8 +88,7 @@ class _Divergence:
     def _raise(self, peaks: list[Tensor]) -> None:
         """Makes everything relative to higher peaks."""
         factors = [
-            torch.where(torch.isfinite(old), (old - new).exp(), 0.0)
-            for old, new in zip(self.peaks, peaks, strict=True)
+            torch.where(torch.isfinite(old), (old - new).exp(), 0.0) for old, new in zip(self.peaks, peaks, strict=True)
         ]
         self.sums = [total * factor for total, factor in zip(self.sums, factors, strict=True)]
         self.own, self.cross = self.own * factors[0], self.cross * factors[0][:, None]

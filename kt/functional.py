@@ -349,6 +349,17 @@ def channel_overlap(student: Tensor, teacher: Tensor, k: int) -> Tensor:
     return (marks[0] * marks[1]).sum(1).mean() / k
 
 
+def channel_divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """`KL(teacher || student)` of the softmax over channels, mean over samples.
+
+    Args:
+        student: Pooled activations, (n, c).
+        teacher: Pooled activations of the same (matched) channels, (n, c).
+    """
+    _same_shape(student, teacher)
+    return F.kl_div(F.log_softmax(student, 1), F.log_softmax(teacher, 1), reduction="batchmean", log_target=True)
+
+
 def biased_softmax(logits: Tensor, bias: float) -> Tensor:
     """`exp(l) / (sum exp(l) + exp(bias))`: weights that sum to less than one (DistPro, section 3.2).
 

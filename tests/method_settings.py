@@ -44,7 +44,9 @@ SETTINGS: dict[str, Setting] = {
     "kcd+fitnet": Setting({"base": {"hint_layer": -1}, "metric": "kl"}, phases=("solo", "train")),
     "kcd+ab": Setting({"groups": 2, "match": "adapter"}, phases=("solo", "boundaries", "train")),
     "kcd+rkd": Setting(
-        {"strategy": "subnet_res", "beside": {"weight": 1.0}}, student="resnet20_half", phases=("solo", "transform", "train")
+        {"strategy": "subnet_res", "beside": {"weight": 1.0}},
+        student="resnet20_half",
+        phases=("solo", "transform", "train"),
     ),
     "kcd+rco": Setting({"base": {"weight": 1.0}, "strategy": "random"}, anchors=1),
 }

@@ -22,7 +22,7 @@ MATCHES = ("rectangular", "adapter")
 class FeatureL2(Method):
     """The squared L2 distance of the last stage's maps before their last ReLU.
 
-    What knowledge consistent distillation calls its baseline: channel i of the teacher teaches channel i of the student.
+    The baseline of knowledge consistent distillation: channel i of the teacher teaches channel i of the student.
 
     Args:
         student: The student.
@@ -30,8 +30,8 @@ class FeatureL2(Method):
         weight: Weight of the distance; None takes 100 for `mean` and 1e-4 for `sum`.
         reduction: `mean` over all elements, or `sum` per image.
         match: What happens where the teacher has other channels: `rectangular` takes as many of its first ones as the
-            student has, `adapter` brings the student's to the teacher's by a 1x1 convolution that only the loss sees. It
-            starts as the identity on the channels that both have.
+            student has, `adapter` brings the student's to the teacher's by a 1x1 convolution that only the loss sees,
+            which starts as the identity on the channels that both have.
         preactivation: Compare before the last ReLU of the stage, where there is one.
     """
 
@@ -107,8 +107,8 @@ class RouteConstrained(FeatureL2):
 
     The targets come from a sequence of anchors, snapshots of the teacher's training, each for an equal share of the
     epochs; the last one is the teacher. Here the anchors are imitated in their maps, as the knowledge consistent
-    distillation paper's comparison does, and the learning rate follows one schedule over all of them, so that the length
-    is that of the other methods.
+    distillation paper's comparison does, and the learning rate follows one schedule over all of them, so that the
+    length is that of the other methods.
 
     Args: those of `l2`. The model is handed the earlier anchors beside `teacher`, as `anchor0`, `anchor1`, ...
     """
@@ -128,7 +128,7 @@ class RouteConstrained(FeatureL2):
         anchors = sorted((name for name in model.teachers if name.startswith("anchor")), key=lambda name: int(name[6:]))
         if not anchors:
             raise UserError(
-                "method=rco: expected snapshots of the teacher's training; a teacher from a checkpoint has none, so let "
+                "method=rco: expected snapshots of the teacher's training; a teacher from a checkpoint has none: let "
                 "it be trained (teacher.checkpoint=null teacher.pretrained=null)"
             )
         return [*anchors, "teacher"]
@@ -175,5 +175,3 @@ class RelationalKnowledge(Method):
         distance, angle = rkd_distance(feature, target), rkd_angle(feature, target)
         logged = {"loss_task": output.loss, "loss_distance": distance, "loss_angle": angle, **output.scalars}
         return output.loss + self.weight * (distance + self.angle * angle), logged
-
-

@@ -297,7 +297,7 @@ class KnowledgeConsistent(Method):
     def phases(self) -> list[Phase]:
         """The student alone, the learned transform, and the base's own phases on the transformed teacher.
 
-        The first is left out where the model has a `solo` student or none is needed; the second is for learned strategies.
+        The first is left out where the model has a `solo` student or needs none; the second is for learned strategies.
         """
         found: list[Phase] = []
         matched = self.strategy not in FIXED
@@ -332,7 +332,11 @@ class KnowledgeConsistent(Method):
         return output.loss, output.scalars
 
     def _before_epoch(
-        self, base: Callable[[TransferModel, PhaseLoop], None] | None, first: bool, model: TransferModel, loop: PhaseLoop
+        self,
+        base: Callable[[TransferModel, PhaseLoop], None] | None,
+        first: bool,
+        model: TransferModel,
+        loop: PhaseLoop,
     ) -> None:
         """Finds the transform and resets the student before the first epoch; finds it again where it is dynamic."""
         if first and loop.epoch == 0:
@@ -359,7 +363,8 @@ class KnowledgeConsistent(Method):
         started = time.perf_counter()
         teacher = model.teachers.get(SOURCE, model.teacher)
         ours, theirs = self.ours, teacher.stages[-1].channels
-        device, matched, images = loop.engine.device, [], 0
+        device, images = loop.engine.device, 0
+        matched: list[Tensor] = []
 
         def fresh() -> StreamingConsistency:
             return StreamingConsistency(self.metric, theirs, ours, device)
@@ -441,10 +446,12 @@ class KnowledgeConsistent(Method):
     def _loss(self, base: Loss, model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The base's loss, on the transformed teacher if it compares channels, and the L2 loss beside it."""
         groups = self.group_of(batch["labels"]) if self.groups > 1 else None
-        teaching = {name: teacher for name, teacher in model.teachers.items() if name not in self.companions}
+        teaching: dict[str, Any] = {
+            name: teacher for name, teacher in model.teachers.items() if name not in self.companions
+        }
         student: Any = model.student
         if self.beside is not None:
-            student, teaching = _OnePass(student), {name: _OnePass(teacher) for name, teacher in teaching.items()}
+            student, teaching = _OnePass(student), {name: _OnePass(each) for name, each in teaching.items()}
         transform = partial(self.apply_transform, groups)
         views = {name: TransformedTeacher(teacher, self.channels, transform) for name, teacher in teaching.items()}
         taught: Any = _Taught(student, views if self.base.compares_channels else teaching)
