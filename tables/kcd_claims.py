@@ -254,8 +254,8 @@ def distances_fall(context: Context) -> Verdict:
             lower = [difference(context, *pair, name).verdict for pair in taught]
             verdicts += [before, *after, *lower]
             texts.append(
-                f"{shown} {solo['mean'][name]:.3g}, with the transform {moved['mean'][name]:.3g} before training; lower "
-                f"in {after.count(HOLDS)} of {len(after)} taught students; with the transform lower than without in "
+                f"{shown} {solo['mean'][name]:.3g}, with the transform {moved['mean'][name]:.3g} before training; "
+                f"lower in {after.count(HOLDS)} of {len(after)} taught students; with the transform lower than without in "
                 f"{lower.count(HOLDS)} of {len(lower)}"
             )
         return all_hold(verdicts), f"{'; '.join(texts)} (row labels are a guess; {count_seeds(len(row['cells']))})."

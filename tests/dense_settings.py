@@ -64,6 +64,7 @@ DETECTOR, SEGMENTOR, POSE = (
     ("deeplabv2_resnet101", "segmentation"),
     ("pifpaf_resnet50", "keypoints"),
 )
+WIDER = ("fasterrcnn_resnet50", "detection")
 DYNAMIC = {"balance": "dynamic"}
 SETTINGS: dict[str, Setting] = {
     "segmentor none": Setting("deeplabv2_vgg16", "segmentation"),
@@ -78,6 +79,13 @@ SETTINGS: dict[str, Setting] = {
     "faster r-cnn fitnet": Setting("fasterrcnn_mobilenet_v1", "pedestrians", "fitnet", POSE, {"weight": 1.0}),
     "faster r-cnn at": Setting("fasterrcnn_mobilenet_v1", "pedestrians", "at", POSE),
     "faster r-cnn hybrid_forward": Setting("fasterrcnn_mobilenet_v1", "pedestrians", "hybrid_forward", POSE, DYNAMIC),
+    "faster r-cnn l2": Setting("fasterrcnn_resnet18", "detection", "l2", WIDER, {"reduction": "sum"}),
+    "faster r-cnn kcd": Setting(
+        "fasterrcnn_resnet18", "detection", "kcd", WIDER, {"base": {"name": "l2", "reduction": "sum"}}
+    ),
+    "faster r-cnn kcd learned": Setting(
+        "fasterrcnn_resnet18", "detection", "kcd", WIDER, {"strategy": "subnet_fc", "match": "adapter"}
+    ),
     "retinanet hybrid_forward": Setting("retinanet_resnet18", "detection", "hybrid_forward", SEGMENTOR, DYNAMIC),
 }
 
