@@ -6,6 +6,7 @@ The names and what each needs beside the cell's own needs are in `experiments.sc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -159,9 +160,11 @@ def distances(ours: Maps, theirs: Maps, data: Data) -> dict[str, float]:
     return {"kl_divergence": divergence_sum / count, "l2_distance": length_sum / count}
 
 
-def consistency(networks: Mapping[str, Any], folder: Path, data: Data, device: torch.device) -> dict[str, Any]:
-    """Table 11: how far the cell's student (or the `solo` one) is from the teacher under the cell's transform."""
-    ours = networks["solo"] if "solo" in networks else networks["own"]
+def consistency(
+    whose: str, networks: Mapping[str, Any], folder: Path, data: Data, device: torch.device
+) -> dict[str, Any]:
+    """Table 11: how far the cell's `own` student or the `solo` one is from the teacher under the cell's transform."""
+    ours = networks[whose]
     channels, classes = ours.stages[-1].channels, data.spec.num_classes
     other = transformed(networks["teacher"], folder, channels, classes, device)
     return distances(last_map(ours), other, data)
@@ -169,6 +172,6 @@ def consistency(networks: Mapping[str, Any], folder: Path, data: Data, device: t
 
 ANALYSES: dict[str, Callable[..., dict[str, Any]]] = {
     "channel_overlap": overlap,
-    "consistency_solo": consistency,
-    "consistency": consistency,
+    "consistency_solo": partial(consistency, "solo"),
+    "consistency": partial(consistency, "own"),
 }

@@ -255,8 +255,8 @@ def distances_fall(context: Context) -> Verdict:
             verdicts += [before, *after, *lower]
             texts.append(
                 f"{shown} {solo['mean'][name]:.3g}, with the transform {moved['mean'][name]:.3g} before training; "
-                f"lower in {after.count(HOLDS)} of {len(after)} taught students; with the transform lower than without in "
-                f"{lower.count(HOLDS)} of {len(lower)}"
+                f"lower in {after.count(HOLDS)} of {len(after)} taught students, and with the transform lower than "
+                f"without in {lower.count(HOLDS)} of {len(lower)}"
             )
         return all_hold(verdicts), f"{'; '.join(texts)} (row labels are a guess; {count_seeds(len(row['cells']))})."
 

@@ -363,10 +363,16 @@ def test_analyses(root: Path) -> None:
     assert overlaps["kcd"]["overlap_top100"] != overlaps["l2"]["overlap_top100"]
     assert overlaps["kcd"]["labels"]["overlap_top100"] == f"overlap of top {round(100 * 16 / 1280)} of 16"
     distances = {}
-    for method, evaluation in (("kcd", "consistency_solo"), ("l2", "consistency_solo"), ("l2", "consistency")):
+    for method, evaluation in (
+        ("kcd", "consistency_solo"),
+        ("kcd", "consistency"),
+        ("l2", "consistency_solo"),
+        ("l2", "consistency"),
+    ):
         folder, _ = run(root, f"method={method}", f"evaluation={evaluation}")
         distances[method, evaluation] = json.loads((folder / "evaluations" / f"{evaluation}.json").read_text())
     # Matching by correlation brings the student alone closer, and imitation closer still.
     solo = distances["l2", "consistency_solo"]["l2_distance"]
     assert distances["l2", "consistency"]["l2_distance"] < solo
     assert distances["kcd", "consistency_solo"]["l2_distance"] != solo
+    assert distances["kcd", "consistency"] != distances["kcd", "consistency_solo"]
