@@ -350,7 +350,7 @@ class KCD(Method):
     match: Literal["rectangular", "adapter"]
     groups: Count
     groups_for: Count | None
-    update_every: Count | None
+    update_every: Count | Annotated[float, Range(above=0, below=1)] | None
     student_state: Literal["trained", "initial"]
     teacher_state: Literal["trained", "initial"]
     solo_offset: Whole

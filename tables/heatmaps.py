@@ -101,7 +101,7 @@ def plot_maps(panel: HeatMaps) -> tuple[bytes, str]:
         figure = Figure(figsize=(5.2, 3.3))
         FigureCanvasAgg(figure)
         axes = figure.subplots(1, len(panel.pictures), squeeze=False)[0]
-        figure.subplots_adjust(left=0.09, right=0.9, bottom=0.05, top=0.8, wspace=0.12)
+        figure.subplots_adjust(left=0.09, right=0.87, bottom=0.05, top=0.8, wspace=0.12)
         image: Any = None
         for number, (each, (name, values)) in enumerate(zip(axes, panel.pictures.items(), strict=True)):
             image = each.imshow(values, aspect="auto", interpolation="nearest", **scale)
@@ -109,7 +109,7 @@ def plot_maps(panel: HeatMaps) -> tuple[bytes, str]:
             each.set_xticks([])
             each.set_yticks([0, len(values) - 1] if number == 0 else [])
         axes[0].set_ylabel("channel")
-        figure.colorbar(image, cax=figure.add_axes((0.915, 0.05, 0.02, 0.75)))
+        figure.colorbar(image, cax=figure.add_axes((0.885, 0.05, 0.02, 0.75)))
         figure.text(0.01, 0.95, panel.title, fontsize=10.5, fontweight="bold")
         png, svg = io.BytesIO(), io.StringIO()
         figure.savefig(png, format="png", dpi=144, facecolor="white")

@@ -209,6 +209,24 @@ def test_plain_loaders_give_every_image_once_without_augmentation(data: Any) -> 
     torch.testing.assert_close(pixels, expected)
 
 
+@pytest.mark.parametrize(("every", "epochs"), [(None, [0]), (2, [0, 2, 4]), (0.5, [0, 2]), (0.01, [0, 1, 2, 3, 4])])
+def test_a_dynamic_transform_is_found_again(
+    every: float | None, epochs: list[int], data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    model = make_model("kcd", data.spec.num_classes, update_every=every)
+    model = TransferModel(model.student, model.method, {"solo": make_teacher("resnet8", 10), "teacher": model.teacher})
+    match = model.method.match_teacher
+
+    def watched(model: Any, loop: Any, student: Any) -> None:
+        found.append((loop.epoch, student is model.student))
+        match(model, loop, student)
+
+    monkeypatch.setattr(model.method, "match_teacher", watched)
+    fit(model, data, tmp_path, {**SCHEDULE, "epochs": 5 if every != 0.5 else 4})
+    assert found == [(epoch, epoch > 0) for epoch in epochs]
+
+
 # The reset and composition
 
 

@@ -204,7 +204,8 @@ class KnowledgeConsistent(Method):
         match: Where the teacher has other channels than the student: `rectangular` or `adapter`.
         groups: Into how many groups of classes the data are divided, each with a transform of its own.
         groups_for: The number of classes that `groups` is meant for, see `shrunk_groups`; None takes it as it is.
-        update_every: Epochs after which T is computed again from the student in training; None never.
+        update_every: Epochs, or below 1 the share of the phase's length, after which T is computed again from the student
+            in training; None never.
         student_state: Whether T is computed from the `trained` or the `initial` student.
         learn_fraction: Length of the phase of a learned strategy, as a share of the schedule.
         base: The method that is trained on the view: its `name` and options; None is `l2`.
@@ -223,7 +224,7 @@ class KnowledgeConsistent(Method):
         match: str = "rectangular",
         groups: int = 1,
         groups_for: int | None = None,
-        update_every: int | None = None,
+        update_every: float | None = None,
         student_state: str = "trained",
         learn_fraction: float = 0.125,
         base: Mapping[str, Any] | None = None,
@@ -345,12 +346,20 @@ class KnowledgeConsistent(Method):
             else:
                 self._keep(loop, images=0, seconds=0.0)
             self.reset(model)
-        elif self.update_every is not None and loop.epoch and loop.epoch % self.update_every == 0:
+        elif self._is_due(loop):
             self.match_teacher(model, loop, model.student)
         elif "seconds" not in self.facts["transform"] and (loop.engine.folder / FILE).exists():  # type: ignore[operator]
             self.facts["transform"] = _described(read_transform(loop.engine.folder))
         if base is not None:
             base(model, loop)
+
+    def _is_due(self, loop: PhaseLoop) -> bool:
+        """Whether a dynamic transform is to be computed again before this epoch."""
+        if self.update_every is None or loop.epoch == 0:
+            return False
+        share = self.update_every < 1
+        every = max(1, round(self.update_every * loop.max_epochs)) if share else int(self.update_every)
+        return loop.epoch % every == 0
 
     def reset(self, model: TransferModel) -> None:
         """Puts the student back to its initial weights and buffers, bit for bit."""
