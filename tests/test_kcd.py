@@ -7,14 +7,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import yaml
 from test_config import composed
 from torch import Tensor
 
 from checks import bits, rows
 from experiments import cell
 from experiments.build import snapshots_of
+from experiments.schema import CONF
 from kt.classifier import Classifier
 from kt.consistency import StreamingConsistency
 from kt.errors import UserError
@@ -25,6 +28,11 @@ from kt.models import build_network
 from kt.train import fit
 from kt.transfer import TransferModel
 from method_settings import SCHEDULE, make_classifier, make_data, make_model, make_teacher
+from tables.claims import Context, judge_all
+from tables.collect import network_key
+from tables.figures import drawings, plot
+from tables.heatmaps import HeatMaps
+from tables.records import find_table
 
 
 @pytest.fixture(scope="module")
@@ -394,3 +402,150 @@ def test_analyses(root: Path) -> None:
     assert distances["l2", "consistency"]["l2_distance"] < solo
     assert distances["kcd", "consistency_solo"]["l2_distance"] != solo
     assert distances["kcd", "consistency"] != distances["kcd", "consistency_solo"]
+
+
+# Tables and claims
+
+TABLES = (
+    *("kcd_strategies", "kcd_metrics", "kcd_initialization", "kcd_untrained", "kcd_dynamic", "kcd_num_transforms"),
+    *("cifar100_kcd", "imagenet_kcd", "coco_fpn_kcd", "kcd_channel_overlap", "kcd_consistency"),
+)
+
+
+def table_rows(name: str) -> dict[str, dict[str, Any]]:
+    """The rows of a table's file."""
+    return yaml.safe_load((CONF / "table" / f"{name}.yaml").read_text())["hydra"]["sweeper"]["rows"]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_have_every_printed_row(name: str) -> None:
+    record, rows_of = find_table(name), table_rows(name)
+    printed = [row["paper_row"] for row in rows_of.values() if row["paper_row"] is not None]
+    assert sorted(printed) == list(range(len(record.rows)))
+    for row in rows_of.values():
+        if row["paper_row"] is None:
+            continue
+        line = record.rows[row["paper_row"]]
+        assert bool(row.get("ours")) is bool(line.get("ours")) or line["method"] in ("kcd", "unknown"), row
+        method = row["overrides"].get("method", "none")
+        # Analyses run on the cells that have what they compare.
+        if "evaluation" not in row["overrides"]:
+            assert method == line["method"], row
+            student = row["overrides"].get("student")
+            assert student is None or student == network_key(line["student"])
+
+
+def judged(name: str, change: dict[str, float] | None = None, spread: float = 0.1) -> dict[str, str]:
+    """Claim -> verdict, if every row measured what the paper prints, twice."""
+    record = find_table(name)
+    found: list[dict[str, Any]] = []
+    for row_id, row in table_rows(name).items():
+        printed = {"top1": 67.52} if row["paper_row"] is None else record.rows[row["paper_row"]]["values"]
+        values = {metric: value + (change or {}).get(row_id, 0.0) for metric, value in printed.items()}
+        cells = [
+            {
+                "id": f"{row_id}{seed}",
+                "seed": seed,
+                "status": "done",
+                "metrics": {m: v + sign * spread / 2**0.5 for m, v in values.items()},
+            }
+            for seed, sign in ((0, -1), (1, 1))
+        ]
+        std = dict.fromkeys(values, spread)
+        found.append(
+            {
+                "id": row_id,
+                "label": row["label"],
+                "role": row["role"],
+                "axes": {},
+                "cells": cells,
+                "mean": values,
+                "std": std,
+            }
+        )
+    claims = judge_all(Context(record, found, {}, Path("nowhere")))
+    assert all(claim["evidence"] for claim in claims)
+    return {claim["id"]: claim["verdict"] for claim in claims}
+
+
+@pytest.mark.parametrize(
+    ("name", "verdicts"),
+    [
+        ("kcd_strategies", {"c1": "holds", "c2": "holds", "c3": "holds"}),
+        # By 0.02 over KL, within the spread.
+        ("kcd_metrics", {"c4": "unknown"}),
+        ("kcd_initialization", {"c5": "holds"}),
+        ("kcd_untrained", {"c6": "holds"}),
+        ("kcd_dynamic", {"c7": "holds"}),
+        # K = 1000 is 0.04 above K = 1; RKD on ResNet20 0.01 below RKD alone.
+        ("kcd_num_transforms", {"c8": "unknown"}),
+        ("cifar100_kcd", {"c9": "unknown", "c10": "holds"}),
+        ("imagenet_kcd", {"c9": "unknown"}),
+        ("coco_fpn_kcd", {"c11": "holds"}),
+        ("kcd_channel_overlap", {"c12": "holds", "c13": "holds"}),
+    ],
+)
+def test_printed_numbers_give_the_paper_s_verdicts(name: str, verdicts: dict[str, str]) -> None:
+    assert judged(name) == verdicts
+
+
+def test_distances_of_the_guessed_rows() -> None:
+    assert judged("kcd_consistency", spread=0.005) == {"c14": "holds"}
+    assert judged("kcd_consistency", {"kcd_ab": 20.0}, spread=0.005) == {"c14": "fails"}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "claim"),
+    [
+        ("kcd_strategies", {"greedy": 1.0}, "c1"),
+        ("kcd_strategies", {"random": -1.0}, "c2"),
+        ("kcd_strategies", {"subnet_fc": 5.0}, "c3"),
+        ("kcd_metrics", {"l1": 1.0}, "c4"),
+        ("kcd_initialization", {"S2": 0.5}, "c5"),
+        ("kcd_initialization", {"T1": 3.0}, "c5"),
+        ("kcd_untrained", {"S_T0": 2.0}, "c6"),
+        ("kcd_dynamic", {"dynamic": 1.0}, "c7"),
+        ("kcd_num_transforms", {"K1000": -1.0}, "c8"),
+        ("cifar100_kcd", {"kcd_ab_half": -5.0}, "c9"),
+        ("imagenet_kcd", {"fitnet_mbv2": 5.0}, "c9"),
+        ("cifar100_kcd", {"none_full": 5.0}, "c10"),
+        ("coco_fpn_kcd", {"l2_r50": 2.0}, "c11"),
+        ("kcd_channel_overlap", {"transformed": -40.0}, "c12"),
+        ("kcd_channel_overlap", {"two_students": 40.0}, "c13"),
+    ],
+)
+def test_other_numbers_refute_the_claims(name: str, change: dict[str, float], claim: str) -> None:
+    assert judged(name, change)[claim] == "fails"
+
+
+def test_claims_say_what_they_lack() -> None:
+    record = find_table("kcd_untrained")
+    (claim,) = judge_all(Context(record, [], {}, Path("nowhere")))
+    assert claim["verdict"] == "unknown"
+    assert claim["evidence"] == "Needs the row S_T: +table=kcd_untrained rows=S_T."
+
+
+def test_figure_1_is_drawn_from_the_maps_that_analyses_left(tmp_path: Path) -> None:
+    record, found = find_table("kcd_channel_overlap"), []
+    for number, row_id in enumerate(("student_teacher", "two_students", "transformed")):
+        folder = tmp_path / "cells" / row_id / "evaluations"
+        folder.mkdir(parents=True)
+        maps = np.full((4, 2, 2), float(number))
+        np.savez(folder / "activation_maps.npz", student=np.zeros((4, 2, 2)), other=maps, shown_class="boy")
+        found.append(
+            {"id": row_id, "label": row_id, "axes": {}, "cells": [{"id": row_id, "seed": 0, "status": "done"}]}
+        )
+    (drawing,) = drawings(Context(record, found, {}, tmp_path))
+    assert drawing.figure["id"] == "figure1"
+    maps, differences = drawing.panels
+    assert isinstance(maps, HeatMaps) and isinstance(differences, HeatMaps)
+    assert list(maps.pictures) == ["S1", "S2", "T", "T(T)"]
+    assert {name: values.mean() for name, values in differences.pictures.items()} == {
+        "T - S1": 0,
+        "T(T) - S1": 2,
+        "S1 - S2": -1,
+    }
+    assert maps.pictures["T"].shape == (4, 4)
+    png, svg = plot(differences)
+    assert png.startswith(b"\x89PNG") and svg.startswith("<svg") and "width=" not in svg.split(">")[0]
+    assert "class boy" in drawing.caption

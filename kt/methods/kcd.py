@@ -204,7 +204,7 @@ class KnowledgeConsistent(Method):
         match: Where the teacher has other channels than the student: `rectangular` or `adapter`.
         groups: Into how many groups of classes the data are divided, each with a transform of its own.
         groups_for: The number of classes that `groups` is meant for, see `shrunk_groups`; None takes it as it is.
-        update_every: Epochs, or below 1 the share of the phase's length, after which T is computed again from the student
+        update_every: Epochs, below 1 the share of the phase's length, after which T is computed again from the student
             in training; None never.
         student_state: Whether T is computed from the `trained` or the `initial` student.
         learn_fraction: Length of the phase of a learned strategy, as a share of the schedule.
