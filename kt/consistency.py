@@ -48,12 +48,8 @@ class _Sums:
         if self.metric == "correlation":
             means = [_reduce(total) / count for total in self.sums]
             products = products - count * means[0][:, None] * means[1]
-            centred = []
-            for square, mean in zip((theirs, ours), means, strict=True):
-                left = square - count * mean**2
-                # What rounding leaves of a constant channel is no variance.
-                centred.append(torch.where(left > 1e-13 * square, left, 0.0))
-            theirs, ours = centred
+            theirs, ours = (square - count * mean**2 for square, mean in zip((theirs, ours), means, strict=True))
+        # Rounding may leave a constant channel a sum of squares below zero; it is consistent with nothing.
         scales = [torch.where(square > 0, square, torch.inf).rsqrt() for square in (theirs, ours)]
         return scales[0][:, None] * products * scales[1]
 
