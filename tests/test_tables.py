@@ -181,7 +181,7 @@ def test_every_claim_belongs_to_a_table_and_gets_a_verdict(tmp_path: Path) -> No
             assert claim["evidence"] == "No judge yet." or (record.paper, claim["id"]) in JUDGES
             judged.add((record.paper, claim["id"]))
     assert judged == {(key, claim["id"]) for key in PAPERS for claim in load_paper(key)["claims"]}
-    assert set(JUDGES) == {("hybrid_forward", f"c{number}") for number in range(1, 15)}
+    assert set(JUDGES) == {(paper, f"c{number}") for paper in ("hybrid_forward", "kcd") for number in range(1, 15)}
 
 
 def test_unknown_table_names_the_nearest() -> None:
