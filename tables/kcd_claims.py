@@ -218,7 +218,7 @@ def overlap_rises_strongly(context: Context) -> Verdict:
     def judge_row(row: Row) -> Verdict:
         after = _overlaps(context, row)
         before = _overlaps(context, row_of(context, "student_teacher", row))
-        rises = [HOLDS if after[name] >= STRONGLY * before[name] > 0 else FAILS for name in after]
+        rises = [HOLDS if after[name] >= STRONGLY * before[name] and after[name] > 0 else FAILS for name in after]
         small = [HOLDS if value < FAR_BELOW else FAILS for value in before.values()]
         shown = ", ".join(f"{before[name]:.1f} to {after[name]:.1f}" for name in after)
         share = f"strongly: {STRONGLY:g} times as much; small: below {FAR_BELOW:g} %"
