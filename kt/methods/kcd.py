@@ -282,8 +282,8 @@ class KnowledgeConsistent(Method):
         self._initial = {key: value.clone() for key, value in student.network.state_dict().items()}
         self.facts = {**self.base.facts, "transform": {"strategy": strategy, "metric": metric, "match": match}}
         self.facts["channels"] = {"teacher": theirs, "student": ours, "compared": channels}
-        if groups_for is not None:
-            self.facts["note"] = f"{self.groups} of {self.classes} classes"
+        if self.groups != groups:
+            self.facts["note"] = f"{self.groups} groups of {self.classes} classes"
 
     @staticmethod
     def _classes_of(student: Student, groups: int) -> int:
