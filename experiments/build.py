@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import logging
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 import kt.baselines  # noqa: F401 - registers the baselines
 from experiments.devices import pick_device
+from experiments.schema import METHODS as SCHEMAS
 from experiments.schema import dataset_choice
 from kt.classifier import Classifier
 from kt.cost import few_images
@@ -23,7 +25,7 @@ from kt.dense import Backbone, DenseModel, as_teacher
 from kt.errors import UserError
 from kt.evaluation.accuracy import metric_labels
 from kt.hooks import WandbRun
-from kt.methods import METHODS, Method, build_method
+from kt.methods import Method, build_method, find_method
 from kt.models import NETWORKS, build_network
 from kt.phases import rank_and_world, seed_everything
 from kt.stages import IMAGENET, head_of
@@ -177,8 +179,7 @@ def build_student(
             load_weights(dense.network, Path(checkpoint), "student.checkpoint")
         return dense, model
     student = build_classifier(network, spec.num_classes, spec.image_size, normalisation, pretrained)
-    kind = METHODS.get(config["method"]["name"])
-    if kind is not None and kind.starts_from_teacher and isinstance(teacher, Classifier):
+    if find_method(config["method"]["name"]).starts_from_teacher and isinstance(teacher, Classifier):
         _copy_features(student, teacher, config["method"]["name"])
     if checkpoint:
         load_weights(student.network, Path(checkpoint), "student.checkpoint")
@@ -285,15 +286,15 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
     set_threads(config)
     data = read_data(config, config["dataset"], device)
     spec = data.spec
-    method = {key: value for key, value in config["method"].items() if key != "name"}
-    kind = METHODS.get(config["method"]["name"])
-    wants_teacher = kind is None or kind.needs_teacher
-    teacher = build_teacher(config, spec, needs.get("teacher")) if wants_teacher else None
+    name = config["method"]["name"]
+    unused = ("name", *SCHEMAS[name].cell_keys)
+    method = {key: value for key, value in config["method"].items() if key not in unused}
+    teacher = build_teacher(config, spec, needs.get("teacher")) if find_method(name).needs_teacher else None
     student, model_config = build_student(config, spec, teacher)
     seed_everything(config["seed"], CLASSIFIER)
-    built = build_method(config["method"]["name"], student, teacher, **method)
+    built = build_method(name, student, teacher, **method)
     norm = (config["teacher"] or {}).get("norm") or "eval"
-    model = TransferModel(student, built, {"teacher": teacher} if teacher is not None else None, norm)
+    model = TransferModel(student, built, hidden_networks(built, student, teacher, needs), norm)
     if isinstance(teacher, Classifier) and config["teacher"].get("checkpoint"):
         _score_teacher(teacher, data, device, folder)
 
@@ -322,7 +323,7 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
             precision=config["precision"],
             mirror=run.log if run else None,
             progress=progress,
-            snapshots=4 if config["method"]["name"] == "none" else 0,
+            snapshots=4 if name == "none" else 0,
         )
         finished = True
     finally:
@@ -351,6 +352,36 @@ def count_operations(model: TransferModel, data: Data) -> dict[str, Any]:
     if type(model.method).flops is Method.flops:
         return {}
     return {"flops": model.method.flops(model, few_images(next(iter(data.train.epoch(0)))))}
+
+
+def hidden_networks(
+    method: Method, student: Classifier | DenseModel, teacher: Any, needs: Mapping[str, Path]
+) -> dict[str, Any]:
+    """All networks that a method reads and nobody trains, by name: the teacher and what else it is to be given."""
+    if teacher is None:
+        return {}
+    hidden: dict[str, Any] = {}
+    for name, whose in method.companions.items():
+        if name in needs:
+            hidden[name] = copy_with(student if whose == "student" else teacher, needs[name], name)
+    if method.wants_snapshots:
+        # The last snapshot is the teacher itself.
+        for number, path in enumerate(snapshots_of(needs["teacher"])[:-1]):
+            hidden[f"anchor{number}"] = copy_with(teacher, path, "teacher")
+    return {**hidden, "teacher": teacher}
+
+
+def copy_with(model: Any, path: Path, key: str) -> Any:
+    """A copy of a network with the weights of a file."""
+    twin = copy.deepcopy(model)
+    load_weights(twin.network, path, f"{key}.checkpoint")
+    return twin
+
+
+def snapshots_of(weights: Path) -> list[Path]:
+    """The weights-only snapshots beside a cell's student, from the first epoch to the last."""
+    found = (weights.parent / "snapshots").glob("epoch_*.pth")
+    return sorted(found, key=lambda path: int(path.stem.removeprefix("epoch_")))
 
 
 def set_threads(config: Mapping[str, Any]) -> None:

@@ -27,7 +27,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from experiments.progress import Display, cell_log, current
-from experiments.schema import METHODS, Dataset
+from experiments.schema import ANALYSES, METHODS, Dataset, Need
 from kt.errors import UserError, nearest
 from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS
 
@@ -106,6 +106,13 @@ def settle(config: Mapping[str, Any]) -> Config:
         if settled["teacher"]["network"] is None:
             raise UserError("cell=teacher: there is no teacher; add teacher=<network>, for example teacher=resnet56")
         settled = teacher_config(settled)
+    elif settled["cell"] != "student":
+        name, needs = settled["cell"], all_needs({**settled, "cell": "student"})
+        need = needs.get(name)
+        if not isinstance(need, dict):
+            cells = [other for other, found in needs.items() if isinstance(found, dict)]
+            raise UserError(f"cell={name}: this cell needs no such cell; expected student or one of {', '.join(cells)}")
+        return need
     method, dataset = settled["method"]["name"], settled["dataset"]
     _check_task(settled["student"]["network"], dataset, "student")
     if dataset["task"] != "classification" and not METHODS[method].dense:
@@ -165,14 +172,50 @@ def needs_of(config: Mapping[str, Any]) -> dict[str, Config | Path]:
     """What a settled cell needs, by name: the config of another cell, or a checkpoint."""
     if config["teacher"]["network"] is None:
         return {}
+    found: dict[str, Config | Path] = {}
     if config["teacher"]["checkpoint"]:
-        return {"teacher": Path(config["teacher"]["checkpoint"])}
-    need = settle({**teacher_config(config), "evaluation": None})
-    if need["dataset"]["name"] == "scenes" and config["dataset"]["name"] != "scenes":
-        raise UserError(
-            "teacher.checkpoint=null: the teacher would be trained on embedded data; give the file of its weights"
-        )
-    return {"teacher": need}
+        found["teacher"] = Path(config["teacher"]["checkpoint"])
+    else:
+        need = settle({**teacher_config(config), "evaluation": None})
+        if need["dataset"]["name"] == "scenes" and config["dataset"]["name"] != "scenes":
+            raise UserError(
+                "teacher.checkpoint=null: the teacher would be trained on embedded data; give the file of its weights"
+            )
+        found["teacher"] = need
+    own = METHODS[config["method"]["name"]].needs(config["method"])
+    return {**found, **{name: _needed_config(config, name, need) for name, need in own.items()}}
+
+
+def _needed_config(config: Mapping[str, Any], name: str, need: Need) -> Config:
+    """The cell that a method or an analysis needs beside the teacher."""
+    if need.of == "student":
+        labels = {**config["table"], "row": name, "role": "baseline", "label": "Student alone"}
+        alone = {"teacher": NO_TEACHER, "method": {"name": "none"}, "table": labels}
+        made = {**config, **alone, "seed": config["seed"] + need.seed_offset}
+    else:
+        teacher = {**config["teacher"], "seed": config["teacher"]["seed"] + need.seed_offset}
+        if need.seed_offset or not need.trained:
+            teacher |= {"checkpoint": None, "pretrained": None}
+        made = teacher_config({**config, "teacher": teacher})
+    if not need.trained:
+        made["schedule"] = {**made["schedule"], "epochs": 0, "iterations": None}
+    return settle({**made, "cell": "student", "evaluation": None})
+
+
+def evaluation_needs(config: Mapping[str, Any]) -> dict[str, Config]:
+    """The cells that an analysis of a settled cell needs, by name; none for a score on a dataset."""
+    analysis = ANALYSES.get(config["evaluation"])
+    if analysis is None:
+        return {}
+    needs = analysis.needs if config["teacher"]["network"] is not None else analysis.needs_untaught
+    if needs is None:
+        raise UserError(f"evaluation={config['evaluation']}: compares with the teacher; the cell has none")
+    return {name: _needed_config(config, name, need) for name, need in needs.items()}
+
+
+def all_needs(config: Mapping[str, Any]) -> dict[str, Config | Path]:
+    """What a settled cell and its evaluation need; only the former is part of what the cell is."""
+    return {**evaluation_needs(config), **needs_of(config)}
 
 
 @functools.lru_cache(maxsize=64)
@@ -490,7 +533,7 @@ def run_cell(config: Mapping[str, Any], display: Display | None = None) -> Confi
         done: Config | None = agree(read_result(folder))
         result = done if done is not None else _attempt(settled, cell_id, folder, display)
         if settled["evaluation"] is not None:
-            _evaluate(settled, folder)
+            _evaluate(settled, folder, display)
         return result
 
 
@@ -499,8 +542,8 @@ def _one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 
 
-def _evaluate(config: Config, folder: Path) -> None:
-    """Scores a finished student on another dataset, unless that is done.
+def _evaluate(config: Config, folder: Path, display: Display) -> None:
+    """Scores a finished student on another dataset, or analyses it, unless that is done.
 
     Raises:
         UserError: The dataset is missing or for another task.
@@ -520,12 +563,22 @@ def _evaluate(config: Config, folder: Path) -> None:
     if is_first():
         path.parent.mkdir(exist_ok=True)
     try:
-        with cell_log(folder):
-            from experiments.build import evaluate_cell
+        if config["evaluation"] in ANALYSES:
+            paths, _ = _provide(all_needs(config), display)
+            with cell_log(folder):
+                from experiments.analyses import analyse_cell
 
-            metrics = evaluate_cell(config, folder)
+                metrics = analyse_cell(config, folder, paths)
+        else:
+            with cell_log(folder):
+                from experiments.build import evaluate_cell
+
+                metrics = evaluate_cell(config, folder)
     except UserError as error:
         failed(str(error), user=True)
+        raise
+    except CellFailed as error:
+        failed(str(error), user=False)
         raise
     except (Exception, SystemExit) as error:  # as in `_attempt`
         if is_first():
@@ -557,7 +610,7 @@ def _attempt(config: Config, cell_id: str, folder: Path, display: Display) -> Co
         (folder / "error.txt").unlink(missing_ok=True)
     write()
     try:
-        paths, ids = _provide(config, display)
+        paths, ids = _provide(needs_of(config), display)
         write(started=time.time())  # what it needs has been counted there
         with cell_log(folder):
             from experiments.build import train_cell
@@ -587,14 +640,14 @@ def _attempt(config: Config, cell_id: str, folder: Path, display: Display) -> Co
         raise CellFailed(f"cell {cell_id}: {message} (traceback: {folder / 'error.txt'})") from error
 
 
-def _provide(config: Config, display: Display) -> tuple[dict[str, Path], dict[str, str]]:
+def _provide(needs: Mapping[str, Config | Path], display: Display) -> tuple[dict[str, Path], dict[str, str]]:
     """Makes what a cell needs: name -> file, and name -> id."""
     paths, ids = {}, {}
-    for name, need in needs_of(config).items():
+    for name, need in needs.items():
         if isinstance(need, Path):
             paths[name], ids[name] = need, content_hash(need, f"{name}.checkpoint")
             continue
         result = run_cell(need, display)
         ids[name] = result["id"]
-        paths[name] = folder_of(config["output_root"], result["id"]) / "student.pth"
+        paths[name] = folder_of(need["output_root"], result["id"]) / "student.pth"
     return paths, ids

@@ -74,7 +74,14 @@ def scaled(epochs: int, fraction: float) -> int:
     return max(1, round(epochs * fraction))
 
 
+def case(value: Any, settings: Mapping[str, Any], otherwise: Any = None) -> Any:
+    """The setting for a value, or for every other one: `${case:${student.network.name},{resnet18:0.2},0.1}`."""
+    found = settings.get(value, otherwise)
+    return OmegaConf.create(found) if isinstance(found, list | dict) else found
+
+
 OmegaConf.register_new_resolver("scaled", scaled, replace=True)
+OmegaConf.register_new_resolver("case", case, replace=True)
 
 
 @dataclass(frozen=True)
@@ -228,6 +235,21 @@ class TableLabels:
     label: str | None
 
 
+@dataclass(frozen=True)
+class Need:
+    """A cell that a method or an analysis needs beside the teacher: the student alone, or another teacher.
+
+    Attributes:
+        of: `student` or `teacher`: whose network, dataset and schedule.
+        seed_offset: Its seed minus that of the cell's own student or teacher.
+        trained: False takes its initial weights.
+    """
+
+    of: Literal["student", "teacher"]
+    seed_offset: int = 0
+    trained: bool = True
+
+
 @dataclass
 class Method:
     """Settings of a method; subclasses add their own."""
@@ -236,6 +258,12 @@ class Method:
     needs_teacher: ClassVar[bool] = True
     dense: ClassVar[bool] = False  # teaches detectors and segmentors too
     own_network: ClassVar[bool] = False  # its teacher is the student itself, as it was trained before
+    cell_keys: ClassVar[tuple[str, ...]] = ()  # keys that say which cells are needed; the method itself lacks them
+
+    @staticmethod
+    def needs(settings: Mapping[str, Any]) -> dict[str, Need]:
+        """The cells that these settings need beside the teacher, by name."""
+        return {}
 
 
 @dataclass
@@ -327,6 +355,7 @@ class AB(Method):
     init_fraction: Share
     after: Literal["task", "kd"]
     temperature: Positive
+    stages: Literal["all", "last"]
 
 
 @dataclass
@@ -351,6 +380,79 @@ class Stagewise(Method):
     head_length: Share
 
 
+@dataclass
+class L2(Method):
+    """The last stage's maps."""
+
+    dense: ClassVar[bool] = True
+    weight: NotNegative | None
+    reduction: Literal["mean", "sum"]
+    match: Literal["rectangular", "adapter"]
+    preactivation: bool
+
+
+@dataclass
+class RKD(Method):
+    """Distances and angles between samples."""
+
+    weight: NotNegative
+    angle: NotNegative
+
+
+@dataclass
+class KCD(Method):
+    """Knowledge consistent distillation around another method."""
+
+    dense: ClassVar[bool] = True
+    cell_keys: ClassVar[tuple[str, ...]] = ("teacher_state", "solo_offset", "teacher_offset")
+    strategy: Literal["bipartite", "greedy", "random", "identity", "subnet_fc", "subnet_res"]
+    metric: Literal["l1", "l2", "cosine", "correlation", "kl"]
+    match: Literal["rectangular", "adapter"]
+    groups: Count
+    groups_for: Count | None
+    update_every: Count | Annotated[float, Range(above=0, below=1)] | None
+    student_state: Literal["trained", "initial"]
+    teacher_state: Literal["trained", "initial"]
+    solo_offset: Whole
+    teacher_offset: Whole
+    learn_fraction: Share
+    base: Method
+    beside: Method | None
+
+    @staticmethod
+    def needs(settings: Mapping[str, Any]) -> dict[str, Need]:
+        """The student trained alone, and the teacher that the transform is computed from if it is another one."""
+        found: dict[str, Need] = {}
+        if settings["strategy"] in ("random", "identity"):
+            return found
+        if settings["student_state"] == "trained":
+            found["solo"] = Need("student", settings["solo_offset"])
+        if settings["teacher_state"] == "initial" or settings["teacher_offset"]:
+            found["source"] = Need("teacher", settings["teacher_offset"], settings["teacher_state"] == "trained")
+        return found
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A measurement on a finished cell, as `evaluation=` takes it.
+
+    Attributes:
+        needs: The cells that it needs beside those of the cell itself.
+        needs_untaught: The same for a cell without a teacher.
+    """
+
+    needs: Mapping[str, Need]
+    needs_untaught: Mapping[str, Need] | None = None
+
+
+ANALYSES: dict[str, Analysis] = {
+    # The student trained alone against the (transformed) teacher; without a teacher, against another initialisation.
+    "channel_overlap": Analysis({"solo": Need("student")}, {"other": Need("student", 1)}),
+    # Distance of outputs: of the student trained alone, and of the cell's own student.
+    "consistency_solo": Analysis({"solo": Need("student")}),
+    "consistency": Analysis({}),
+}
+
 METHODS: dict[str, type[Method]] = {
     "none": NoMethod,
     "finetune": Finetune,
@@ -364,6 +466,10 @@ METHODS: dict[str, type[Method]] = {
     "ab": AB,
     "hybrid_forward": HybridForward,
     "stagewise": Stagewise,
+    "l2": L2,
+    "rkd": RKD,
+    "rco": L2,
+    **dict.fromkeys(("kcd", "kcd+fitnet", "kcd+ab", "kcd+rkd", "kcd+rco"), KCD),
 }
 
 
@@ -379,7 +485,7 @@ class Config:
     scale: Scale
     wandb: Wandb
     table: TableLabels
-    cell: Literal["student", "teacher"]
+    cell: Literal["student", "teacher", "solo", "source", "other"]
     seed: Whole
     data_root: str
     output_root: str
@@ -463,8 +569,11 @@ def known_keys(method: str | None = None) -> Iterator[str]:
             yield prefix + key
             nested = _nested(kind)
             if nested is Method:
-                for known in [METHODS[method]] if method in METHODS else METHODS.values():
-                    yield from walk(known, f"{prefix}{key}.")
+                inner = prefix != ""
+                kinds_known = [METHODS[method]] if method in METHODS and not inner else METHODS.values()
+                for known in kinds_known:
+                    if not inner or known is not KCD:
+                        yield from walk(known, f"{prefix}{key}.")
             elif nested is not None:
                 yield from walk(nested, f"{prefix}{key}.")
         if schema is Teacher:
@@ -500,8 +609,12 @@ def _check(node: Any, schema: type, prefix: str, method: str | None) -> None:
         if key not in node:
             raise UserError(f"{prefix}{key}: missing; expected {describe(kind)}")
         value = node[key]
-        if nested is Method:
-            nested = METHODS[str(method)]
+        if nested is Method and value is not None:
+            inner = value.get("name") if isinstance(value, Mapping) else None
+            if inner not in METHODS or (prefix and METHODS[str(inner)] is KCD):
+                able = [name for name, known in METHODS.items() if not prefix or known is not KCD]
+                raise UserError(f"{prefix}{key}.name={inner}: expected one of {', '.join(able)}{nearest(inner, able)}")
+            nested = METHODS[str(inner)]
         if nested is not None and not (value is None and fits(None, kind)):
             _check(value, nested, f"{prefix}{key}.", method)
         elif nested is None and not fits(value, kind):
@@ -541,15 +654,24 @@ def validate(config: Mapping[str, Any]) -> None:
     if (schedule["epochs"] is None) == (schedule["iterations"] is None):
         given = f"schedule.epochs={shown(schedule['epochs'])}, schedule.iterations={shown(schedule['iterations'])}"
         raise UserError(f"{given}: expected one of the two, and null for the other")
-    if config["evaluation"] is not None and config["evaluation"] not in choices("dataset"):
-        known = choices("dataset")
-        raise UserError(f"evaluation={config['evaluation']}: expected a dataset{nearest(config['evaluation'], known)}")
+    known = [*choices("dataset"), *ANALYSES]
+    if config["evaluation"] is not None and config["evaluation"] not in known:
+        hint = nearest(config["evaluation"], known)
+        raise UserError(f"evaluation={config['evaluation']}: expected a dataset or one of {', '.join(ANALYSES)}{hint}")
+    _check_base(method, config["method"])
     for key in ("dataset.folder", "teacher.dataset.folder"):
         group, _, leaf = key.rpartition(".")
         folder = OmegaConf.select(OmegaConf.create(dict(config)), group)
         folder = folder.get(leaf) if folder else None
         if folder is not None and (Path(folder).is_absolute() or ".." in Path(folder).parts):
             raise UserError(f"{key}={folder}: expected a folder below data_root; set data_root= to its parent")
+
+
+def _check_base(method: str, settings: Mapping[str, Any]) -> None:
+    """Refuses a method around another one than its name says."""
+    wanted = method.partition("+")[2] or "l2"
+    if "base" in settings and settings["base"]["name"] != wanted:
+        raise UserError(f"method.base.name={settings['base']['name']}: expected {wanted} with method={method}")
 
 
 @functools.lru_cache

@@ -22,11 +22,11 @@ from omegaconf import DictConfig, OmegaConf
 from experiments import progress
 from experiments.cell import (
     agree,
+    all_needs,
     check_writable,
     folder_of,
     identity,
     is_first,
-    needs_of,
     read_result,
     read_status,
     settle,
@@ -236,7 +236,7 @@ def route(rows: Sequence[Row], user: Mapping[str, list[str]]) -> dict[str, Setti
         having = list(rows)
         parent, _, leaf = key.partition(".")
         if parent == "method" and leaf:
-            having = [row for row in rows if leaf in _own_keys(row.method)]
+            having = [row for row in rows if leaf.partition(".")[0] in _own_keys(row.method)]
             if not having:
                 methods = list(dict.fromkeys(row.method for row in rows))
                 keys = sorted({name for method in methods for name in _own_keys(method)})
@@ -335,15 +335,18 @@ class Table:
             if known.config["evaluation"] is None:
                 known.overrides, known.config = job.overrides, job.config
             return
-        for need in needs_of(job.config).values():
+        for name, need in all_needs(job.config).items():
             if isinstance(need, Path):
                 continue
             need_id = identity(need)
             job.needs.append(need_id)
-            # The composed config still says what the teacher is; `cell` alone turns it into the teacher's cell.
-            kept = [line for line in job.overrides if not line.startswith(("++cell=", "++evaluation="))]
-            overrides = [*kept, "++cell=teacher", "++evaluation=null"]
-            self._add_job(Job(need_id, overrides, need, f"teacher seed {need['seed']}", []))
+            # The composed config still says what is needed; `cell` alone turns it into the needed cell.
+            kept = [line for line in job.overrides if not line.startswith("++cell=")]
+            overrides = [*kept, f"++cell={name}"]
+            if name == "teacher":
+                # The teacher's cell may itself be evaluated on other data; here it is not asked for.
+                overrides = [line for line in overrides if not line.startswith("++evaluation=")] + ["++evaluation=null"]
+            self._add_job(Job(need_id, overrides, need, f"{name} seed {need['seed']}", []))
         self.jobs[job.id] = job
 
     def refresh(self, output_root: str) -> None:
@@ -454,7 +457,7 @@ def print_plan(configs: Sequence[Config], config: Config) -> None:
 
     def add(settled: Config, text: str) -> str:
         cell_id = identity(settled)
-        cells = {name: need for name, need in needs_of(settled).items() if not isinstance(need, Path)}
+        cells = {name: need for name, need in all_needs(settled).items() if not isinstance(need, Path)}
         needs = [add(need, name) for name, need in cells.items()]
         jobs[cell_id] = Job(cell_id, [], settled, text, needs)
         jobs[cell_id].status = read_status(folder_of(config["output_root"], cell_id))

@@ -113,6 +113,24 @@ def hint(student: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(student, teacher)
 
 
+def feature_l2(student: Tensor, teacher: Tensor, reduction: str = "mean") -> Tensor:
+    """Squared L2 distance of two features of the same shape.
+
+    Args:
+        student: (n, ...).
+        teacher: (n, ...).
+        reduction: `mean` over all elements, or `sum` per sample, averaged over the batch.
+
+    Source: knowledge consistent distillation, eq. 9 with L_d the squared Euclidean distance.
+    """
+    if reduction == "mean":
+        return hint(student, teacher)
+    if reduction != "sum":
+        raise ValueError(f"reduction {reduction!r}: expected mean or sum")
+    _same_shape(student, teacher)
+    return (student - teacher).pow(2).sum() / student.shape[0]
+
+
 def nst(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared maximum mean discrepancy of channel activations under the kernel `(x . y)^2`.
 
@@ -329,6 +347,17 @@ def channel_overlap(student: Tensor, teacher: Tensor, k: int) -> Tensor:
         raise ValueError(f"k={k}: expected features (n, c) and 1 <= k <= c, got shape {tuple(student.shape)}")
     marks = [torch.zeros_like(f).scatter_(1, f.topk(k, dim=1).indices, 1.0) for f in (student, teacher)]
     return (marks[0] * marks[1]).sum(1).mean() / k
+
+
+def channel_divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """`KL(teacher || student)` of the softmax over channels, mean over samples.
+
+    Args:
+        student: Pooled activations, (n, c).
+        teacher: Pooled activations of the same (matched) channels, (n, c).
+    """
+    _same_shape(student, teacher)
+    return F.kl_div(F.log_softmax(student, 1), F.log_softmax(teacher, 1), reduction="batchmean", log_target=True)
 
 
 def biased_softmax(logits: Tensor, bias: float) -> Tensor:

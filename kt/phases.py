@@ -45,6 +45,8 @@ class Phase:
         constant_lr: Keep the learning rate constant, as initialisation phases do.
         evaluate: Score the student on the test set at the schedule's interval.
         enter: Called with the model once, when the phase starts from scratch (not when it resumes).
+        before_epoch: Called with the model and the loop before every epoch, also the first one after resuming; what it
+            does may depend on the epoch, the loop's loader and the model's state, which a resumed run has alike.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Phase:
     constant_lr: bool = False
     evaluate: bool = True
     enter: Callable[[TransferModel], None] | None = None
+    before_epoch: Callable[[TransferModel, PhaseLoop], None] | None = None
 
     def epochs(self, schedule: Mapping[str, Any]) -> int:
         """Number of epochs of this phase under a schedule."""
@@ -199,6 +202,8 @@ class PhaseLoop(BaseLoop):
 
     def run_epoch(self) -> None:
         """One pass over the loader."""
+        if self.phase.before_epoch is not None:
+            self.phase.before_epoch(getattr(self.runner.model, "module", self.runner.model), self)
         seed_everything(self.engine.seed, self.phase_index, self.epoch, rank_and_world()[0])
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()

@@ -58,6 +58,20 @@ def frozen_statistics(*roots: nn.Module) -> Iterator[None]:
             layer.track_running_stats = True
 
 
+@contextlib.contextmanager
+def evaluating(*roots: nn.Module) -> Iterator[None]:
+    """Within, modules are in eval mode and no graph is built; afterwards each is in the mode it was in."""
+    modes = {module: module.training for root in roots for module in root.modules()}
+    for root in roots:
+        root.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 class TransferModel(BaseModel):
     """A student and the trained parts of a method as ordinary children, with teachers hidden beside them.
 
@@ -90,6 +104,7 @@ class TransferModel(BaseModel):
         self.trainable = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         frozen = {name: freeze_teacher(teacher, teacher_norm) for name, teacher in (teachers or {}).items()}
         self.__dict__["_hidden"] = _Hidden(frozen)
+        method.__dict__["hidden"] = frozenset(frozen)
 
     @property
     def teachers(self) -> dict[str, nn.Module]:
@@ -98,7 +113,9 @@ class TransferModel(BaseModel):
 
     @property
     def teacher(self) -> Any:
-        """The only teacher."""
+        """The one called `teacher`, or the only one."""
+        if "teacher" in self.teachers:
+            return self.teachers["teacher"]
         if len(self.teachers) != 1:
             raise ValueError(f"the method asks for one teacher; this model has {len(self.teachers)}")
         return next(iter(self.teachers.values()))

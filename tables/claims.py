@@ -154,7 +154,7 @@ def count_seeds(count: int) -> str:
     return "one seed" if count == 1 else f"{count} seeds"
 
 
-def _noise(context: Context, row: Row, metric: str) -> tuple[float | None, str]:
+def sampling_noise(context: Context, row: Row, metric: str) -> tuple[float | None, str]:
     """What a row's mean may differ by chance, in percent, and where that is known from."""
     values = [cell["metrics"][metric] for cell in row["cells"]]
     if len(values) > 1:
@@ -179,11 +179,11 @@ def beats_all_students(context: Context) -> Verdict:
         lacking += [f"{name} (not in this run)" for name in absent]
         if lacking:
             raise Missing(f"Needs {'; '.join(lacking)}.")
-        own, source = _noise(context, row, "top1")
+        own, source = sampling_noise(context, row, "top1")
         verdicts, closest = [], None
         for other in others:
             difference = row["mean"]["top1"] - other["mean"]["top1"]
-            noise, other_source = _noise(context, other, "top1")
+            noise, other_source = sampling_noise(context, other, "top1")
             known = own is not None and noise is not None
             margin = math.hypot(own or 0.0, noise or 0.0) if known else 0.0
             verdicts.append(Gap(difference, margin, 1).verdict)

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 import tables.gap_claims
-import tables.stagewise_claims  # noqa: F401 -- both register their judges
+import tables.kcd_claims  # noqa: F401 -- all register their judges
+import tables.stagewise_claims  # noqa: F401
 from experiments.cell import evaluation_file, folder_of, read_result, read_status
 from kt.errors import UserError
 from tables.claims import Context, judge_all
@@ -70,7 +71,7 @@ def collect(
         "dataset": dataset,
         "comparable": not reasons,
         "banner": banner(reasons, scale, dataset),
-        "metrics": _metrics(record, results.values()),
+        "metrics": _metrics(record, [*results.values(), *_evaluations(rows, output_root)]),
         "rows": collected,
         "claims": judge_all(context),
     }
@@ -138,7 +139,7 @@ def _collect_row(
     std = {name: float(np.std(found, ddof=1)) if len(found) > 1 else None for name, found in values.items()}
     return {
         "id": row["id"],
-        "label": row["label"],
+        "label": row["label"] + "".join(f" (here {note})" for note in _notes(row, results)),
         "role": row["role"],
         "method": row["method"],
         "teacher": row["teacher"],
@@ -152,6 +153,12 @@ def _collect_row(
         "std": std if several else None,
         "cells": cells,
     }
+
+
+def _notes(row: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What a row's results say of themselves where they could not be what its label says."""
+    notes = (results.get(cell["id"], {}).get("note") for cell in row["cells"])
+    return list(dict.fromkeys(str(note) for note in notes if note))
 
 
 def _collect_cell(
@@ -188,10 +195,27 @@ def _metrics(record: TableRecord, results: Any) -> list[Json]:
     return found
 
 
+def _evaluations(rows: Sequence[Mapping[str, Any]], output_root: str | os.PathLike[str]) -> list[Json]:
+    """What the evaluations that rows ask for have left."""
+    found = [
+        _read_evaluation(folder_of(output_root, cell["id"]), row["evaluation"])
+        for row in rows
+        if row.get("evaluation")
+        for cell in row["cells"]
+    ]
+    return [each for each in found if each is not None]
+
+
 def dataset_key(name: str) -> str:
     """A printed dataset's name as configs spell it."""
     key = re.sub("[^a-z0-9]", "", name.lower().split("(")[0])
     return {"imagenet1k": "imagenet"}.get(key, key)
+
+
+def network_key(name: str) -> str:
+    """A printed network's name as configs spell it."""
+    name = name.replace("_x0.5", "_half")
+    return f"fasterrcnn_{name.removeprefix('fpn_')}" if name.startswith("fpn_") else name
 
 
 def differences(
@@ -244,7 +268,7 @@ def _settings_changed(record: TableRecord, row: Mapping[str, Any], config: Mappi
         reasons.append("teacher.dataset.name=scenes")
     # A row that the paper does not print has no networks to differ from.
     for key in ("teacher", "student") if row["printed_row"] else ():
-        printed = {line[key] for line in record.rows if line[key]}
+        printed = {network_key(line[key]) for line in record.rows if line[key]}
         if row[key] and row[key] not in printed:
             reasons.append(f"{key}={row[key]} is not the paper's {' or '.join(sorted(printed))}")
     if row["role"] == "teacher" or not (schedule.get("epochs") or schedule.get("iterations")):

@@ -14,6 +14,7 @@ import numpy as np
 from tables.claims import PATHS, Context, Row, count_seeds
 from tables.curves import Array, Curve, downsample, epoch_means, first_decay
 from tables.gap_claims import SWEEP, TEACHERS, fixed_rows, is_fixed, middle_steps, needed
+from tables.heatmaps import HeatMaps, activation_maps, plot_maps
 
 # One colour per line; in the page they are CSS variables, so that they follow its light or dark mode.
 COLOURS = ("#2563eb", "#ea580c", "#059669")
@@ -78,7 +79,7 @@ class Drawing:
 
     figure: Mapping[str, Any]
     caption: str
-    panels: Sequence[Panel]
+    panels: Sequence[Panel | HeatMaps]
     title: str | None = None
 
 
@@ -265,12 +266,13 @@ def fixed_balances(context: Context) -> tuple[str, list[Panel]] | None:
     return f"{caption} {lacks}".strip(), panels
 
 
-FIGURES: dict[tuple[str, str], Callable[[Context], tuple[str, list[Panel]] | None]] = {
+FIGURES: dict[tuple[str, str], Callable[[Context], tuple[str, Sequence[Panel | HeatMaps]] | None]] = {
     ("hybrid_forward", "figure5"): with_and_without_teacher,
     ("hybrid_forward", "figure6"): three_paths,
     ("hybrid_forward", "figure7"): balances_of_teachers,
     ("hybrid_forward", "figure8"): balances_of_backbones,
     ("hybrid_forward", "figure9"): fixed_balances,
+    ("kcd", "figure1"): activation_maps,
 }
 # Paper -> what else its runs show.
 EXTRAS: dict[str, Callable[[Context], list[Drawing]]] = {}
@@ -287,8 +289,10 @@ def drawings(context: Context) -> list[Drawing]:
     return found + (EXTRAS[context.record.paper](context) if context.record.paper in EXTRAS else [])
 
 
-def plot(panel: Panel) -> tuple[bytes, str]:
+def plot(panel: Panel | HeatMaps) -> tuple[bytes, str]:
     """A panel as PNG and as SVG to set into a page (transparent, with CSS variables for colours)."""
+    if isinstance(panel, HeatMaps):
+        return plot_maps(panel)
     import matplotlib  # late: a table without curves does not need it
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

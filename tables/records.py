@@ -97,8 +97,9 @@ class TableRecord:
 
     @property
     def figures(self) -> list[Mapping[str, Any]]:
-        """The figures that show the same experiments."""
+        """The figures that show the same experiments, or that a claim names beside this table."""
         applied = [set(protocol["applies_to"]) for protocol in self.document["protocols"].values()]
+        applied += [set(claim["where"]) for claim in self.document["claims"]]
         shown = set().union(*(places for places in applied if self.table["id"] in places))
         return [figure for figure in self.document["figures"] if figure["id"] in shown]
 

@@ -18,11 +18,11 @@ from tables.claims import (
     Missing,
     Row,
     Verdict,
-    _noise,
     agree,
     count_seeds,
     over_variants,
     register,
+    sampling_noise,
     show_value,
     undone,
 )
@@ -75,7 +75,7 @@ def lead(context: Context, row: Row, other: Row, metric: str) -> Gap:
         raise Missing(f"Needs {'; '.join(lacking)}.")
     if metric not in ("top1", "top5"):
         return improvement(context, row, other, metric)
-    noises = [_noise(context, each, metric)[0] for each in (row, other)]
+    noises = [sampling_noise(context, each, metric)[0] for each in (row, other)]
     known = [noise for noise in noises if noise is not None]
     margin = math.hypot(*known) if len(known) == 2 else max([NEARLY, *known])
     seeds = min(len(row["cells"]), len(other["cells"]))

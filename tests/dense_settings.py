@@ -65,6 +65,7 @@ DETECTOR, SEGMENTOR, POSE = (
     ("deeplabv2_resnet101", "segmentation"),
     ("pifpaf_resnet50", "keypoints"),
 )
+WIDER = ("fasterrcnn_resnet50", "detection")
 DYNAMIC = {"balance": "dynamic"}
 SETTINGS: dict[str, Setting] = {
     "segmentor none": Setting("deeplabv2_vgg16", "segmentation"),
@@ -84,6 +85,13 @@ SETTINGS: dict[str, Setting] = {
     ),
     "retinanet nst": Setting("retinanet_resnet18", "detection", "nst", DETECTOR, {"stages": "blocks"}),
     "retinanet stagewise": Setting("retinanet_resnet18", "detection", "stagewise", DETECTOR),
+    "faster r-cnn l2": Setting("fasterrcnn_resnet18", "detection", "l2", WIDER, {"reduction": "sum"}),
+    "faster r-cnn kcd": Setting(
+        "fasterrcnn_resnet18", "detection", "kcd", WIDER, {"base": {"name": "l2", "reduction": "sum"}}
+    ),
+    "faster r-cnn kcd learned": Setting(
+        "fasterrcnn_resnet18", "detection", "kcd", WIDER, {"strategy": "subnet_fc", "match": "adapter"}
+    ),
     "retinanet hybrid_forward": Setting("retinanet_resnet18", "detection", "hybrid_forward", SEGMENTOR, DYNAMIC),
 }
 

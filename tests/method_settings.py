@@ -26,6 +26,7 @@ class Setting:
     student: str = "resnet8"
     phases: tuple[str, ...] = ("train",)
     untouched: str = "$^"  # a pattern of the student's keys that training leaves alone
+    anchors: int = 0
 
 
 SETTINGS: dict[str, Setting] = {
@@ -41,6 +42,18 @@ SETTINGS: dict[str, Setting] = {
     "ab": Setting(phases=("boundaries", "train")),
     "hybrid_forward": Setting({"balance": "dynamic"}),
     "stagewise": Setting(phases=("stage1", "stage2", "stage3", "train")),
+    "l2": Setting({"weight": 1.0}),
+    "rkd": Setting(),
+    "rco": Setting({"weight": 1.0}, anchors=1),
+    "kcd": Setting({"base": {"name": "l2", "weight": 1.0}, "update_every": 1}, phases=("solo", "train")),
+    "kcd+fitnet": Setting({"base": {"hint_layer": -1}, "metric": "kl"}, phases=("solo", "train")),
+    "kcd+ab": Setting({"groups": 2, "match": "adapter"}, phases=("solo", "boundaries", "train")),
+    "kcd+rkd": Setting(
+        {"strategy": "subnet_res", "beside": {"weight": 1.0}},
+        student="resnet20_half",
+        phases=("solo", "transform", "train"),
+    ),
+    "kcd+rco": Setting({"base": {"weight": 1.0}, "strategy": "random"}, anchors=1),
 }
 
 SCHEDULE = {"epochs": 2, "batch_size": 16, "lr": 0.02, "milestones": [0.5]}
@@ -71,9 +84,9 @@ def make_classifier(name: str, num_classes: int, seed: int) -> Classifier:
     return Classifier(build_network(name, num_classes=num_classes, width=0.25, image_size=32))
 
 
-def make_teacher(name: str, num_classes: int) -> Classifier:
+def make_teacher(name: str, num_classes: int, seed: int = 1) -> Classifier:
     """A network whose running statistics fit images, as a trained one's do; else its activations explode."""
-    teacher = make_classifier(name, num_classes, seed=1)
+    teacher = make_classifier(name, num_classes, seed)
     images = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for _ in range(20):
@@ -88,7 +101,8 @@ def make_model(name: str, num_classes: int, **changes: Any) -> TransferModel:
     student = make_classifier(setting.student, num_classes, seed=2)
     seed_everything(3)
     method = build_method(name, student, teacher, **{**setting.options, **changes})
-    return TransferModel(student, method, {"teacher": teacher} if teacher is not None else None)
+    teachers = {f"anchor{i}": make_teacher(setting.teacher, num_classes, 10 + i) for i in range(setting.anchors)}
+    return TransferModel(student, method, teachers | ({"teacher": teacher} if teacher is not None else {}))
 
 
 def make_cell(name: str, rank: int, world: int) -> tuple[TransferModel, Any, dict[str, Any]]:

@@ -68,9 +68,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.mark.parametrize("name", NAMES)
 def test_trains(name: str, trained: Any) -> None:
     folder, model, _, _ = trained(name)
-    written = [row for row in rows(folder) if row["kind"] == "train"]
     phases = [phase.name for phase in model.method.phases()]
-    assert [(row["phase"], row["step"]) for row in written] == [(name, step) for name in phases for step in range(1, 5)]
+    assert list(dict.fromkeys(row["phase"] for row in rows(folder) if row["kind"] == "train")) == phases
+    written = [row for row in rows(folder) if row["kind"] == "train" and row["phase"] == "train"]
+    assert [row["step"] for row in written] == [1, 2, 3, 4]
     fresh = bits(make_model(name).student.network.state_dict())
     after = bits(model.student.network.state_dict())
     assert fresh.keys() == after.keys() and fresh != after

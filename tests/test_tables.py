@@ -181,7 +181,7 @@ def test_every_claim_belongs_to_a_table_and_gets_a_verdict(tmp_path: Path) -> No
             assert claim["evidence"] == "No judge yet." or (record.paper, claim["id"]) in JUDGES
             judged.add((record.paper, claim["id"]))
     assert judged == {(key, claim["id"]) for key in PAPERS for claim in load_paper(key)["claims"]}
-    ready = {"hybrid_forward": 14, "stage_by_stage": 12}
+    ready = {"hybrid_forward": 14, "stage_by_stage": 12, "kcd": 14}
     assert set(JUDGES) == {(paper, f"c{number}") for paper, count in ready.items() for number in range(1, count + 1)}
 
 

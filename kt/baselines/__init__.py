@@ -1,5 +1,5 @@
 """The baselines of the papers' tables."""
 
-from kt.baselines import features, fixed, logits, plain
+from kt.baselines import features, fixed, logits, mimicking, plain
 
-__all__ = ["features", "fixed", "logits", "plain"]
+__all__ = ["features", "fixed", "logits", "mimicking", "plain"]

@@ -66,6 +66,7 @@ class FitNet(Method):
     """
 
     dense = True
+    compares_channels = True
 
     def __init__(
         self,
@@ -300,7 +301,10 @@ class ActivationBoundary(Method):
         init_fraction: Length of the first phase as a share of the schedule.
         after: `task` or `kd`.
         temperature: Of the soft targets, if `after` is `kd`.
+        stages: `all` or `last`.
     """
+
+    compares_channels = True
 
     # The released CIFAR-100 code divides the sum over three stages by 1000 and multiplies it by 3.
     SCALE = 3 / 1000
@@ -314,12 +318,13 @@ class ActivationBoundary(Method):
         init_fraction: float = 0.125,
         after: str = "task",
         temperature: float = 3.0,
+        stages: str = "all",
     ):
         super().__init__(student, teacher)
         assert teacher is not None
         self.weight, self.margin, self.init_fraction = weight, margin, init_fraction
         self.after, self.temperature = after, temperature
-        self.pairs = pair_stages(student.stages, teacher.stages)
+        self.pairs = choose_pairs(student, teacher, stages)
         self.connectors = nn.ModuleList()
         for i, j in self.pairs:
             ours, theirs = student.stages[i].channels, teacher.stages[j].channels

@@ -88,8 +88,17 @@ class _Source:
 class _Files(torch.utils.data.Dataset):
     """Image files with a transform; module-level so that loading processes can be spawned."""
 
-    def __init__(self, files: list[tuple[Path, int]], transform: v2.Transform):
-        self.files, self.transform = files, transform
+    def __init__(self, files: list[tuple[Path, int]], size: int, augmentation: str):
+        self.files, self.size = files, size
+        self.transform = _transform(size, augmentation)
+
+    def plain(self) -> _Files:
+        """The same files without augmentation."""
+        return _Files(self.files, self.size, "none")
+
+    def labels(self) -> Tensor:
+        """The class of every file, (n,)."""
+        return torch.tensor([label for _, label in self.files])
 
     def __len__(self) -> int:
         return len(self.files)
@@ -195,7 +204,7 @@ def _loader(
         if resident is None:
             resident = len(chosen) * size * size * 3 <= RESIDENT_LIMIT
         if not resident:
-            dataset = _Files(part, _transform(size, augmentation))
+            dataset = _Files(part, size, augmentation)
             return StreamingLoader(dataset, torch.from_numpy(chosen), shuffle=shuffle, workers=workers, **common)
         files = [part[i] for i in chosen]
         pixels = np.stack([_square(_open(path), size) for path, _ in files])

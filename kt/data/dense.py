@@ -7,6 +7,7 @@ miss rate).
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import os
@@ -119,6 +120,7 @@ class DenseLoader:
         seed: Of order and augmentation.
         rank, world: This process among all.
         workers: Loading processes; 0 loads in this one.
+        unaugmented: Opens the same samples without augmentation, where there is one; opened when first asked for.
     """
 
     def __init__(
@@ -131,7 +133,9 @@ class DenseLoader:
         rank: int = 0,
         world: int = 1,
         workers: int = 0,
+        unaugmented: Callable[[], BaseDataset] | None = None,
     ):
+        self.unaugmented = unaugmented
         self.dataset, self.indices, self.batch_size, self.shuffle = dataset, indices, batch_size, shuffle
         self.seed, self.rank, self.world, self.workers = seed, rank, world, workers
 
@@ -166,6 +170,20 @@ class DenseLoader:
         except UserError as error:
             # From another process it comes wrapped in that process's whole traceback.
             raise UserError(str(error).rstrip().rsplit("UserError: ", 1)[-1]) from None
+
+    def plain(self, by_class: bool = False) -> DenseLoader:
+        """The same images, each once over all processes and without augmentation.
+
+        Raises:
+            UserError: Dense images have no one class to be ordered by.
+        """
+        if by_class:
+            raise UserError("method.groups: expected 1, groups of classes are for classification only")
+        other = copy.copy(self)
+        other.shuffle = False
+        if self.unaugmented is not None:
+            other.dataset = self.unaugmented()
+        return other
 
 
 def build_dense_data(
@@ -230,7 +248,12 @@ def build_dense_data(
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
     common: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "rank": rank, "world": world}
     common["workers"] = 0 if source.resident else workers
-    train = DenseLoader(training, chosen, shuffle=True, **common)
+
+    def unaugmented() -> BaseDataset:
+        # Crops go as well: their size is that of the whole image.
+        return source.open("train", _pipeline(task, source, size, None, "none", True), True)
+
+    train = DenseLoader(training, chosen, shuffle=True, unaugmented=unaugmented, **common)
     test = DenseLoader(testing, tested, shuffle=False, **common)
     told = [task.encode(), *source.content]
     mark = hashlib.sha256(b"".join(told) + chosen.tobytes() + tested.tobytes()).hexdigest()[:12]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -28,6 +29,9 @@ class Loader(Protocol):
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """An epoch's batches from `first` on: `inputs` (n, 3, h, w) float in 0..1, `labels` (n,), `indices` (n,)."""
 
+    def plain(self, by_class: bool = False) -> Loader:
+        """The same images, each once over all processes and without augmentation, class by class if asked for."""
+
 
 class _Stretches:
     """A loader whose epochs are stretches of equal length of another one's endless stream of batches."""
@@ -48,6 +52,10 @@ class _Stretches:
                 at += 1
                 if at == end:
                     return
+
+    def plain(self, by_class: bool = False) -> Loader:
+        """The whole set that the stretches are taken from."""
+        return self.loader.plain(by_class)
 
 
 def by_iterations(loader: Loader, iterations: int, interval: int | None) -> tuple[Loader, int]:
@@ -183,6 +191,15 @@ class ResidentLoader:
                 inputs = resized_crop_flip(inputs, generator).contiguous(memory_format=torch.channels_last)
             yield {"inputs": inputs, "labels": self.labels[chosen], "indices": self.indices[chosen]}
 
+    def plain(self, by_class: bool = False) -> ResidentLoader:
+        """See `Loader.plain`."""
+        other = copy.copy(self)
+        other.shuffle, other.augmentation = False, "none"
+        if by_class:
+            order = torch.argsort(self.labels, stable=True)
+            other.images, other.labels, other.indices = self.images[order], self.labels[order], self.indices[order]
+        return other
+
 
 class _EpochView(Dataset):
     """A dataset of one epoch: every sample's augmentation is seeded by (seed, epoch, index)."""
@@ -248,3 +265,12 @@ class StreamingLoader:
         for images, labels, indices in loader:
             inputs = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
             yield {"inputs": inputs, "labels": labels.to(self.device), "indices": indices.to(self.device)}
+
+    def plain(self, by_class: bool = False) -> StreamingLoader:
+        """See `Loader.plain`; the dataset says what it is without augmentation and which labels it has."""
+        other = copy.copy(self)
+        other.shuffle, other.dataset = False, self.dataset.plain()  # type: ignore[attr-defined]
+        if by_class:
+            labels = self.dataset.labels()  # type: ignore[attr-defined]
+            other.indices = self.indices[torch.argsort(labels[self.indices], stable=True)]
+        return other

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -32,12 +32,22 @@ class Method(nn.Module):
         needs_teacher: Whether it can be built without one.
         starts_from_teacher: Whether the student starts from the teacher's weights.
         dense: Whether it can teach detectors and segmentors.
+        compares_channels: Whether it compares the teacher's maps with the student's channel by channel, so that the
+            order of the teacher's channels matters to it.
+        companions: Further networks that it may be given beside the teacher, hidden like it, by name: whether each is
+            built as the `student` or as the `teacher` is.
+        wants_snapshots: Whether it is to be given the snapshots of the teacher's training, as `anchor0`, `anchor1`, ...
+        hidden: The names of the networks that the model it is part of keeps hidden.
         facts: What a method wants the result file to say about the pair it was built for.
     """
 
     needs_teacher: ClassVar[bool] = True
     starts_from_teacher: ClassVar[bool] = False
     dense: ClassVar[bool] = False
+    compares_channels: ClassVar[bool] = False
+    companions: ClassVar[Mapping[str, str]] = {}
+    wants_snapshots: bool = False
+    hidden: frozenset[str] = frozenset()
 
     def __init__(self, student: Student, teacher: Teacher | None):
         super().__init__()
@@ -109,10 +119,29 @@ def teacher_levels(model: TransferModel, batch: Batch, depth: int | None = None)
     return model.teacher.extract(batch["inputs"], depth)
 
 
-def build_method(name: str, student: Classifier, teacher: Classifier | None, **options: object) -> Method:
-    """The registered method `name` for a pair of networks."""
-    kind = METHODS.get(name)
+def find_method(name: str) -> type[Method]:
+    """The registered class behind a method's name; `a+b` is method a around method b.
+
+    Raises:
+        UserError: There is no such method.
+    """
+    kind = METHODS.get(name.partition("+")[0])
     if kind is None:
         known = sorted(METHODS.module_dict)
         raise UserError(f"method={name!r}: expected one of {', '.join(known)}{nearest(name, known)}")
+    return kind
+
+
+def build_method(name: str, student: Student, teacher: Teacher | None, **options: object) -> Method:
+    """The registered method `name` for a pair of networks.
+
+    `build_method("kcd+fitnet", ...)` is `build_method("kcd", ..., base={"name": "fitnet"})`.
+    """
+    kind, inner = find_method(name), name.partition("+")[2]
+    if inner:
+        settings = options.get("base")
+        base = {"name": inner, **(settings if isinstance(settings, Mapping) else {})}
+        if base["name"] != inner:
+            raise UserError(f"method={name!r}: its base is {base['name']!r}; expected {inner!r}")
+        options["base"] = base
     return kind(student, teacher, **options)

@@ -95,8 +95,9 @@ def _torchvision_vgg(num_classes: int, width: float) -> nn.Module:
     return network
 
 
-def _torchvision_mobilenet_v2(num_classes: int, width: float) -> nn.Module:
-    network = MobileNetV2(num_classes, width_mult=width)
+def _torchvision_mobilenet_v2(num_classes: int, width: float, multiplier: float = 1.0) -> nn.Module:
+    # The multiplier is the paper's (Sandler et al. 2018): it never narrows the last convolution.
+    network = MobileNetV2(num_classes, width_mult=multiplier * width)
     if width < 1:
         # The library keeps the last convolution at its full 1280 channels.
         convolution, norm = network.features[-1][0], network.features[-1][1]

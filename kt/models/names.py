@@ -43,6 +43,7 @@ NETWORKS: dict[str, NetworkSpec] = {
     "resnet152": _resnet("resnet152", "bottleneck", 3, 8, 36, 3),
     "vgg16": NetworkSpec("torchvision_vgg", library="vgg16"),
     "mobilenet_v2": NetworkSpec("torchvision_mobilenet_v2", library="mobilenet_v2"),
+    "mobilenet_v2_half": NetworkSpec("torchvision_mobilenet_v2", {"multiplier": 0.5}),
     "shufflenet_v2": NetworkSpec("torchvision_shufflenet_v2", library="shufflenet_v2_x1_0"),
     # ImageNet networks, timm
     "mobilenet_v1": NetworkSpec("timm_mobilenet_v1", library="mobilenetv1_100"),

@@ -1,0 +1,555 @@
+"""Knowledge consistent distillation: streaming consistency, transforms, the reset, composition, cells, claims."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from test_config import composed
+from torch import Tensor
+
+from checks import bits, rows
+from experiments import cell
+from experiments.build import snapshots_of
+from experiments.schema import CONF
+from kt.classifier import Classifier
+from kt.consistency import StreamingConsistency
+from kt.errors import UserError
+from kt.functional import METRICS, channel_consistency, channel_divergence, feature_l2, match_channels
+from kt.methods import build_method
+from kt.methods.kcd import ChannelTransform, TransformedTeacher, pooled, read_transform, shrunk_groups
+from kt.models import build_network
+from kt.train import fit
+from kt.transfer import TransferModel
+from method_settings import SCHEDULE, make_classifier, make_data, make_model, make_teacher
+from tables.claims import Context, judge_all
+from tables.collect import network_key
+from tables.figures import drawings, plot
+from tables.heatmaps import HeatMaps
+from tables.records import find_table
+
+
+@pytest.fixture(scope="module")
+def data() -> Any:
+    return make_data()
+
+
+# Consistency
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_streaming_equals_the_direct_computation(metric: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    student = torch.randn(301, 6, generator=generator, dtype=torch.float64) * 3 + 5
+    teacher = torch.randn(301, 9, generator=generator, dtype=torch.float64) * torch.arange(1, 10) - 7
+    sums = StreamingConsistency(metric, teacher=9, student=6)
+    for ours, theirs in zip(student.split(37), teacher.split(37), strict=True):
+        sums.update(ours, theirs)
+    assert sums.samples == 301
+    torch.testing.assert_close(sums.matrix(), channel_consistency(student, teacher, metric), rtol=1e-9, atol=1e-12)
+
+
+def test_streaming_divergence_survives_large_activations() -> None:
+    feature = torch.tensor([[900.0], [-900.0], [905.0]], dtype=torch.float64)
+    sums = StreamingConsistency("kl", 1, 1)
+    for row in feature:
+        sums.update(row[None], row[None] / 2)
+    torch.testing.assert_close(sums.matrix(), channel_consistency(feature, feature / 2, "kl"))
+
+
+def test_constant_channels_are_consistent_with_nothing() -> None:
+    """Though sums of squares leave them a variance of rounding errors."""
+    sums = StreamingConsistency("correlation", 4, 1)
+    varying = torch.randn(900, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for batch in varying.split(7):
+        constant = torch.tensor([[0.1, 0.7, 333.3]], dtype=torch.float64).expand(len(batch), 3)
+        sums.update(batch, torch.cat([constant, batch], 1))
+    expected = torch.tensor([[0.0], [0.0], [0.0], [1.0]], dtype=torch.float64)
+    torch.testing.assert_close(sums.matrix(), expected, atol=1e-6, rtol=0)
+
+
+def test_memory_does_not_grow_with_the_samples() -> None:
+    sums = StreamingConsistency("correlation", 4, 3)
+
+    def held() -> int:
+        return sum(t.numel() for t in vars(sums._sums).values() if isinstance(t, Tensor))
+
+    before = held()
+    for _ in range(20):
+        sums.update(torch.randn(50, 3), torch.randn(50, 4))
+    assert held() == before
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (5, 3), (5, 1), (6, 4)])
+def test_bipartite_is_the_best_of_all_assignments(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(shape[0]), dtype=torch.float64)
+    places = range(shape[1])
+    best = max(
+        sum(matrix[i, j] for i, j in zip(chosen, places, strict=True))
+        for chosen in itertools.permutations(range(shape[0]), shape[1])
+    )
+    matched = match_channels(matrix, "bipartite")
+    assert len(set(matched.tolist())) == shape[1]
+    torch.testing.assert_close(matrix[matched, torch.arange(shape[1])].sum(), best)
+
+
+def test_formulas() -> None:
+    ours, theirs = torch.tensor([[1.0, 2.0], [0.0, 4.0]]), torch.tensor([[1.0, 0.0], [3.0, 4.0]])
+    assert feature_l2(ours, theirs, "sum").item() == (4 + 9) / 2
+    assert feature_l2(ours, theirs, "mean").item() == (4 + 9) / 4
+    p, q = torch.softmax(theirs, 1), torch.softmax(ours, 1)
+    expected = (p * (p / q).log()).sum(1).mean()
+    torch.testing.assert_close(channel_divergence(ours, theirs), expected)
+    with pytest.raises(ValueError, match="reduction 'max'"):
+        feature_l2(ours, theirs, "max")
+
+
+def test_groups_shrink_on_a_log_scale() -> None:
+    assert [shrunk_groups(k, 1000, 10) for k in (1, 10, 100, 1000)] == [1, 2, 5, 10]
+    assert [shrunk_groups(k, 1000, 1000) for k in (1, 10, 100, 1000)] == [1, 10, 100, 1000]
+    assert shrunk_groups(7, None, 10) == 7
+
+
+# Transforms
+
+
+def test_each_sample_takes_the_channels_of_its_group() -> None:
+    transform = ChannelTransform(2, 2)
+    transform.channels.copy_(torch.tensor([[2, 0], [1, 1]]))
+    feature = torch.arange(24.0).view(2, 3, 2, 2)
+    found = transform(feature, torch.tensor([1, 0]))
+    assert torch.equal(found[0], feature[0, [1, 1]]) and torch.equal(found[1], feature[1, [2, 0]])
+
+
+def test_only_the_last_stage_of_a_view_is_transformed() -> None:
+    teacher = make_teacher("resnet20", 4)
+    view = TransformedTeacher(teacher, 3, lambda x: x[:, [2, 0, 1]])
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        plain, seen = teacher.eval().extract_both(images), view.extract_both(images)
+    for one, other in zip(plain, seen, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one[:-1], other[:-1], strict=True))
+        assert torch.equal(other[-1], one[-1][:, [2, 0, 1]])
+    assert len(view.extract(images, 1)) == 1
+    assert [stage.channels for stage in view.stages] == [*(s.channels for s in teacher.stages[:-1]), 3]
+
+
+def permuted_copy(student: Classifier, order: Tensor) -> Classifier:
+    """The same function with the last stage's channels in another order: its channel i is the student's `order[i]`."""
+    twin = make_classifier("resnet8", student.head.classifier.out_features, seed=2)
+    state = {key: value.clone() for key, value in student.network.state_dict().items()}
+    block = max(int(key.split(".")[1]) for key in state if key.startswith("layer3."))
+    for key, value in state.items():
+        name = key.removeprefix(f"layer3.{block}.")
+        if name in ("conv2.weight", "downsample.0.weight") or name.startswith(("bn2.", "downsample.1.")):
+            state[key] = value[order] if value.dim() else value
+    state["fc.weight"] = state["fc.weight"][:, order]
+    twin.network.load_state_dict(state)
+    return twin
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_permuted_student_gives_its_permutation_back(metric: str, data: Any, tmp_path: Path) -> None:
+    """Through the pipeline: solo student, pass over the data, matching, reset, distillation, the file in the folder."""
+    solo = make_teacher("resnet8", data.spec.num_classes, seed=2)
+    channels = solo.stages[-1].channels
+    order = torch.randperm(channels, generator=torch.Generator().manual_seed(5))
+    teacher = permuted_copy(solo, order)
+    images = torch.rand(3, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(teacher.eval()(images), solo.eval()(images), rtol=1e-4, atol=1e-5)
+    student = make_classifier("resnet8", data.spec.num_classes, seed=2)
+    method = build_method("kcd", student, teacher, metric=metric, base={"name": "l2", "weight": 1.0})
+    model = TransferModel(student, method, {"solo": solo, "teacher": teacher})
+    fit(model, data, tmp_path, {**SCHEDULE, "epochs": 1})
+    kept = read_transform(tmp_path)
+    assert torch.equal(kept["transform"]["channels"][0], torch.argsort(order))
+    assert kept["images"] == data.spec.train_size and kept["seconds"] > 0
+    with torch.no_grad():
+        view = TransformedTeacher(model.teacher, channels, method.transform)
+        torch.testing.assert_close(pooled(view, images), pooled(solo, images), rtol=1e-4, atol=1e-5)
+
+
+def test_several_groups_are_matched_each_on_its_own_classes(data: Any, tmp_path: Path) -> None:
+    model = make_model("kcd", data.spec.num_classes, groups=5, update_every=None)
+    solo = make_teacher("resnet8", data.spec.num_classes, seed=4)
+    model = TransferModel(model.student, model.method, {"solo": solo, "teacher": model.teacher})
+    fit(model, data, tmp_path, {**SCHEDULE, "epochs": 1})
+    features: dict[str, list[Tensor]] = {"labels": [], "ours": [], "theirs": []}
+    with torch.no_grad():
+        for batch in data.train.plain().epoch(0):
+            features["labels"].append(batch["labels"])
+            features["ours"].append(pooled(model.teachers["solo"], batch["inputs"]))
+            features["theirs"].append(pooled(model.teacher, batch["inputs"]))
+    labels, ours, theirs = (torch.cat(found) for found in features.values())
+    groups = labels // (data.spec.num_classes // 5)
+    for group in range(5):
+        chosen = groups == group
+        matrix = channel_consistency(ours[chosen].double(), theirs[chosen].double(), "correlation")
+        found = model.method.transform.channels[group]
+        best = match_channels(matrix, "bipartite")
+        places = torch.arange(len(best))
+        torch.testing.assert_close(matrix[found, places].sum(), matrix[best, places].sum(), rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_orders_all_teacher_channels() -> None:
+    student, teacher = make_classifier("resnet20_half", 4, 0), make_teacher("resnet8x4", 4)
+    ours, theirs = student.stages[-1].channels, teacher.stages[-1].channels
+    assert ours < theirs
+    base = {"name": "l2", "match": "adapter"}
+    method: Any = build_method("kcd", student, teacher, strategy="random", match="adapter", base=base)
+    assert sorted(method.transform.channels[0].tolist()) == list(range(theirs))
+    feature = torch.randn(2, ours, 3, 3)
+    assert torch.equal(method.base.adapter(feature)[:, :ours], feature)
+
+
+def test_plain_loaders_give_every_image_once_without_augmentation(data: Any) -> None:
+    seen = torch.cat([batch["indices"] for batch in data.train.plain().epoch(0)])
+    assert sorted(seen.tolist()) == list(range(data.spec.train_size))
+    ordered = list(data.train.plain(by_class=True).epoch(0))
+    labels = torch.cat([batch["labels"] for batch in ordered])
+    assert torch.equal(labels, labels.sort().values)
+    pixels = torch.cat([batch["inputs"] for batch in ordered])
+    indices = torch.cat([batch["indices"] for batch in ordered])
+    expected = data.train.images[indices].permute(0, 3, 1, 2).float() / 255
+    torch.testing.assert_close(pixels, expected)
+
+
+@pytest.mark.parametrize(("every", "epochs"), [(None, [0]), (2, [0, 2, 4]), (0.5, [0, 2]), (0.01, [0, 1, 2, 3, 4])])
+def test_a_dynamic_transform_is_found_again(
+    every: float | None, epochs: list[int], data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    model = make_model("kcd", data.spec.num_classes, update_every=every)
+    model = TransferModel(model.student, model.method, {"solo": make_teacher("resnet8", 10), "teacher": model.teacher})
+    match = model.method.match_teacher
+
+    def watched(model: Any, loop: Any, student: Any) -> None:
+        found.append((loop.epoch, student is model.student))
+        match(model, loop, student)
+
+    monkeypatch.setattr(model.method, "match_teacher", watched)
+    fit(model, data, tmp_path, {**SCHEDULE, "epochs": 5 if every != 0.5 else 4})
+    assert found == [(epoch, epoch > 0) for epoch in epochs]
+
+
+# The reset and composition
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_distillation_starts_from_the_initial_weights_bit_for_bit(given: bool, data: Any, tmp_path: Path) -> None:
+    """Whether the solo student is handed over or trained in a first phase."""
+    model = make_model("kcd", data.spec.num_classes, update_every=None)
+    if given:
+        solo = make_teacher("resnet8", data.spec.num_classes, seed=9)
+        model = TransferModel(model.student, model.method, {"solo": solo, "teacher": model.teacher})
+    start = bits(model.student.network.state_dict())
+    method, found = model.method, {}
+    reset = method.reset
+
+    def watched(model: TransferModel) -> None:
+        found["before"] = bits(model.student.network.state_dict())
+        reset(model)
+        found["after"] = bits(model.student.network.state_dict())
+
+    method.reset = watched
+    fit(model, data, tmp_path, SCHEDULE)
+    assert found["after"] == start
+    assert (found["before"] == start) is given
+
+
+def test_identity_is_the_l2_baseline(data: Any, tmp_path: Path) -> None:
+    results = []
+    for name, options in (("l2", {"weight": 1.0}), ("kcd", {"strategy": "identity", "update_every": None})):
+        fit(make_model(name, data.spec.num_classes, **options), data, tmp_path / name, SCHEDULE)
+        results.append(bits(torch.load(tmp_path / name / "student.pth")))
+    assert results[0] == results[1]
+
+
+def test_a_base_that_compares_no_channels_needs_a_loss_beside_it() -> None:
+    student, teacher = make_classifier("resnet8", 4, 0), make_teacher("resnet20", 4)
+    with pytest.raises(UserError, match=r"method.beside=null: rkd does not compare channels"):
+        build_method("kcd+rkd", student, teacher)
+    with pytest.raises(UserError, match="not itself built around another"):
+        build_method("kcd", student, teacher, base={"name": "kcd"})
+    with pytest.raises(UserError, match=r"its base is 'ab'; expected 'fitnet'"):
+        build_method("kcd+fitnet", student, teacher, base={"name": "ab"})
+    with pytest.raises(UserError, match=r"strategy=bipartit: .*did you mean 'bipartite'"):
+        build_method("kcd", student, teacher, strategy="bipartit")
+    wide = make_classifier("resnet8x4", 4, 0)
+    with pytest.raises(UserError, match="fewer than the student's"):
+        build_method("kcd", wide, teacher)
+
+
+def test_rkd_sees_the_teacher_as_it_is_and_both_networks_run_once(data: Any) -> None:
+    model = make_model("kcd+rkd", data.spec.num_classes, strategy="random")
+    phase = model.method.phases()[-1]
+    batch = next(data.train.epoch(0))
+    calls = []
+    for network in (model.student, model.teacher):
+        network.network.conv1.register_forward_hook(lambda *_: calls.append(1))
+    _, logged = phase.loss(model.eval(), batch)
+    assert len(calls) == 2
+    alone = build_method("rkd", model.student, model.teacher)
+    _, expected = alone.loss(TransferModel(model.student, alone, {"teacher": model.teacher}).eval(), batch)
+    torch.testing.assert_close(logged["loss_distance"], expected["loss_distance"])
+
+
+def test_rco_follows_the_anchors_in_equal_shares(data: Any, tmp_path: Path) -> None:
+    model = make_model("rco", data.spec.num_classes)
+    seen = []
+    choose = model.method.choose_anchor
+
+    def watched(model: TransferModel, loop: Any) -> None:
+        choose(model, loop)
+        seen.append((loop.epoch, model.method.anchor))
+
+    model.method.choose_anchor = watched
+    fit(model, data, tmp_path, {**SCHEDULE, "epochs": 4})
+    assert seen == [(0, "anchor0"), (1, "anchor0"), (2, "teacher"), (3, "teacher")]
+    alone = TransferModel(model.student, model.method, {"teacher": model.teacher})
+    with pytest.raises(UserError, match="expected snapshots of the teacher's training"):
+        fit(alone, data, tmp_path / "none", SCHEDULE)
+
+
+def test_full_width_mobilenet_keeps_its_last_convolution() -> None:
+    assert build_network("mobilenet_v2_half", num_classes=10, image_size=32).last_channel == 1280  # type: ignore[attr-defined]
+
+
+# Cells
+
+PAIR = ("teacher=resnet20", "student=resnet8", "dataset.image_size=24", "dataset.train_size=96", "dataset.test_size=32")
+SMALL = (*PAIR, "schedule.epochs=2", "schedule.batch_size=32", "wandb.mode=disabled", "device=cpu")
+
+
+def test_needs_are_typed_and_shared() -> None:
+    alone = cell.identity(composed("method=none", *SMALL))
+    needs = cell.needs_of(cell.settle(composed("method=kcd", *SMALL)))
+    assert {name: cell.identity(need) for name, need in needs.items()}["solo"] == alone  # type: ignore[arg-type]
+    assert set(needs) == {"teacher", "solo"}
+
+    def needed(*changes: str) -> dict[str, Any]:
+        return cell.needs_of(cell.settle(composed("method=kcd", *SMALL, *changes)))
+
+    assert set(needed("method.strategy=random")) == {"teacher"}
+    assert set(needed("method.student_state=initial")) == {"teacher"}
+    assert needed("method.solo_offset=2", "seed=3")["solo"]["seed"] == 5
+    source = needed("method.teacher_offset=1")["source"]
+    assert (source["seed"], source["schedule"]["epochs"]) == (1, 2)
+    assert needed("method.teacher_state=initial")["source"]["schedule"]["epochs"] == 0
+    for name in ("solo", "source"):
+        made = composed("method=kcd", "method.teacher_offset=1", f"cell={name}", *SMALL)
+        assert cell.identity(made) == cell.identity(needed("method.teacher_offset=1")[name])
+    with pytest.raises(UserError, match="cell=source: this cell needs no such cell; expected student or one of"):
+        cell.settle(composed("method=kcd", "cell=source", *SMALL))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cells")
+
+
+def run(root: Path, *overrides: str) -> tuple[Path, dict[str, Any]]:
+    result = cell.run_cell(composed(*SMALL, f"output_root={root}", *overrides))
+    return cell.folder_of(root, result["id"]), result
+
+
+def test_a_cell_keeps_its_transform_and_starts_where_its_solo_student_did(root: Path) -> None:
+    folder, result = run(root, "method=kcd")
+    assert read_transform(folder)["transform"]["channels"].shape == (1, result["channels"]["compared"])
+    assert result["transform"]["images"] == 96 and result["transform"]["seconds"] > 0
+    assert [path.name for path in (folder / "phases").iterdir()] == ["0-train"]
+    solo = cell.folder_of(root, result["needs"]["solo"])
+    # The same first batch under the same weights: the task loss of the first step is the same number.
+    first = [next(row for row in rows(where) if row["kind"] == "train") for where in (folder, solo)]
+    assert first[0]["loss_task"] == first[1]["loss"]
+
+
+def test_rco_takes_the_snapshots_of_the_teacher_s_cell(root: Path) -> None:
+    folder, result = run(root, "method=rco")
+    teacher = cell.folder_of(root, result["needs"]["teacher"])
+    snapshots = snapshots_of(teacher / "student.pth")
+    assert [path.stem for path in snapshots] == ["epoch_1", "epoch_2"]
+    assert bits(torch.load(snapshots[-1])) == bits(torch.load(teacher / "student.pth"))
+    outside = root / "outside.pth"
+    outside.write_bytes((teacher / "student.pth").read_bytes())
+    with pytest.raises(UserError, match="expected snapshots of the teacher's training"):
+        run(root, "method=rco", f"teacher.checkpoint={outside}")
+
+
+def test_analyses(root: Path) -> None:
+    overlaps = {}
+    for method, evaluation in (("kcd", "channel_overlap"), ("l2", "channel_overlap"), ("none", "channel_overlap")):
+        folder, _ = run(root, f"method={method}", f"evaluation={evaluation}")
+        overlaps[method] = json.loads((folder / "evaluations" / f"{evaluation}.json").read_text())
+        assert (folder / "evaluations" / "activation_maps.npz").exists()
+    assert all(0 <= found[f"overlap_top{k}"] <= 100 for found in overlaps.values() for k in (10, 20, 50, 100))
+    assert overlaps["kcd"]["overlap_top100"] != overlaps["l2"]["overlap_top100"]
+    assert overlaps["kcd"]["labels"]["overlap_top100"] == f"overlap of top {round(100 * 16 / 1280)} of 16"
+    distances = {}
+    for method, evaluation in (
+        ("kcd", "consistency_solo"),
+        ("kcd", "consistency"),
+        ("l2", "consistency_solo"),
+        ("l2", "consistency"),
+    ):
+        folder, _ = run(root, f"method={method}", f"evaluation={evaluation}")
+        distances[method, evaluation] = json.loads((folder / "evaluations" / f"{evaluation}.json").read_text())
+    # Matching by correlation brings the student alone closer, and imitation closer still.
+    solo = distances["l2", "consistency_solo"]["l2_distance"]
+    assert distances["l2", "consistency"]["l2_distance"] < solo
+    assert distances["kcd", "consistency_solo"]["l2_distance"] != solo
+    assert distances["kcd", "consistency"] != distances["kcd", "consistency_solo"]
+
+
+# Tables and claims
+
+TABLES = (
+    *("kcd_strategies", "kcd_metrics", "kcd_initialization", "kcd_untrained", "kcd_dynamic", "kcd_num_transforms"),
+    *("cifar100_kcd", "imagenet_kcd", "coco_fpn_kcd", "kcd_channel_overlap", "kcd_consistency"),
+)
+
+
+def table_rows(name: str) -> dict[str, dict[str, Any]]:
+    """The rows of a table's file."""
+    return yaml.safe_load((CONF / "table" / f"{name}.yaml").read_text())["hydra"]["sweeper"]["rows"]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_have_every_printed_row(name: str) -> None:
+    record, rows_of = find_table(name), table_rows(name)
+    printed = [row["paper_row"] for row in rows_of.values() if row["paper_row"] is not None]
+    assert sorted(printed) == list(range(len(record.rows)))
+    for row in rows_of.values():
+        if row["paper_row"] is None:
+            continue
+        line = record.rows[row["paper_row"]]
+        assert bool(row.get("ours")) is bool(line.get("ours")) or line["method"] in ("kcd", "unknown"), row
+        method = row["overrides"].get("method", "none")
+        # Analyses run on the cells that have what they compare.
+        if "evaluation" not in row["overrides"]:
+            assert method == line["method"], row
+            student = row["overrides"].get("student")
+            assert student is None or student == network_key(line["student"])
+
+
+def judged(name: str, change: dict[str, float] | None = None, spread: float = 0.1) -> dict[str, str]:
+    """Claim -> verdict, if every row measured what the paper prints, twice."""
+    record = find_table(name)
+    found: list[dict[str, Any]] = []
+    for row_id, row in table_rows(name).items():
+        printed = {"top1": 67.52} if row["paper_row"] is None else record.rows[row["paper_row"]]["values"]
+        values = {metric: value + (change or {}).get(row_id, 0.0) for metric, value in printed.items()}
+        cells = [
+            {
+                "id": f"{row_id}{seed}",
+                "seed": seed,
+                "status": "done",
+                "metrics": {m: v + sign * spread / 2**0.5 for m, v in values.items()},
+            }
+            for seed, sign in ((0, -1), (1, 1))
+        ]
+        std = dict.fromkeys(values, spread)
+        found.append(
+            {
+                "id": row_id,
+                "label": row["label"],
+                "role": row["role"],
+                "axes": {},
+                "cells": cells,
+                "mean": values,
+                "std": std,
+            }
+        )
+    claims = judge_all(Context(record, found, {}, Path("nowhere")))
+    assert all(claim["evidence"] for claim in claims)
+    return {claim["id"]: claim["verdict"] for claim in claims}
+
+
+@pytest.mark.parametrize(
+    ("name", "verdicts"),
+    [
+        ("kcd_strategies", {"c1": "holds", "c2": "holds", "c3": "holds"}),
+        # By 0.02 over KL, within the spread.
+        ("kcd_metrics", {"c4": "unknown"}),
+        ("kcd_initialization", {"c5": "holds"}),
+        ("kcd_untrained", {"c6": "holds"}),
+        ("kcd_dynamic", {"c7": "holds"}),
+        # K = 1000 is 0.04 above K = 1; RKD on ResNet20 0.01 below RKD alone.
+        ("kcd_num_transforms", {"c8": "unknown"}),
+        ("cifar100_kcd", {"c9": "unknown", "c10": "holds"}),
+        ("imagenet_kcd", {"c9": "unknown"}),
+        ("coco_fpn_kcd", {"c11": "holds"}),
+        ("kcd_channel_overlap", {"c12": "holds", "c13": "holds"}),
+    ],
+)
+def test_printed_numbers_give_the_paper_s_verdicts(name: str, verdicts: dict[str, str]) -> None:
+    assert judged(name) == verdicts
+
+
+def test_distances_of_the_guessed_rows() -> None:
+    assert judged("kcd_consistency", spread=0.005) == {"c14": "holds"}
+    assert judged("kcd_consistency", {"kcd_ab": 20.0}, spread=0.005) == {"c14": "fails"}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "claim"),
+    [
+        ("kcd_strategies", {"greedy": 1.0}, "c1"),
+        ("kcd_strategies", {"random": -1.0}, "c2"),
+        ("kcd_strategies", {"subnet_fc": 5.0}, "c3"),
+        ("kcd_metrics", {"l1": 1.0}, "c4"),
+        ("kcd_initialization", {"S2": 0.5}, "c5"),
+        ("kcd_initialization", {"T1": 3.0}, "c5"),
+        ("kcd_untrained", {"S_T0": 2.0}, "c6"),
+        ("kcd_dynamic", {"dynamic": 1.0}, "c7"),
+        ("kcd_num_transforms", {"K1000": -1.0}, "c8"),
+        ("cifar100_kcd", {"kcd_ab_half": -5.0}, "c9"),
+        ("imagenet_kcd", {"fitnet_mbv2": 5.0}, "c9"),
+        ("cifar100_kcd", {"none_full": 5.0}, "c10"),
+        ("coco_fpn_kcd", {"l2_r50": 2.0}, "c11"),
+        ("kcd_channel_overlap", {"transformed": -40.0}, "c12"),
+        ("kcd_channel_overlap", {"two_students": 40.0}, "c13"),
+    ],
+)
+def test_other_numbers_refute_the_claims(name: str, change: dict[str, float], claim: str) -> None:
+    assert judged(name, change)[claim] == "fails"
+
+
+def test_claims_say_what_they_lack() -> None:
+    record = find_table("kcd_untrained")
+    (claim,) = judge_all(Context(record, [], {}, Path("nowhere")))
+    assert claim["verdict"] == "unknown"
+    assert claim["evidence"] == "Needs the row S_T: +table=kcd_untrained rows=S_T."
+
+
+def test_figure_1_is_drawn_from_the_maps_that_analyses_left(tmp_path: Path) -> None:
+    record, found = find_table("kcd_channel_overlap"), []
+    for number, row_id in enumerate(("student_teacher", "two_students", "transformed")):
+        folder = tmp_path / "cells" / row_id / "evaluations"
+        folder.mkdir(parents=True)
+        maps = np.full((4, 2, 2), float(number))
+        np.savez(folder / "activation_maps.npz", student=np.zeros((4, 2, 2)), other=maps, shown_class="boy")
+        found.append(
+            {"id": row_id, "label": row_id, "axes": {}, "cells": [{"id": row_id, "seed": 0, "status": "done"}]}
+        )
+    (drawing,) = drawings(Context(record, found, {}, tmp_path))
+    assert drawing.figure["id"] == "figure1"
+    maps, differences = drawing.panels
+    assert isinstance(maps, HeatMaps) and isinstance(differences, HeatMaps)
+    assert list(maps.pictures) == ["S1", "S2", "T", "T(T)"]
+    assert {name: values.mean() for name, values in differences.pictures.items()} == {
+        "T - S1": 0,
+        "T(T) - S1": 2,
+        "S1 - S2": -1,
+    }
+    assert maps.pictures["T"].shape == (4, 4)
+    png, svg = plot(differences)
+    assert png.startswith(b"\x89PNG") and svg.startswith("<svg") and "width=" not in svg.split(">")[0]
+    assert "class boy" in drawing.caption
