@@ -337,7 +337,8 @@ def test_a_dilated_vgg_keeps_the_resolution_from_stride_8_on() -> None:
 
 
 def test_the_deeplab_v2_head_is_a_sum_of_dilated_classifiers() -> None:
-    head = DeepLabV2Head(in_channels=4, in_index=0, num_classes=3, dilations=(1, 2))
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        head = DeepLabV2Head(in_channels=4, in_index=0, num_classes=3, dilations=(1, 2))
     x = torch.randn(1, 4, 9, 9)
     expected = sum(
         nn.functional.conv2d(x, convolution.weight, convolution.bias, padding=rate, dilation=rate)
@@ -465,5 +466,5 @@ def test_a_classifier_can_teach_a_detector() -> None:
 
 def test_methods_for_classifiers_refuse_detectors() -> None:
     student = make_network("fasterrcnn_resnet18", "detection", 0)
-    with pytest.raises(UserError, match="choose at, fitnet, hybrid_forward, none, nst, stagewise"):
+    with pytest.raises(UserError, match="choose at, fitnet, hybrid_forward, kcd, l2, none, nst, rco, stagewise"):
         build_method("ab", student, make_teacher("fasterrcnn_resnet18", "detection"))
