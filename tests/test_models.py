@@ -109,9 +109,8 @@ def test_no_layer_of_a_slim_network_stays_wide(name: str) -> None:
         if isinstance(own, nn.Conv2d):
             theirs = wide[key]
             # A quarter, but for rounding: no layer has fewer than 8 channels, nor six times as many (MobileNet v2).
-            assert own.out_channels <= max(48 if name.startswith("mobilenet_v2") else 24, 0.4 * theirs.out_channels), (
-                key
-            )
+            least = 48 if name.startswith("mobilenet_v2") else 24
+            assert own.out_channels <= max(least, 0.4 * theirs.out_channels), key
             if not name.startswith("shufflenet"):
                 assert own.out_channels % 8 == 0, key
     assert head_of(slim).classifier.out_features == 10
