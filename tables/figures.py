@@ -296,6 +296,7 @@ def plot(panel: Panel | HeatMaps) -> tuple[bytes, str]:
     import matplotlib  # late: a table without curves does not need it
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     style: dict[Any, Any] = {
         "font.size": 9.5,
@@ -345,6 +346,10 @@ def plot(panel: Panel | HeatMaps) -> tuple[bytes, str]:
             axes.set_xlim(panel.borders[0][0], panel.borders[-1][0])
         if panel.log_y:
             axes.set_yscale("log")
+            # Powers of ten with a factor are too wide for the margin.
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+            axes.yaxis.set_minor_formatter("{x:g}")
         axes.set_title(panel.title, loc="left", fontsize=10.5, fontweight="bold", pad=20 if panel.levels else 14)
         axes.set_xlabel(panel.x_label)
         axes.grid(color=GRID, linewidth=0.6, alpha=0.7)

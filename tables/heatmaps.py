@@ -101,7 +101,7 @@ def plot_maps(panel: HeatMaps) -> tuple[bytes, str]:
         figure = Figure(figsize=(5.2, 3.3))
         FigureCanvasAgg(figure)
         axes = figure.subplots(1, len(panel.pictures), squeeze=False)[0]
-        figure.subplots_adjust(left=0.09, right=0.87, bottom=0.05, top=0.8, wspace=0.12)
+        figure.subplots_adjust(left=0.11, right=0.87, bottom=0.05, top=0.8, wspace=0.12)
         image: Any = None
         for number, (each, (name, values)) in enumerate(zip(axes, panel.pictures.items(), strict=True)):
             image = each.imshow(values, aspect="auto", interpolation="nearest", **scale)
