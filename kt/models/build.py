@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchvision.models import MobileNetV2, ResNet, ShuffleNetV2, get_model_weights
 from torchvision.models.resnet import BasicBlock, Bottleneck
@@ -80,18 +81,22 @@ def _torchvision_resnet(
 
 def _torchvision_vgg(num_classes: int, width: float) -> nn.Module:
     plan = [entry if isinstance(entry, str) else slim(entry, width) for entry in cfgs["D"]]
-    network = VGG(make_layers(plan), num_classes, init_weights=width == 1)
-    if width != 1:
-        last, hidden = slim(512, width), slim(4096, width)
-        network.classifier[0] = nn.Linear(last * 7 * 7, hidden)
-        network.classifier[3] = nn.Linear(hidden, hidden)
-        network.classifier[6] = nn.Linear(hidden, num_classes)
-        initialise(network)
-        for module in network.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, 0, 0.01)
-            if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+    if width == 1:
+        return VGG(make_layers(plan), num_classes)
+    # Drawing 120 million weights of a full classifier, only to replace it, would take seconds.
+    with torch.device("meta"):
+        network = VGG(nn.Sequential(), num_classes, init_weights=False)
+    network.features = make_layers(plan)
+    last, hidden = slim(512, width), slim(4096, width)
+    network.classifier[0] = nn.Linear(last * 7 * 7, hidden)
+    network.classifier[3] = nn.Linear(hidden, hidden)
+    network.classifier[6] = nn.Linear(hidden, num_classes)
+    initialise(network)
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, 0, 0.01)
+        if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
+            nn.init.zeros_(module.bias)
     return network
 
 

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DefaultScope
@@ -31,7 +32,9 @@ def _channels(name: str, width: float, strides: Sequence[int]) -> list[int]:
     """Channels of a network's maps at some strides."""
     from kt.models import build_network
 
-    ends = {stage.stride: stage.channels for stage in stages_of(build_network(name, num_classes=1, width=width))}
+    with torch.device("meta"):  # shapes alone
+        network = build_network(name, num_classes=1, width=width)
+    ends = {stage.stride: stage.channels for stage in stages_of(network)}
     return [ends[stride] for stride in strides]
 
 
@@ -39,7 +42,9 @@ def _pyramid(name: str, width: float) -> list[int]:
     """The strides whose maps a feature pyramid takes from a network: 4 to 32, as far as it has them."""
     from kt.models import build_network
 
-    return [stage.stride for stage in stages_of(build_network(name, 1, width)) if 4 <= stage.stride <= 32]
+    with torch.device("meta"):
+        network = build_network(name, num_classes=1, width=width)
+    return [stage.stride for stage in stages_of(network) if 4 <= stage.stride <= 32]
 
 
 def _detection_preprocessor(mean: Sequence[float], std: Sequence[float]) -> ModelConfig:
