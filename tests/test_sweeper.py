@@ -49,7 +49,16 @@ def start(tmp_path: Path, *arguments: str, **does: Any) -> subprocess.Popen[str]
     environment = {**os.environ, "PYTHONPATH": found, "FAKE_TRAINING": json.dumps(does), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "experiments.run", *arguments, f"output_root={tmp_path / 'out'}"]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        # A shell's background jobs, and what they start, ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def given(tmp_path: Path) -> dict[str, dict[str, Any]]:
