@@ -391,6 +391,9 @@ class Scene:
 
 # A camera 1.5 m above a flat street, looking along it: focal length in image heights.
 CAMERA_HEIGHT, FOCAL, FARTHEST = 1.5, 1.1, 80.0
+# Metres between which objects stand. Their heights in pixels are spread evenly, not their distances: else most of them
+# would be too small for any detector that trains in minutes.
+NEAREST_OBJECT, FARTHEST_OBJECT = 5.0, 45.0
 
 
 def draw_scene(
@@ -428,7 +431,7 @@ def draw_scene(
         # Mixed in, or the nearest objects would always be persons.
         names = [str(name) for name in rng.permutation(names + ["person"] * int(rng.integers(crowd + 1)))]
         count = len(names)
-    distances = np.sort(rng.uniform(6, 45, count))[::-1]
+    distances = 1 / np.sort(rng.uniform(1 / FARTHEST_OBJECT, 1 / NEAREST_OBJECT, count))
     drawn: list[tuple[str, Mask, Pose, float]] = []
     for name, distance in zip(names, distances, strict=True):
         aspect, metres = SHAPE[name]
