@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 if TYPE_CHECKING:
     from kt.phases import Phase
+    from kt.stages import Stage
 
 TEACHER_NORMS = ("eval", "batch")
 
@@ -59,11 +60,11 @@ def frozen_statistics(*roots: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def evaluating(*roots: nn.Module) -> Iterator[None]:
-    """Within, modules are in eval mode and no graph is built; afterwards each is in the mode it was in."""
-    modes = {module: module.training for root in roots for module in root.modules()}
-    for root in roots:
-        root.eval()
+def evaluating(*parts: nn.Module | Stage) -> Iterator[None]:
+    """Within, networks or stages of them are in eval mode and record no graph; then each module is as it was."""
+    modes = {module: module.training for part in parts for module in part.modules()}
+    for module in modes:
+        module.training = False
     try:
         with torch.no_grad():
             yield

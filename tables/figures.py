@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import io
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +12,10 @@ from tables.claims import PATHS, Context, Row, count_seeds
 from tables.curves import Array, Curve, downsample, epoch_means, first_decay
 from tables.gap_claims import SWEEP, TEACHERS, fixed_rows, is_fixed, middle_steps, needed
 from tables.heatmaps import HeatMaps, activation_maps, plot_maps
+from tables.pictures import GRID, INK, export, style_of
 
 # One colour per line; in the page they are CSS variables, so that they follow its light or dark mode.
 COLOURS = ("#2563eb", "#ea580c", "#059669")
-INK, GRID = "#374151", "#d1d5db"
-
 BOLD_POINTS = 60  # of a bold line over steps
 
 
@@ -298,20 +294,7 @@ def plot(panel: Panel | HeatMaps) -> tuple[bytes, str]:
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
 
-    style: dict[Any, Any] = {
-        "font.size": 9.5,
-        "font.family": "sans-serif",
-        "svg.fonttype": "none",
-        "svg.hashsalt": panel.id,
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "axes.edgecolor": GRID,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(style_of(panel.id)):
         figure = Figure(figsize=(5.2, 3.3))
         figure.subplots_adjust(left=0.09, right=0.985, bottom=0.14, top=0.84 if panel.levels else 0.87)
         FigureCanvasAgg(figure)
@@ -360,21 +343,6 @@ def plot(panel: Panel | HeatMaps) -> tuple[bytes, str]:
             axes.legend(frameon=False, fontsize=8.5, borderpad=0, borderaxespad=0.2, **above)
         else:
             axes.legend(frameon=False, fontsize=8.5)
-        png, svg = io.BytesIO(), io.StringIO()
-        figure.savefig(png, format="png", dpi=144, facecolor="white")
-        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return png.getvalue(), _for_page(svg.getvalue(), panel)
-
-
-def _for_page(svg: str, panel: Panel) -> str:
-    """Inline SVG: no prolog, no metadata, no fixed size, colours of the page."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    labels = [line.label for line in panel.lines] + [level.label for level in panel.levels]
-    name = html.escape(f"{panel.title}: {', '.join(labels)}")
-    svg = re.sub(r' (width|height)="[^"]*pt"', "", svg, count=2)
-    svg = svg.replace("<svg", f'<svg role="img" aria-label="{name}"', 1)
-    for number, colour in enumerate(COLOURS, 1):
-        svg = svg.replace(colour, f"var(--line-{number})")
-    svg = svg.replace(INK, "currentColor").replace(GRID, "var(--rule)")
-    return re.sub(r"'DejaVu Sans'[^;\"]*", "inherit", svg).strip()
+        labels = [line.label for line in panel.lines] + [level.label for level in panel.levels]
+        variables = {colour: f"var(--line-{number})" for number, colour in enumerate(COLOURS, 1)}
+        return export(figure, f"{panel.title}: {', '.join(labels)}", variables)

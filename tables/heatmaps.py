@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import io
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from tables.claims import Context, Row
+from tables.pictures import export, style_of
 
 Array = np.ndarray
 MAPS = "activation_maps.npz"
-INK = "#374151"
 
 
 @dataclass(frozen=True)
@@ -83,21 +80,12 @@ def plot_maps(panel: HeatMaps) -> tuple[bytes, str]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    style: dict[Any, Any] = {
-        "font.size": 9.5,
-        "svg.fonttype": "none",
-        "svg.hashsalt": panel.id,
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-    }
     # A few outliers would leave the rest without contrast.
     limit = max(float(np.percentile(np.abs(values), 99)) for values in panel.pictures.values()) or 1.0
     scale: dict[str, Any] = {"vmin": -limit, "vmax": limit, "cmap": "RdBu_r"}
     if not panel.signed:
         scale = {"vmin": 0.0, "vmax": limit, "cmap": "viridis"}
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(style_of(panel.id)):
         figure = Figure(figsize=(5.2, 3.3))
         FigureCanvasAgg(figure)
         axes = figure.subplots(1, len(panel.pictures), squeeze=False)[0]
@@ -108,20 +96,8 @@ def plot_maps(panel: HeatMaps) -> tuple[bytes, str]:
             each.set_title(name, fontsize=9.5)
             each.set_xticks([])
             each.set_yticks([0, len(values) - 1] if number == 0 else [])
+            each.spines[:].set_visible(True)
         axes[0].set_ylabel("channel")
         figure.colorbar(image, cax=figure.add_axes((0.885, 0.05, 0.02, 0.75)))
         figure.text(0.01, 0.95, panel.title, fontsize=10.5, fontweight="bold")
-        png, svg = io.BytesIO(), io.StringIO()
-        figure.savefig(png, format="png", dpi=144, facecolor="white")
-        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return png.getvalue(), _for_page(svg.getvalue(), panel)
-
-
-def _for_page(svg: str, panel: HeatMaps) -> str:
-    """Inline SVG: no prolog, no metadata, no fixed size, text in the page's colour."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    name = html.escape(f"{panel.title}: {', '.join(panel.pictures)}")
-    svg = re.sub(r' (width|height)="[^"]*pt"', "", svg, count=2)
-    svg = svg.replace("<svg", f'<svg role="img" aria-label="{name}"', 1).replace(INK, "currentColor")
-    return re.sub(r"'DejaVu Sans'[^;\"]*", "inherit", svg).strip()
+        return export(figure, f"{panel.title}: {', '.join(panel.pictures)}", {})

@@ -26,13 +26,13 @@ from kt.baselines.features import choose_pairs
 from kt.cost import few_images
 from kt.errors import UserError
 from kt.methods import build_method
-from kt.methods.blocks import frozen, pair_blocks
+from kt.methods.blocks import pair_blocks
 from kt.methods.stagewise import Stagewise
 from kt.models import build_network
 from kt.phases import open_groups, seed_everything
 from kt.stages import stages_of
 from kt.train import fit
-from kt.transfer import TransferModel
+from kt.transfer import TransferModel, evaluating
 from method_settings import SCHEDULE, make_classifier, make_data, make_model, make_teacher
 from tables.records import find_table
 
@@ -171,7 +171,7 @@ def test_the_teacher_runs_as_deep_as_the_phase_and_frozen_stages_without_a_graph
 
 def test_frozen_leaves_no_trace_even_after_an_error() -> None:
     stages = stages_of(build_network("resnet18", num_classes=3, width=0.25, image_size=32))
-    with pytest.raises(KeyError), frozen(stages[:2]):
+    with pytest.raises(KeyError), evaluating(*stages[:2]):
         assert not any(module.training for stage in stages[:2] for module in stage.modules())
         assert all(module.training for module in stages[2].modules())
         raise KeyError

@@ -16,9 +16,9 @@ from kt.baselines.plain import Scratch
 from kt.classifier import Classifier
 from kt.errors import UserError
 from kt.methods.base import METHODS
-from kt.methods.blocks import frozen, pair_blocks, parameters_outside
+from kt.methods.blocks import pair_blocks, parameters_outside
 from kt.phases import Batch, Phase
-from kt.transfer import TransferModel
+from kt.transfer import TransferModel, evaluating
 
 PARTS = ("features", "first_block")
 
@@ -36,7 +36,7 @@ def count_frozen(student: Classifier, part: str) -> int:
 
 def extract_on_frozen(student: Classifier, inputs: Tensor, count: int) -> list[Tensor]:
     """Stage outputs, the first `count` of them from frozen stages."""
-    with frozen(student.stages[:count]):
+    with evaluating(*student.stages[:count]):
         levels = student.extract(inputs, count)
     for stage in student.stages[count:]:
         levels.append(stage(levels[-1]))

@@ -1,11 +1,9 @@
-"""A pair of networks block by block: where both are cut, whose parameters a block has, and how it is run frozen."""
+"""A pair of networks block by block: where both are cut, and whose parameters a block has."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -50,20 +48,6 @@ def match_size(feature: Tensor, reference: Tensor) -> Tensor:
     if feature.shape[-2:] == size:
         return feature
     return F.interpolate(feature, size=size, mode="bilinear", align_corners=False)
-
-
-@contextlib.contextmanager
-def frozen(stages: Iterable[Stage]) -> Iterator[None]:
-    """Within, stages run in eval mode and nothing records a graph; afterwards their modes are as they were."""
-    modes = {module: module.training for stage in stages for module in stage.modules()}
-    for module in modes:
-        module.training = False
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def parameters_of(stages: Iterable[Stage]) -> list[nn.Parameter]:

@@ -32,10 +32,10 @@ from kt.cost import count_flops
 from kt.errors import UserError
 from kt.functional import hint
 from kt.methods.base import METHODS, Method, Student, Teacher, teacher_levels
-from kt.methods.blocks import frozen, match_size, pair_blocks, parameters_of, parameters_outside
+from kt.methods.blocks import match_size, pair_blocks, parameters_of, parameters_outside
 from kt.phases import Batch, Phase
 from kt.stages import Stage, as_map
-from kt.transfer import TransferModel
+from kt.transfer import TransferModel, evaluating
 
 PHASE_LENGTHS = ("full", "split")
 
@@ -169,7 +169,7 @@ class Stagewise(Method):
         if first == 0:
             x = model.student.extract(inputs, last)[-1]
         else:
-            with frozen(stages[:first]):
+            with evaluating(*stages[:first]):
                 x = model.student.extract(inputs, first)[-1]
             for stage in stages[first:last]:
                 x = stage(x)
@@ -178,7 +178,7 @@ class Stagewise(Method):
 
     def loss(self, model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The task loss of the head on frozen features."""
-        with frozen(model.student.stages):
+        with evaluating(*model.student.stages):
             levels = model.student.extract(batch["inputs"])
         output = model.student.task(levels, batch)
         return output.loss, output.scalars
@@ -189,11 +189,11 @@ class Stagewise(Method):
 
     def passes(self, model: TransferModel, batch: Batch) -> list:
         """The frozen features, and forward and backward of the head on them."""
-        with frozen(model.student.stages):
+        with evaluating(*model.student.stages):
             levels = model.student.extract(batch["inputs"])
 
         def features() -> None:
-            with frozen(model.student.stages):
+            with evaluating(*model.student.stages):
                 model.student.extract(batch["inputs"])
 
         return [features, lambda: model.student.task(levels, batch).loss.backward()]
