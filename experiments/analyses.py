@@ -56,7 +56,7 @@ def analyse_cell(config: Mapping[str, Any], folder: Path, needs: Mapping[str, Pa
     if teacher is not None:
         networks["teacher"] = teacher
     for network in networks.values():
-        freeze_teacher(network.to(device).to(memory_format=torch.channels_last))
+        freeze_teacher(network.to(device).to(memory_format=network.memory_format))
     return ANALYSES[config["evaluation"]](networks, folder, data, device)
 
 

@@ -112,7 +112,7 @@ def peak_memory_of(name: str, arguments: argparse.Namespace) -> int:
 
 def _measure_memory(name: str, arguments: argparse.Namespace, answers: Any) -> None:
     device = torch.device(arguments.device)
-    model = make_model(name, arguments).to(device).to(memory_format=torch.channels_last)
+    model = make_model(name, arguments).place(device)
     model.phase = model.method.phases()[-1]  # type: ignore[operator]
     batch = dense_batch(arguments)
     model.train()

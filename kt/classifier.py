@@ -38,6 +38,8 @@ class Classifier(BaseModel):
         normalisation: `(mean, std)` per RGB channel for images in 0..1; by default the network's own.
     """
 
+    memory_format = torch.channels_last
+
     def __init__(self, network: nn.Module, normalisation: tuple[Sequence[float], Sequence[float]] | None = None):
         super().__init__()
         self.network = network

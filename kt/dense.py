@@ -112,6 +112,10 @@ class Backbone(BaseModel):
         normaliser: Makes its input.
     """
 
+    # Operators of mmcv (RoI align, deformable convolution) read memory as (n, c, h, w) whatever a tensor's strides are:
+    # in channels_last they silently compute something else.
+    memory_format = torch.contiguous_format
+
     def __init__(self, network: nn.Module, normaliser: Normaliser):
         super().__init__()
         self.network: Any = network

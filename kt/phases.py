@@ -266,8 +266,8 @@ class PhaseRunner(Runner):
         return PhaseLoop(self, self._train_dataloader, self.phase, self.phase_index, self.engine)
 
     def wrap_model(self, model_wrapper_cfg: Any, model: TransferModel) -> nn.Module:
-        """Puts the model on the engine's device, in channels_last, and under DDP where there are several processes."""
-        model = model.to(self.engine.device).to(memory_format=torch.channels_last)
+        """Puts the model on the engine's device, and under DDP where there are several processes."""
+        model.place(self.engine.device)
         if not self.distributed:
             return model
         devices = None if self.engine.device.type == "cpu" else [self.engine.device]

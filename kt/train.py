@@ -107,7 +107,7 @@ def fit(
     if progress is not None and rank == 0:
         progress.start(sum(steps), cell.name)
     try:
-        model.to(engine.device).to(memory_format=torch.channels_last)
+        model.place(engine.device)
         if finished:
             state = load_checkpoint(phase_folder(cell, finished - 1, phases[finished - 1]) / "checkpoint.pth", model)
             fresh_offset = state["offset"]

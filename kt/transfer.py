@@ -127,6 +127,10 @@ class TransferModel(BaseModel):
             teacher._apply(fn, recurse)
         return self
 
+    def place(self, device: torch.device | str) -> TransferModel:
+        """Moves everything to a device, in the memory format that suits the student."""
+        return self.to(device).to(memory_format=self.student.memory_format)
+
     def init_weights(self) -> None:
         """Does nothing: networks come initialised or loaded, and nobody may draw their weights again."""
 
