@@ -295,7 +295,7 @@ def main(argv: list[str] | None = None) -> int:
         cells += [passes, f"{row['ratio']:.3f}", f"{row['images_per_second']:.0f}"]
         cells += [f"{row['peak_memory'] / 2**20:.0f}"] if dense else []
         table.add_row(row["method"], *cells)
-    console = Console()
+    console = Console(width=max(100, Console().width))  # a narrow terminal, or none, would cut the names
     console.print(table)
     if reference is None and compared:
         console.print("KD beside torchdistill: not measured (pip install torchdistill, then run this again)")

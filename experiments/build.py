@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import json
 import logging
+import re
 import resource
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -487,4 +488,6 @@ def peak_memory(device: torch.device) -> int:
     """Peak memory in bytes: of the GPU where there is one, else of the process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not rusage's where it can be helped: a process starts with the peak of the one that it was forked from.
+    own = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return 1024 * (int(own[1]) if own else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

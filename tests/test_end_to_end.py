@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from experiments.build import peak_memory
+
 ROOT = Path(__file__).parents[1]
 SMALL = ("dataset.train_size=320", "dataset.test_size=50", "dataset.image_size=32", "schedule.batch_size=32")
 PAIR = ("teacher=resnet20", "student=resnet8", "wandb.mode=disabled", *SMALL)
@@ -83,3 +85,13 @@ def test_a_table_from_nothing_and_a_second_time(tmp_path: Path) -> None:
     finish(*command, output_root=tmp_path)
     assert time.monotonic() - began < 10
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("cells/*/student.pth")} == before
+
+
+def test_peak_memory_is_the_processs_own() -> None:
+    """Not that of the larger process which started it."""
+    ballast = torch.ones(2**29, dtype=torch.uint8)
+    code = "import torch; from experiments.build import peak_memory; print(peak_memory(torch.device('cpu')))"
+    started = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    own = peak_memory(torch.device("cpu"))
+    assert own > len(ballast)
+    assert int(started.stdout.split()[-1]) < own - len(ballast) / 2
