@@ -564,7 +564,7 @@ def _evaluate(config: Config, folder: Path, display: Display) -> None:
         path.parent.mkdir(exist_ok=True)
     try:
         if config["evaluation"] in ANALYSES:
-            paths, _ = _provide(all_needs(config), display)
+            paths, _ = _provide(config, all_needs(config), display)
             with cell_log(folder):
                 from experiments.analyses import analyse_cell
 
@@ -610,7 +610,7 @@ def _attempt(config: Config, cell_id: str, folder: Path, display: Display) -> Co
         (folder / "error.txt").unlink(missing_ok=True)
     write()
     try:
-        paths, ids = _provide(needs_of(config), display)
+        paths, ids = _provide(config, needs_of(config), display)
         write(started=time.time())  # what it needs has been counted there
         with cell_log(folder):
             from experiments.build import train_cell
@@ -640,14 +640,26 @@ def _attempt(config: Config, cell_id: str, folder: Path, display: Display) -> Co
         raise CellFailed(f"cell {cell_id}: {message} (traceback: {folder / 'error.txt'})") from error
 
 
-def _provide(needs: Mapping[str, Config | Path], display: Display) -> tuple[dict[str, Path], dict[str, str]]:
-    """Makes what a cell needs: name -> file, and name -> id."""
+def _provide(
+    config: Config, needs: Mapping[str, Config | Path], display: Display
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """Makes what a cell needs: name -> file, and name -> id.
+
+    Raises:
+        UserError: The user's mistake, under the key that it has in this cell's config.
+    """
     paths, ids = {}, {}
     for name, need in needs.items():
         if isinstance(need, Path):
             paths[name], ids[name] = need, content_hash(need, f"{name}.checkpoint")
             continue
-        result = run_cell(need, display)
+        try:
+            result = run_cell(need, display)
+        except UserError as error:
+            part = str(error).partition(".")[0]
+            if name == "teacher" and part in ("dataset", "schedule") and config["teacher"][part] is not None:
+                raise UserError(f"teacher.{error}") from None
+            raise
         ids[name] = result["id"]
         paths[name] = folder_of(need["output_root"], result["id"]) / "student.pth"
     return paths, ids

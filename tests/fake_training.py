@@ -1,8 +1,8 @@
 """A stand-in for the training and the renderer, for tests of everything around them; needs no torch.
 
 The variable `FAKE_TRAINING` holds JSON: method name (or `teacher`) -> what its cells do instead of training:
-`error`, `mistake` (of the user), `exit`, `kill` (their own process), `interrupt` or seconds to sleep; `evaluation` ->
-`error` or `mistake`.
+`error`, `mistake` (of the user), `mistake in the data`, `exit`, `kill` (their own process), `interrupt` or seconds to
+sleep; `evaluation` -> `error` or `mistake`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ def train_cell(config: dict[str, Any], folder: Path, needs: dict[str, Path], pro
         raise RuntimeError("the loss is not finite\nsecond line")
     elif does == "mistake":
         raise UserError("data_root=nowhere: expected a dataset there, or use scale=mini")
+    elif does == "mistake in the data":
+        raise UserError("dataset.folder=null: expected a folder")
     elif does == "exit":
         sys.exit(7)
     elif does == "kill":

@@ -150,6 +150,17 @@ def test_a_teacher_with_its_own_data_has_their_recipe() -> None:
     assert (need["schedule"]["iterations"], need["schedule"]["clip_grad"]) == (20, 10.0)
 
 
+def test_a_mistake_in_the_teachers_own_data_bears_its_key(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("FAKE_TRAINING", '{"teacher": "mistake in the data"}')
+    pair = ("method=hybrid_forward", "student=deeplabv2_vgg16", "teacher=fasterrcnn_resnet50", "dataset=scenes_seg")
+    chosen = with_recipe({**dict(line.split("=") for line in pair), TEACHER_DATA: "cityscapes_det"})
+    own = [f"{sign(key)}{key}={value}" for key, value in chosen.items()]
+    with pytest.raises(UserError, match=r"^teacher\.dataset\.folder=null: "):
+        run_cell(composed(*own, f"output_root={tmp_path}"))
+    with pytest.raises(UserError, match=r"^dataset\.folder=null: "):
+        run_cell(composed("method=kd", *PAIR, f"output_root={tmp_path}"))
+
+
 def test_a_network_for_another_task_is_refused() -> None:
     with pytest.raises(UserError, match="student=fasterrcnn_resnet50: not a network for segmentation"):
         settle(composed("student=fasterrcnn_resnet50", "dataset=scenes_seg"))
