@@ -15,7 +15,7 @@ from mmengine.runner import load_checkpoint
 from torch import Tensor
 
 import kt.baselines  # noqa: F401 - registers the baselines
-from kt.dense import DenseModel, as_teacher
+from kt.dense import DenseModel
 from kt.errors import UserError
 from kt.methods import build_method
 from kt.models.dense import build_dense
@@ -84,4 +84,4 @@ def _read_teacher(teacher: Mapping[str, Any]) -> Any:
     model = teacher.get("model") or Config.fromfile(teacher["config"]).model
     network = build_dense(dict(model), "teacher.model")
     load_checkpoint(network, teacher["checkpoint"], map_location="cpu", strict=True, logger="silent")
-    return as_teacher(DenseModel(network))
+    return DenseModel(network)

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,14 +146,18 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(temporary, path)
 
 
-def images_per_second(cell: Path) -> float | None:
-    """The median training speed of the main phase, from the cell's records."""
-    rates = []
+def _steps(cell: Path) -> Iterator[dict[str, Any]]:
+    """The records of a cell's training steps."""
     with open(cell / "metrics.jsonl") as file:
         for line in file:
             row = json.loads(line)
-            if row["kind"] == "train" and row["phase"] == "train":
-                rates.append(row["images_per_second"])
+            if row["kind"] == "train":
+                yield row
+
+
+def images_per_second(cell: Path) -> float | None:
+    """The median training speed of the main phase, from the cell's records."""
+    rates = [row["images_per_second"] for row in _steps(cell) if row["phase"] == "train"]
     return statistics.median(rates) if rates else None
 
 
@@ -165,13 +169,10 @@ def phase_records(cell: Path, batch_size: int) -> list[dict[str, Any]]:
         batch_size: Images a step, for the records hold speeds.
     """
     found: dict[str, dict[str, Any]] = {}
-    with open(cell / "metrics.jsonl") as file:
-        for line in file:
-            row = json.loads(line)
-            if row["kind"] == "train":
-                phase = found.setdefault(row["phase"], {"name": row["phase"], "seconds": 0.0})
-                phase |= {"epochs": math.ceil(row["epoch"]), "steps": row["step"]}
-                phase["seconds"] += batch_size / max(row["images_per_second"], 0.1)
+    for row in _steps(cell):
+        phase = found.setdefault(row["phase"], {"name": row["phase"], "seconds": 0.0})
+        phase |= {"epochs": math.ceil(row["epoch"]), "steps": row["step"]}
+        phase["seconds"] += batch_size / max(row["images_per_second"], 0.1)
     return list(found.values())
 
 

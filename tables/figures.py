@@ -79,15 +79,15 @@ class Drawing:
     title: str | None = None
 
 
-def _line(label: str, curves: Sequence[Curve], values: Callable[[Curve], Array]) -> Line:
-    """The mean over seeds."""
+def mean_line(label: str, curves: Sequence[Curve], values: Callable[[Curve], Array], start: float = 0.0) -> Line:
+    """The mean over seeds against epochs, of which `start` come before the curves."""
     length = min(len(curve.step) for curve in curves)
     first = curves[0]
     mean = np.mean([values(curve)[:length] for curve in curves], axis=0)
     cut = Curve(first.step[:length], first.epoch[:length], first.lr[:length], {})
     epochs, means = epoch_means(cut, mean)
     # A mean stands in the middle of its epoch.
-    return Line(label, *downsample(cut.epoch, mean), *downsample(epochs - 0.5, means))
+    return Line(label, *downsample(start + cut.epoch, mean), *downsample(start + epochs - 0.5, means))
 
 
 def _step_line(label: str, curves: Sequence[Curve], name: str, steps: slice = slice(None)) -> Line:
@@ -136,12 +136,12 @@ def with_and_without_teacher(context: Context) -> tuple[str, list[Panel]] | None
     row, curves = found
     decay = _decay_epoch(curves[0])
     loss = (
-        _line("with teacher (L1 + L2 + L3)", curves, lambda curve: curve.total(PATHS)),
-        _line("without teacher", without, lambda curve: curve.values["loss"]),
+        mean_line("with teacher (L1 + L2 + L3)", curves, lambda curve: curve.total(PATHS)),
+        mean_line("without teacher", without, lambda curve: curve.values["loss"]),
     )
     accuracy = (
-        _line("with teacher", curves, lambda curve: curve.values["accuracy"]),
-        _line("without teacher", without, lambda curve: curve.values["accuracy"]),
+        mean_line("with teacher", curves, lambda curve: curve.values["accuracy"]),
+        mean_line("without teacher", without, lambda curve: curve.values["accuracy"]),
     )
     panels = [Panel("loss", "Training loss", loss, decay), Panel("accuracy", "Training accuracy (%)", accuracy, decay)]
     return f"With the teacher: {row['label']}. Without: the baseline. {_bold(None, len(curves))}", panels
@@ -158,7 +158,7 @@ def three_paths(context: Context) -> tuple[str, list[Panel]] | None:
 
     def lines(names: Sequence[str]) -> list[Line]:
         pairs = zip(labels, names, strict=True)
-        return [_line(label, curves, lambda curve, name=name: curve.values[name]) for label, name in pairs]  # type: ignore[misc]
+        return [mean_line(label, curves, lambda curve, name=name: curve.values[name]) for label, name in pairs]  # type: ignore[misc]
 
     panels = [
         Panel("loss", "Training loss", lines(PATHS), decay),
@@ -318,13 +318,12 @@ def plot(panel: Panel | HeatMaps) -> tuple[bytes, str]:
                 axes.set_xscale("log")
             axes.set_xticks(panel.ticks, [f"{tick:g}" for tick in panel.ticks])
             axes.minorticks_off()
+        marks = [(start, name, "left") for start, name in panel.borders[:-1]]
         if panel.decay is not None:
-            axes.axvline(panel.decay, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.6)
-            place = axes.get_xaxis_transform()
-            axes.text(panel.decay, 1.01, "first decay", transform=place, fontsize=8, ha="center", va="bottom")
-        for start, name in panel.borders[:-1]:
-            axes.axvline(start, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.6)
-            axes.text(start, 1.01, name, transform=axes.get_xaxis_transform(), fontsize=8, ha="left", va="bottom")
+            marks.append((panel.decay, "first decay", "center"))
+        for at, name, alignment in marks:
+            axes.axvline(at, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.6)
+            axes.text(at, 1.01, name, transform=axes.get_xaxis_transform(), fontsize=8, ha=alignment, va="bottom")
         if panel.borders:
             axes.set_xlim(panel.borders[0][0], panel.borders[-1][0])
         if panel.log_y:

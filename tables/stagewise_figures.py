@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from tables.claims import Context, Row, count_seeds
-from tables.curves import Array, Curve, downsample, epoch_means, read_curve
-from tables.figures import EXTRAS, Drawing, Line, Panel
+from tables.curves import Array, read_curve
+from tables.figures import EXTRAS, Drawing, Line, Panel, mean_line
 
 SCORES = {"top1": "top-1 accuracy (%)", "ap": "AP (%)", "miou": "mIoU (%)"}
 
@@ -29,17 +29,6 @@ def _cells(context: Context, row: Row) -> list[tuple[Path, Mapping[str, Any]]]:
         for cell_id, result in results.items()
         if result.get("stages")
     ]
-
-
-def _mean_line(label: str, curves: Sequence[Curve], name: str, start: float) -> Line:
-    """The mean over seeds against epochs since the first phase's start."""
-    length = min(len(curve.step) for curve in curves)
-    mean = np.mean([curve.values[name][:length] for curve in curves], axis=0)
-    first = curves[0]
-    cut = Curve(first.step[:length], first.epoch[:length], first.lr[:length], {})
-    epochs, means = epoch_means(cut, mean)
-    x, y = downsample(start + cut.epoch, mean)
-    return Line(label, x, y, start + epochs - 0.5, means)
 
 
 def _joined(label: str, lines: Sequence[Line]) -> Line:
@@ -87,7 +76,7 @@ def phases_of_row(context: Context, row: Row) -> Drawing | None:
         if not curves:
             return None
         borders.append((start, f"{name}: {parts[0] if len(parts) == 1 else f'{parts[0]} to {parts[-1]}'}"))
-        mimic.append(_mean_line("mimic loss", curves, "loss", start))
+        mimic.append(mean_line("mimic loss", curves, lambda curve: curve.values["loss"], start))
         start += float(np.ceil(curves[0].epoch[-1] - 1e-9))
     final = [curve for path in paths if (curve := read_curve(path)) is not None]
     if not final:
@@ -95,7 +84,7 @@ def phases_of_row(context: Context, row: Row) -> Drawing | None:
     short = [(at, text.partition(":")[0]) for at, text in borders]
     ends = [*short, (start, "head"), (start + float(np.ceil(final[0].epoch[-1] - 1e-9)), "")]
     accuracy = "accuracy" if "accuracy" in final[0].values else "loss"
-    reached = [_mean_line("on training batches", final, accuracy, start)]
+    reached = [mean_line("on training batches", final, lambda curve: curve.values[accuracy], start)]
     scores = _scores(paths, start)
     if scores is not None and accuracy == "accuracy":
         reached.append(scores)

@@ -11,7 +11,6 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DefaultScope
-from torch import nn
 
 from kt.errors import UserError, nearest
 from kt.models.build import slim
@@ -28,23 +27,13 @@ def _backbone(name: str, width: float, strides: Sequence[int], **options: Any) -
     return {"type": "StagedBackbone", "name": name, "width": width, "out_strides": list(strides), **options}
 
 
-def _channels(name: str, width: float, strides: Sequence[int]) -> list[int]:
-    """Channels of a network's maps at some strides."""
+def _channels(name: str, width: float) -> dict[int, int]:
+    """Channels of a network's maps at each of its strides."""
     from kt.models import build_network
 
     with torch.device("meta"):  # shapes alone
         network = build_network(name, num_classes=1, width=width)
-    ends = {stage.stride: stage.channels for stage in stages_of(network)}
-    return [ends[stride] for stride in strides]
-
-
-def _pyramid(name: str, width: float) -> list[int]:
-    """The strides whose maps a feature pyramid takes from a network: 4 to 32, as far as it has them."""
-    from kt.models import build_network
-
-    with torch.device("meta"):
-        network = build_network(name, num_classes=1, width=width)
-    return [stage.stride for stage in stages_of(network) if 4 <= stage.stride <= 32]
+    return {stage.stride: stage.channels for stage in stages_of(network)}
 
 
 def _detection_preprocessor(mean: Sequence[float], std: Sequence[float]) -> ModelConfig:
@@ -303,14 +292,15 @@ def dense_config(
     spec = DENSE_NETWORKS[name]
     mean, std = ([255 * float(value) for value in values] for values in normalisation)
     options: dict[str, Any] = {"pretrained": pretrained, "norm_eval": True} if pretrained else {}
+    channels = _channels(spec.backbone, width)
     if spec.architecture.startswith("deeplab"):
-        deepest = max(stage.stride for stage in stages_of(_plain(spec.backbone, width)))
-        strides, options["output_stride"] = [deepest], 8
+        strides, options["output_stride"] = [max(channels)], 8
     else:
-        strides = _pyramid(spec.backbone, width)
-    channels = _channels(spec.backbone, width, strides)
+        # What a feature pyramid takes, as far as the network has it.
+        strides = sorted(stride for stride in channels if 4 <= stride <= 32)
     backbone = _backbone(spec.backbone, width, strides, **options)
-    model = ARCHITECTURES[spec.architecture](backbone, channels, num_classes, width, image_size[0])
+    taken = [channels[stride] for stride in strides]
+    model = ARCHITECTURES[spec.architecture](backbone, taken, num_classes, width, image_size[0])
     if spec.task == "detection":
         model["data_preprocessor"] = _detection_preprocessor(mean, std)
     else:
@@ -324,12 +314,6 @@ def dense_config(
             "size_divisor": 32,
         }
     return model
-
-
-def _plain(name: str, width: float) -> nn.Module:
-    from kt.models import build_network
-
-    return build_network(name, num_classes=1, width=width)
 
 
 def read_config(path: str, options: Mapping[str, Any] | None, num_classes: int) -> ModelConfig:
