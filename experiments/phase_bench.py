@@ -23,6 +23,7 @@ from kt.cost import few_images
 from kt.phases import Engine, PhaseRunner
 from kt.train import DEFAULT_SCHEDULE
 from kt.transfer import TransferModel
+from tables.stagewise_claims import total_cost
 
 
 def phase_steps(model: TransferModel, batch: Mapping[str, Any], engine: Engine) -> dict[str, Callable[[], Any]]:
@@ -53,15 +54,13 @@ def sums(costs: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
         For each K: `full` and `split`, and `features_full` and `features_split` without the heads' phases.
     """
     single = costs[0]
-    found = []
-    for each in costs:
-        features = [value for name, value in each.items() if name != "train"]
-        lengths = {"full": sum(features), "split": sum(features) / len(features)}
-        ratios = {
-            name: (value + each["train"]) / (single["stage1"] + single["train"]) for name, value in lengths.items()
-        }
-        found.append(ratios | {f"features_{name}": value / single["stage1"] for name, value in lengths.items()})
-    return found
+
+    def ratio(each: Mapping[str, float], length: str, head: float) -> float:
+        features = [name for name in each if name != "train"]
+        return total_cost(each, features, length, head) / total_cost(single, ["stage1"], "full", head)
+
+    kinds = [(prefix, head, length) for prefix, head in (("", 1.0), ("features_", 0.0)) for length in ("full", "split")]
+    return [{prefix + length: ratio(each, length, head) for prefix, head, length in kinds} for each in costs]
 
 
 def bench_phases(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from kt.stages import Head, Stage, head_of, normalisation_of, stages_of
+from kt.stages import Head, Stage, head_of, normalisation_of, run_stages, run_stages_both, stages_of
 
 
 @dataclass
@@ -79,20 +79,11 @@ class Classifier(BaseModel):
 
     def extract(self, inputs: Tensor, depth: int | None = None) -> list[Tensor]:
         """Outputs of the first `depth` stages (all by default) for images in 0..1."""
-        x, outputs = self.normalise(inputs), []
-        for stage in self.stages[:depth]:
-            x = stage(x)
-            outputs.append(x)
-        return outputs
+        return run_stages(self.stages[:depth], self.normalise(inputs))
 
     def extract_both(self, inputs: Tensor, depth: int | None = None) -> tuple[list[Tensor], list[Tensor]]:
         """Like `extract`, but `(pre-activations, outputs)` of each stage, at no second computation."""
-        x, before, outputs = self.normalise(inputs), [], []
-        for stage in self.stages[:depth]:
-            pre, x = stage.both(x)
-            before.append(pre)
-            outputs.append(x)
-        return before, outputs
+        return run_stages_both(self.stages[:depth], self.normalise(inputs))
 
     def prepare(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The batch itself: loaders of images to classify make tensors already."""

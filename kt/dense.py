@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from kt.classifier import Classifier, TaskOutput
 from kt.errors import UserError
-from kt.stages import Stage, outputs_of, stages_of
+from kt.stages import Stage, outputs_of, run_stages, run_stages_both, stages_of
 
 ROUTE = "_kt_route"
 
@@ -138,20 +138,11 @@ class Backbone(BaseModel):
 
     def extract(self, inputs: Tensor, depth: int | None = None) -> list[Tensor]:
         """Outputs of the first `depth` stages (all by default) for images in RGB, 0..1, padding NaN."""
-        x, outputs = self.normaliser(inputs), []
-        for stage in self.stages[:depth]:
-            x = stage(x)
-            outputs.append(x)
-        return outputs
+        return run_stages(self.stages[:depth], self.normaliser(inputs))
 
     def extract_both(self, inputs: Tensor, depth: int | None = None) -> tuple[list[Tensor], list[Tensor]]:
         """Like `extract`, but `(pre-activations, outputs)` of each stage, at no second computation."""
-        x, before, outputs = self.normaliser(inputs), [], []
-        for stage in self.stages[:depth]:
-            pre, x = stage.both(x)
-            before.append(pre)
-            outputs.append(x)
-        return before, outputs
+        return run_stages_both(self.stages[:depth], self.normaliser(inputs))
 
     def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = "tensor") -> Any:
         """The stages' outputs; there is nothing else to ask for."""

@@ -113,6 +113,25 @@ class Stage:
         return sum(1 for _ in _main_layers(self.steps))
 
 
+def run_stages(stages: Iterable[Stage], x: Tensor) -> list[Tensor]:
+    """The output of every stage, one after the other."""
+    outputs = []
+    for stage in stages:
+        x = stage(x)
+        outputs.append(x)
+    return outputs
+
+
+def run_stages_both(stages: Iterable[Stage], x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Like `run_stages`, but `(pre-activations, outputs)`, at no second computation."""
+    before, outputs = [], []
+    for stage in stages:
+        pre, x = stage.both(x)
+        before.append(pre)
+        outputs.append(x)
+    return before, outputs
+
+
 @dataclass(eq=False)
 class Head:
     """A view of what follows the last stage.
