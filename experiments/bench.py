@@ -144,7 +144,7 @@ def bench_method(name: str, arguments: argparse.Namespace, batch: dict[str, Any]
         # Passes work on a copy: same weights, same layout, and gradients that nobody mixes up.
         twin = copy.deepcopy(model)
         trained = [parameter for parameter in twin.student.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.SGD(trained, arguments.lr, 0.9, weight_decay=5e-4)
+        optimizer = torch.optim.SGD(trained, arguments.lr, 0.9, weight_decay=5e-4, fused=True)
         passes = twin.method.passes(twin, twin.student.prepare(copy.deepcopy(batch)))  # type: ignore[operator]
 
         def step() -> None:
