@@ -28,6 +28,7 @@ from tables.curves import (
     gap,
     gaps_by_epoch,
     read_curve,
+    signed,
 )
 from tables.records import TableRecord
 
@@ -194,7 +195,7 @@ def beats_all_students(context: Context) -> Verdict:
         other, difference, margin, source = closest
         evidence = (
             f"top-1 {show_value(row, 'top1', 2)} against {show_value(other, 'top1', 2)} of the best other row, "
-            f"{other['label']}: {difference:+.2f} points ({source}{f': {margin:.2f}' if margin else ''})."
+            f"{other['label']}: {signed(difference)} points ({source}{f': {margin:.2f}' if margin else ''})."
         )
         return all_hold(verdicts), evidence
 

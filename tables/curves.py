@@ -137,6 +137,11 @@ def downsample(x: Array, y: Array, points: int = MAX_POINTS) -> tuple[Array, Arr
     return np.add.reduceat(x, edges[:-1]) / counts, np.add.reduceat(y, edges[:-1]) / counts
 
 
+def signed(value: float, decimals: int = 2) -> str:
+    """`+1.20`; what rounds to nothing is `+0.00`, whatever its sign was."""
+    return f"{round(value, decimals) + 0.0:+.{decimals}f}"
+
+
 @dataclass(frozen=True)
 class Gap:
     """A difference with what it may differ by chance.
@@ -160,7 +165,7 @@ class Gap:
 
     def text(self, decimals: int = 2) -> str:
         """`+1.20 ± 0.10`."""
-        return f"{self.mean:+.{decimals}f} ± {self.spread:.{decimals}f}"
+        return f"{signed(self.mean, decimals)} ± {self.spread:.{decimals}f}"
 
 
 def gap(samples: Sequence[Array]) -> Gap:

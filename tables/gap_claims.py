@@ -26,7 +26,7 @@ from tables.claims import (
     show_value,
     undone,
 )
-from tables.curves import FAILS, HOLDS, UNKNOWN, Array, Gap, all_hold, any_holds, gap, gap_of_means
+from tables.curves import FAILS, HOLDS, UNKNOWN, Array, Gap, all_hold, any_holds, gap, gap_of_means, signed
 
 ONE_SEED_POINTS = 0.5
 SAME = 0.1  # two balances are about the same when their means differ by at most this share
@@ -107,7 +107,7 @@ def _source(gaps: Sequence[Gap]) -> str:
 
 def _signed(found: Gap, decimals: int = 2) -> str:
     """`+1.20 ± 0.10`; with one seed `+1.20`."""
-    return found.text(decimals) if found.seeds > 1 else f"{found.mean:+.{decimals}f}"
+    return found.text(decimals) if found.seeds > 1 else signed(found.mean, decimals)
 
 
 @register("hybrid_forward", "c7")
@@ -214,8 +214,8 @@ def pose_teacher_improves_most(context: Context) -> Verdict:
         largest = readings.pop() if len(readings) == 1 else UNKNOWN
         most = _most([each.verdict for each in points.values()])
         texts = [
-            f"{metric['printed_as']} {_signed(points[metric['name']])} points ({shares[metric['name']].mean:+.1f} %)"
-            for metric in metrics
+            f"{metric['printed_as']} {_signed(points[name])} points ({signed(shares[name].mean, 1)} %)"
+            for metric, name in zip(metrics, names, strict=True)
         ]
         evidence = f"miss rates are lower than without teacher by: {', '.join(texts)}; {_source([*points.values()])}"
         differ = "; whether R improves the most depends on counting points or shares" if readings else ""
@@ -310,7 +310,7 @@ def _distance(pairs: Sequence[tuple[Array, Array]], first: int = 0) -> Gap:
 
 
 def _percent(found: Gap) -> str:
-    return f"{100 * found.mean:+.1f} ± {100 * found.spread:.1f} %"
+    return f"{Gap(100 * found.mean, 100 * found.spread, found.seeds).text(1)} %"
 
 
 @register("hybrid_forward", "c10")

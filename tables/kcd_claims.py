@@ -24,7 +24,7 @@ from tables.claims import (
     show_value,
     undone,
 )
-from tables.curves import FAILS, HOLDS, UNKNOWN, Gap, all_hold
+from tables.curves import FAILS, HOLDS, UNKNOWN, Gap, all_hold, signed
 from tables.gap_claims import needed
 
 PAIRS = ("fitnet", "ab", "rkd", "rco")  # what the transform is combined with
@@ -56,7 +56,7 @@ def difference(context: Context, row: Row, other: Row, name: str = "top1") -> Ga
 
 def tell(found: Gap) -> str:
     """`+1.20 (may differ by 2.10)`."""
-    return f"{found.mean:+.2f}" + (f" (by chance {found.spread:.2f})" if found.spread else "")
+    return signed(found.mean) + (f" (by chance {found.spread:.2f})" if found.spread else "")
 
 
 def same(found: Gap) -> str:

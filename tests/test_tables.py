@@ -21,7 +21,7 @@ from kt.errors import UserError
 from tables.__main__ import run
 from tables.claims import JUDGES
 from tables.collect import collect
-from tables.curves import Curve, _read_curve, downsample, first_decay, read_curve
+from tables.curves import Curve, Gap, _read_curve, downsample, first_decay, read_curve, signed
 from tables.records import PAPERS, all_tables, find_table, load_paper
 from tables.render import escape_latex, write_table
 
@@ -697,3 +697,8 @@ def test_rendering_needs_no_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_nothing_has_no_minus_sign() -> None:
+    assert [signed(value) for value in (-0.004, 0.0, -0.006, 1.2)] == ["+0.00", "+0.00", "-0.01", "+1.20"]
+    assert Gap(-0.04, 0.1, 1).text(1) == "+0.0 ± 0.1"
