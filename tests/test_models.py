@@ -122,8 +122,8 @@ def test_a_slim_residual_branch_starts_small() -> None:
         "resnet50": 16,
         "resnet56": 27,
         "wrn_40_2": 18,
-        "mobilenet_v2": 11,
-    }.items():  # slim: one more keeps its channels
+        "mobilenet_v2": 11,  # slim: one more block keeps its channels
+    }.items():
         networks = {width: build_network(name, 10, width=width, image_size=32) for width in (0.25, 1.0)}
         damped = {
             width: [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and not (m.weight == 1).all()]
