@@ -1,20 +1,27 @@
 #!/usr/bin/env bash
-# bash install.sh        what classification needs: no mmcv, nothing to compile
-# bash install.sh full   that, mmcv, mmdet and mmseg (mmcv compiles its operators, 15 to 20 minutes once), and the tests
+# bash install.sh                 what classification needs: no mmcv
+# bash install.sh full            that, mmcv, mmdet and mmseg, and the tests; nothing is compiled: kt brings mmcv's operators
+# bash install.sh full compiled   the same with mmcv's own operators, which compile for 15 to 30 minutes, once
 #
 # Makes .venv with Python 3.10 to 3.12 (PYTHON=... names one). A second run installs nothing again.
 # KT_SYSTEM_TORCH=1 keeps the machine's own torch (2.4 or newer) instead of installing the pinned one.
 set -euo pipefail
 cd "$(dirname "$0")"
 
-mode=${1:-classification}
+mode=${*:-classification}
 case "$mode" in
   classification|full) ;;
-  *) echo "install.sh: unknown argument '$mode': expected nothing or 'full'" >&2; exit 2 ;;
+  "full compiled") mode=compiled ;;
+  *) echo "install.sh: unknown arguments '$mode': expected nothing, 'full' or 'full compiled'" >&2; exit 2 ;;
 esac
 
 stamp=$(cat pyproject.toml constraints.txt install.sh | sha256sum | cut -c1-16)-${KT_SYSTEM_TORCH:-0}
-for done in "$mode" full; do
+case "$mode" in  # what serves as well
+  classification) enough="classification full compiled" ;;
+  full) enough="full compiled" ;;
+  compiled) enough=compiled ;;
+esac
+for done in $enough; do
   if [ "$(cat ".venv/.kt-$done" 2>/dev/null)" = "$stamp" ]; then
     echo "kt: .venv is up to date"
     exit 0
@@ -50,16 +57,31 @@ else
   cp constraints.txt "$constraints"
   echo "kt: installing torch"
   # With `==`, a platform's own CPU build of torch may be taken, which torchvision's build does not fit.
-  pip install -q "$(pin torch)" "$(pin torchvision)" 'setuptools<81' wheel ninja psutil
+  pip install -q "$(pin torch)" "$(pin torchvision)"
 fi
 extras=
-[ "$mode" = full ] && extras='[test]'
+[ "$mode" = classification ] || extras='[test]'
 echo "kt: installing kt$extras"
 pip install -q -c "$constraints" -e ".$extras"
-if [ "$mode" = full ]; then
-  echo "kt: installing mmcv, mmdet and mmseg; the first time, mmcv compiles for 15 to 20 minutes"
-  MMCV_WITH_OPS=1 pip install -q -c "$constraints" --no-build-isolation "$(pin onedl-mmcv)"
+if [ "$mode" != classification ]; then
+  # Built apart from torch, mmcv leaves its operators out. Not from pip's cache: a wheel kept there may hold compiled ones.
+  operators() {
+    .venv/bin/python -c 'import sys; from importlib.machinery import PathFinder as find
+mmcv = find.find_spec("mmcv"); sys.exit(mmcv is None or find.find_spec("mmcv._ext", mmcv.submodule_search_locations) is None)'
+  }
+  mmcv=$(pin onedl-mmcv)
+  if [ "$mode" = compiled ] && ! operators; then
+    echo "kt: compiling mmcv's operators, 15 to 30 minutes"
+    pip install -q -c "$constraints" 'setuptools<81' wheel ninja psutil
+    MMCV_WITH_OPS=1 pip install -q -c "$constraints" --no-cache-dir --force-reinstall --no-deps --no-build-isolation "$mmcv"
+  elif [ "$mode" = full ]; then
+    echo "kt: installing mmcv, mmdet and mmseg"
+    MMCV_WITH_OPS=0 pip install -q -c "$constraints" --no-cache-dir "$mmcv"
+  fi
   pip install -q -c "$constraints" -e '.[test,mm]'
+  # Programs that import mmcv before kt find the operators as well.
+  site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+  echo 'import importlib.util; importlib.util.find_spec("kt") and __import__("kt")' > "$site/kt-operators.pth"
 fi
 echo "$stamp" > ".venv/.kt-$mode"
 echo "kt: ready"

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
+from experiments.workers import CELLS_PER_GPU
 from kt.errors import UserError
 
 # Held until this process ends, so that cells side by side take different GPUs.
@@ -18,7 +19,7 @@ _held: tuple[int, FileLock] | None = None
 def free_gpu() -> int:
     """The GPU of this process: torchrun's, else the first one that no other cell on this machine holds.
 
-    Where all are held, cells share the first one.
+    Where each holds one, cells share them evenly; where all are full, the first one takes the rest.
     """
     global _held
     if "LOCAL_RANK" in os.environ:
@@ -26,8 +27,9 @@ def free_gpu() -> int:
     if _held is None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
-        for index, name in enumerate(names):
-            lock = FileLock(Path(tempfile.gettempdir()) / f"kt-{os.getuid()}-gpu-{name.strip()}.lock")
+        places = [(index, name.strip(), place) for place in range(CELLS_PER_GPU) for index, name in enumerate(names)]
+        for index, name, place in places:
+            lock = FileLock(Path(tempfile.gettempdir()) / f"kt-{os.getuid()}-gpu-{name}-{place}.lock")
             try:
                 lock.acquire(timeout=0)
             except Timeout:

@@ -1,4 +1,4 @@
-"""What a run shows: one bar for the table and one for the running cell on a terminal, plain lines elsewhere.
+"""What a run shows: one bar for the table and one for each running cell on a terminal, plain lines elsewhere.
 
 Whatever third parties print or warn goes to the log file of the cell that runs, so that it does not bury the bars.
 """
@@ -10,6 +10,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,8 +20,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 PLAIN_INTERVAL = 15.0  # seconds between two lines about a running cell
 
 
+@dataclass
+class _Cell:
+    """What is shown of a running cell."""
+
+    text: str
+    total: int
+    done: int = 0
+    said: float = field(default_factory=time.monotonic)
+    bar: TaskID | None = None
+
+
 class Display:
-    """Shows a table's progress and, by `start`, `advance` and `stop`, that of the cell running in this process.
+    """Shows a table's progress and, by `start`, `advance` and `stop`, that of the cells that run.
 
     Args:
         stream: Where to write; bars if it is a terminal.
@@ -32,8 +44,7 @@ class Display:
         self.console = Console(file=stream or sys.stdout, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
         self.bars: Progress | None = None
         self.table: TaskID | None = None
-        self.cell: TaskID | None = None
-        self.text, self.done, self.total, self.last = "", 0, 0, 0.0
+        self.cells: dict[str, _Cell] = {}
         if self.console.is_terminal and not quiet:
             self.bars = Progress(
                 TextColumn("{task.description}", markup=False),
@@ -62,35 +73,39 @@ class Display:
 
     def stop_table(self) -> None:
         """Closes all bars."""
-        self.stop()
+        for key in list(self.cells):
+            self.stop(key)
         if self.bars is not None and self.table is not None:
             self.bars.stop()
             self.bars.remove_task(self.table)
             self.table = None
 
-    def start(self, total: int, text: str) -> None:
-        """The running cell has `total` steps."""
-        self.stop()
-        self.text, self.done, self.total, self.last = text, 0, total, time.monotonic()
+    def start(self, total: int, text: str, key: str = "") -> None:
+        """A cell, by default this process's own, has `total` steps."""
+        self.stop(key)
+        cell = self.cells[key] = _Cell(text, total)
         if self.bars is not None:
             self.bars.start()
-            self.cell = self.bars.add_task(text, total=total)
+            cell.bar = self.bars.add_task(text, total=total)
 
-    def advance(self, steps: int, text: str) -> None:
-        """The running cell has done `steps` more; `text` says where it is."""
-        self.done += steps
-        if self.bars is not None and self.cell is not None:
-            self.bars.update(self.cell, advance=steps, description=f"{self.text} {text}")
-        elif time.monotonic() - self.last >= PLAIN_INTERVAL:
-            self.last = time.monotonic()
-            self.line(f"  {self.text} {text}: step {self.done} of {self.total}")
+    def advance(self, steps: int, text: str, key: str = "") -> None:
+        """The cell has done `steps` more; `text` says where it is."""
+        cell = self.cells.get(key)
+        if cell is None:
+            return
+        cell.done += steps
+        if self.bars is not None and cell.bar is not None:
+            self.bars.update(cell.bar, advance=steps, description=f"{cell.text} {text}")
+        elif time.monotonic() - cell.said >= PLAIN_INTERVAL:
+            cell.said = time.monotonic()
+            self.line(f"  {cell.text} {text}: step {cell.done} of {cell.total}")
 
-    def stop(self) -> None:
-        """The running cell is over."""
-        if self.bars is not None and self.cell is not None:
-            self.bars.remove_task(self.cell)
-            self.cell = None
-            if self.table is None:
+    def stop(self, key: str = "") -> None:
+        """The cell is over."""
+        cell = self.cells.pop(key, None)
+        if self.bars is not None and cell is not None and cell.bar is not None:
+            self.bars.remove_task(cell.bar)
+            if self.table is None and not self.cells:
                 self.bars.stop()
 
 

@@ -27,7 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments import cell, progress
+from experiments import cell, lifeline, progress
 from experiments.schema import CONF, GROUPS, choices, is_group, plain, sign, with_recipe
 from kt.errors import UserError, nearest
 
@@ -94,6 +94,7 @@ def isolated(config: dict[str, Any]) -> None:
             # When the worker goes, the kernel interrupts the child as Ctrl-C would.
             ctypes.CDLL(None).prctl(1, signal.SIGINT)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        lifeline.follow_leader()
         # What happened is in the cell's status file.
         with contextlib.suppress(BaseException):
             cell.run_cell(config)
@@ -120,6 +121,8 @@ def _task(config: DictConfig) -> str:
     values = plain(config)
     launcher = HydraConfig.get().launcher._target_
     parallel = not launcher.endswith("BasicLauncher")
+    if parallel:
+        lifeline.follow_leader()
     if parallel or not cell.is_first():
         progress.use(progress.Display(quiet=True))
     if "joblib" in launcher and HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -145,14 +148,12 @@ def _value(job: JobReturn) -> str:
 
 def _run_one(hydra: Hydra, overrides: list[str]) -> int:
     """One cell, without a table."""
-    from experiments.table import print_plan
+    from experiments.plan import print_plan
 
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         if override.is_sweep_override():
             line = str(override.input_line).lstrip("+")
-            raise UserError(
-                f"{line}: several values make a table; add +table=<name>, or -m for one cell after the other"
-            )
+            raise UserError(f"{line}: several values make a sweep; add -m, or +table=<name> for the rows of a table")
     config = plain(hydra.compose_config(CONFIG_NAME, list(overrides), RunMode.RUN))
     for key in ("rows", "role"):
         if config[key] is not None:
@@ -193,10 +194,16 @@ def dispatch(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
         if arguments.cfg:
             _show(hydra, arguments, overrides)
             return 0
-        single = any(re.fullmatch(r"\+*hydra\.mode=RUN", line) for line in overrides)
+        single, multirun = (
+            any(re.fullmatch(rf"\+*hydra\.mode={mode}", line) for line in overrides) for mode in ("RUN", "MULTIRUN")
+        )
         if tables and not single:
             return int(hydra.multirun(CONFIG_NAME, task, [*overrides, "hydra.mode=MULTIRUN"]))
-        if arguments.multirun:
+        if arguments.multirun or multirun:
+            if not any(line.startswith("hydra/sweeper=") for line in overrides):
+                return int(
+                    hydra.multirun(CONFIG_NAME, task, [*overrides, "hydra.mode=MULTIRUN", "hydra/sweeper=table"])
+                )
             master = hydra.compose_config(CONFIG_NAME, list(overrides), RunMode.MULTIRUN)
             cell.check_writable(master.output_root)
             for batch in hydra.multirun(CONFIG_NAME, task, [*overrides, "hydra.mode=MULTIRUN"]):
@@ -212,7 +219,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; every mistake of the user ends in one line on stderr."""
     parser = get_args_parser()
     try:
-        return dispatch(parser.parse_args(argv), parser)
+        with lifeline.interruptible():
+            return dispatch(parser.parse_args(argv), parser)
     except KeyboardInterrupt:
         print("kt: interrupted; the same command goes on from here", file=sys.stderr)
         return 130

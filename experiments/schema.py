@@ -256,6 +256,7 @@ class Method:
 
     name: str
     needs_teacher: ClassVar[bool] = True
+    passes: ClassVar[float] = 1.5  # time of a training over that of the student alone, roughly, to order cells by
     dense: ClassVar[bool] = False  # teaches detectors and segmentors too
     own_network: ClassVar[bool] = False  # its teacher is the student itself, as it was trained before
     cell_keys: ClassVar[tuple[str, ...]] = ()  # keys that say which cells are needed; the method itself lacks them
@@ -271,6 +272,7 @@ class NoMethod(Method):
     """The student alone."""
 
     needs_teacher: ClassVar[bool] = False
+    passes: ClassVar[float] = 1.0
     dense: ClassVar[bool] = True
 
 
@@ -362,6 +364,7 @@ class AB(Method):
 class HybridForward(Method):
     """Hybrid forward."""
 
+    passes: ClassVar[float] = 3.0
     dense: ClassVar[bool] = True
     balance: Literal["dynamic"] | NotNegative
     switch_at: list[list[Count]] | None
@@ -373,6 +376,7 @@ class HybridForward(Method):
 class Stagewise(Method):
     """Stage by stage."""
 
+    passes: ClassVar[float] = 2.5
     dense: ClassVar[bool] = True
     stages: Count | None
     cut_at: list[Count] | None
@@ -491,7 +495,8 @@ class Config:
     output_root: str
     device: str
     precision: Literal["fp32", "bf16"]
-    threads: Annotated[int, Range(least=1)] | None
+    threads: Count | None
+    workers: Count | None
     evaluation: str | None
     rows: str | list[str] | None
     role: str | list[str] | None

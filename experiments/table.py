@@ -7,41 +7,44 @@ has them. A comma list is an axis: its values become rows of their own, or are a
 from __future__ import annotations
 
 import copy
+import fnmatch
+import hashlib
 import itertools
 import os
-import threading
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import progress
 from experiments.cell import (
-    agree,
     all_needs,
     check_writable,
     folder_of,
     identity,
     is_first,
     read_result,
-    read_status,
     settle,
+    world_size,
 )
-from experiments.schema import METHODS, is_group, kinds, known_keys, plain, sign, unknown, with_recipe
+from experiments.launch import ByLauncher, Report, SideBySide, refresh
+from experiments.plan import Config, Job, plan_lines
+from experiments.schema import METHODS, choices, is_group, kinds, known_keys, plain, sign, unknown, with_recipe
+from experiments.workers import default_workers
 from kt.errors import UserError, nearest
 
-Config = dict[str, Any]
 Settings = dict[str, list[str]]  # override key -> its values; more than one make an axis
 
 ROW_KEYS = ("label", "role", "ours", "paper_row", "optional", "overrides")
 SELECTORS = {"rows": "id", "role": "role", "method": "method"}  # key -> what it compares of a row
 FIXED = ("scale", "data_root", "output_root", "device", "plan")  # one value for the whole run
 AVERAGED = "seed"
-POLL_SECONDS = 0.5
+# Keys that say where and how, not what: a sweep with others of them is the same one.
+ACCIDENTAL = ("output_root", "data_root", "device", "threads", "workers", "plan", "wandb")
 
 
 @dataclass
@@ -73,7 +76,18 @@ class Shown:
 
     @property
     def suffix(self) -> str:
+        """The axes' values."""
         return ", ".join(f"{key}={value}" for key, value in self.axes.items())
+
+    @property
+    def id(self) -> str:
+        """The row's id with the axes' values."""
+        return self.row.id + (f"[{self.suffix}]" if self.axes else "")
+
+    @property
+    def label(self) -> str:
+        """The row's label with the axes' values."""
+        return self.row.label + (f" ({self.suffix})" if self.axes else "")
 
     def entry(self) -> Config:
         """What the renderer gets."""
@@ -82,8 +96,8 @@ class Shown:
         own = METHODS[self.config["method"]["name"]].own_network
         taught_by = None if own else self.config["teacher"]["network"]
         return {
-            "id": self.row.id + (f"[{self.suffix}]" if self.axes else ""),
-            "label": self.row.label + (f" ({self.suffix})" if self.axes else ""),
+            "id": self.id,
+            "label": self.label,
             "role": self.row.role,
             "method": self.config["method"]["name"],
             "teacher": network if is_teacher else (taught_by or {}).get("name"),
@@ -97,22 +111,6 @@ class Shown:
         }
 
 
-@dataclass
-class Job:
-    """A cell to launch, with the overrides that mean it."""
-
-    id: str
-    overrides: list[str]
-    config: Config
-    text: str
-    needs: list[str]
-    status: Config = field(default_factory=dict)
-
-    def read_status(self, output_root: str) -> Config:
-        """How the cell stands, with the score that this table asks for on another dataset."""
-        return read_status(folder_of(output_root, self.id), self.config["evaluation"])
-
-
 def parse(lines: Sequence[str]) -> Settings:
     """Overrides as key -> values.
 
@@ -122,13 +120,25 @@ def parse(lines: Sequence[str]) -> Settings:
     settings: Settings = {}
     for override in OverridesParser.create().parse_overrides(list(lines)):
         key = override.get_key_element().lstrip("+")
-        if override.is_sweep_override():
+        value = override.value()
+        if isinstance(value, Glob) and is_group(key):
+            names = choices(key.split("@")[0])
+            settings[key] = [name for name in names if _matches(value, name)]
+            if not settings[key]:
+                raise UserError(f"{override.input_line}: fits none of {', '.join(names)}")
+        elif override.is_sweep_override():
             if not override.is_discrete_sweep():
                 raise UserError(f"{override.input_line}: expected a list of values such as {key}=1,2,3")
-            settings[key] = [str(value) for value in override.sweep_string_iterator()]
+            settings[key] = [str(each) for each in override.sweep_string_iterator()]
         else:
             settings[key] = [str(override.get_value_element_as_str())]
     return settings
+
+
+def _matches(wanted: Glob, name: str) -> bool:
+    """Whether a choice is one of those that `glob(...)` means."""
+    included = any(fnmatch.fnmatch(name, pattern) for pattern in wanted.include)
+    return included and not any(fnmatch.fnmatch(name, pattern) for pattern in wanted.exclude)
 
 
 def unparse(settings: Mapping[str, str]) -> list[str]:
@@ -218,8 +228,13 @@ def select(rows: Sequence[Row], user: Mapping[str, list[str]]) -> list[Row]:
     return chosen
 
 
-def route(rows: Sequence[Row], user: Mapping[str, list[str]]) -> dict[str, Settings]:
+def route(rows: Sequence[Row], user: Mapping[str, list[str]], sweep: bool = False) -> dict[str, Settings]:
     """Row id -> its own settings with those of the command line that its schema has.
+
+    Args:
+        rows: The rows.
+        user: The command line's settings.
+        sweep: Whether the rows are those of a sweep, which leaves more to the command line than a table.
 
     Raises:
         UserError: A key that no row has, or that a table does not let override.
@@ -229,7 +244,7 @@ def route(rows: Sequence[Row], user: Mapping[str, list[str]]) -> dict[str, Setti
     for key, values in user.items():
         if key in SELECTORS or key in ("plan", "table"):
             continue
-        if key == "cell" or key.startswith("table."):
+        if key.startswith("table.") or (key == "cell" and not sweep):
             raise UserError(f"{key}={values[0]}: the table sets this itself; rows= and role= select rows")
         if key in FIXED and len(values) > 1:
             raise UserError(f"{key}={','.join(values)}: expected one value for the whole table")
@@ -252,8 +267,9 @@ def route(rows: Sequence[Row], user: Mapping[str, list[str]]) -> dict[str, Setti
 
 
 def _own_keys(method: str) -> set[str]:
-    """The keys of a method."""
-    return set(kinds(METHODS[method])) - {"name"}
+    """The keys of a method; for a choice of the user's own those of all."""
+    schemas = [METHODS[method]] if method in METHODS else METHODS.values()
+    return {key for schema in schemas for key in kinds(schema)} - {"name"}
 
 
 def _is_inner(key: str, known: set[str]) -> bool:
@@ -296,6 +312,17 @@ class Table:
         for row in chosen:
             self.shown += self._expand(row)
 
+    def _with_recipe(self, chosen: Mapping[str, str]) -> dict[str, str]:
+        """One setting of all axes with what it brings along."""
+        return with_recipe({"table": self.name, **chosen})
+
+    def write(self, output_root: str, scale: str) -> Path:
+        """Renders what there are results of; returns the folder."""
+        from tables.render import write_table
+
+        rows = [shown.entry() for shown in self.rendered(output_root)]
+        return write_table(self.name, rows, output_root, scale, self.shown[-1].config["dataset"]["name"])
+
     def _expand(self, row: Row) -> list[Shown]:
         """A row's cells, one per combination of its axes that makes a difference; adds jobs if the row is selected."""
         settings = self.routed[row.id]
@@ -304,9 +331,10 @@ class Table:
         for combination in itertools.product(*axes.values()):
             chosen = dict(zip(axes, combination, strict=True))
             single = {key: chosen.get(key, values[0]) for key, values in settings.items()}
-            labels = {"name": self.name, "row": row.id, "role": row.role, "label": row.label}
+            named = Shown(row, {key: value for key, value in chosen.items() if key != AVERAGED})
+            labels = {"name": self.name, "row": named.id, "role": row.role, "label": named.label}
             single |= {f"table.{key}": quoted(text) for key, text in labels.items()}
-            overrides = unparse(with_recipe({"table": self.name, **single}))
+            overrides = unparse(self._with_recipe(single))
             config = settle(plain(self.compose(overrides)))
             points.append((chosen, overrides, config, identity(config)))
         ids = {tuple(chosen.items()): cell_id for chosen, _, _, cell_id in points}
@@ -324,7 +352,7 @@ class Table:
             shown = rows.setdefault(tuple(apart.items()), Shown(row, apart, config=config))
             shown.cells.setdefault(cell_id, config["seed"])
             if row.id in self.selected:
-                text = f"{shown.entry()['id']} seed {config['seed']}"
+                text = f"{shown.id} seed {config['seed']}"
                 self._add_job(Job(cell_id, overrides, config, text, []))
         return list(rows.values())
 
@@ -349,12 +377,6 @@ class Table:
             self._add_job(Job(need_id, overrides, need, f"{name} seed {need['seed']}", []))
         self.jobs[job.id] = job
 
-    def refresh(self, output_root: str) -> None:
-        """Reads every job's status from its folder; all ranks see what the first one reads."""
-        found = agree({job.id: job.read_status(output_root) for job in self.jobs.values()})
-        for job_id, status in found.items():
-            self.jobs[job_id].status = status
-
     def rendered(self, output_root: str) -> list[Shown]:
         """The rows to render, in the table's order: those selected, and others that have results anyway."""
 
@@ -370,243 +392,49 @@ class Table:
         return sorted(found, key=lambda shown: order.index(shown.row.id))
 
 
-def waves(jobs: Mapping[str, Job]) -> list[list[Job]]:
-    """Jobs that are not done, grouped so that each group needs only earlier ones."""
-    todo = {job.id: job for job in jobs.values() if job.status["status"] != "done"}
-    levels: dict[str, int] = {}
+class Sweep(Table):
+    """The points of a sweep without a table: every combination of the values that the command line lists.
 
-    def level(job: Job) -> int:
-        if job.id not in levels:
-            levels[job.id] = 1 + max((level(todo[need]) for need in job.needs if need in todo), default=-1)
-        return levels[job.id]
-
-    grouped: dict[int, list[Job]] = {}
-    for job in todo.values():
-        grouped.setdefault(level(job), []).append(job)
-    return [grouped[depth] for depth in sorted(grouped)]
-
-
-def estimate(jobs: Iterable[Job], output_root: str) -> tuple[float | None, int]:
-    """Seconds that the jobs will take one after the other, and from how many finished cells this is known.
-
-    A job is likened to finished cells on the same data: with its student and method, else with its student, else any.
-    """
-    records = [
-        result
-        for path in sorted((Path(output_root) / "cells").glob("*/result.json"))
-        if (result := read_result(path.parent)) is not None and _length(result["config"]) > 0
-    ]
-    total, used = 0.0, set()
-    for job in jobs:
-        keys = _likeness(job.config)
-        alike: list[Config] = []
-        for length in range(len(keys), 0, -1):
-            alike = [record for record in records if _likeness(record["config"])[:length] == keys[:length]]
-            if alike:
-                break
-        if alike:
-            per_epoch = [record["seconds"] / _length(record["config"]) for record in alike]
-            total += sum(per_epoch) / len(per_epoch) * max(1, _length(job.config))
-            used |= {record["id"] for record in alike}
-        elif job.config["scale"]["cell_minutes"] is not None:
-            total += 60 * job.config["scale"]["cell_minutes"]
-        else:
-            return None, 0
-    return total, len(used)
-
-
-def _length(config: Config) -> int:
-    """The length of a training, in epochs or in iterations."""
-    return int(config["schedule"]["iterations"] or config["schedule"]["epochs"] or 0)
-
-
-def _likeness(config: Config) -> tuple[Any, ...]:
-    """What a cell's time per epoch depends on, the weightiest first."""
-    dataset = {key: config["dataset"][key] for key in ("name", "task", "image_size", "subset", "train_size")}
-    teacher = (config["teacher"]["network"] or {}).get("name")
-    return dataset, config["student"]["network"], config["method"]["name"], teacher
-
-
-def _minutes(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def plan_lines(jobs: Sequence[Job], output_root: str) -> list[str]:
-    """What a run would do: every cell with its state and needs, and how long the rest may take."""
-    width = max(len(job.text) for job in jobs)
-    lines = [f"{'cell':16}  {'row':{width}}  {'state':11}  needs"]
-    for job in jobs:
-        lines.append(f"{job.id}  {job.text:{width}}  {job.status['status']:11}  {', '.join(job.needs) or '-'}")
-    todo = [job for job in jobs if job.status["status"] != "done"]
-    seconds, known = estimate(todo, output_root)
-    if not todo:
-        left = "nothing to train"
-    elif seconds is None:
-        left = "no estimate before a first cell is done"
-    else:
-        left = f"about {_minutes(seconds)} one after the other, by {known or 'no'} finished cells like them"
-    lines.append(f"{len(jobs)} cells, {len(jobs) - len(todo)} done, {len(todo)} to train: {left}")
-    return lines
-
-
-def print_plan(configs: Sequence[Config], config: Config) -> None:
-    """The plan of cells outside a table, with what they need."""
-    jobs: dict[str, Job] = {}
-
-    def add(settled: Config, text: str) -> str:
-        cell_id = identity(settled)
-        cells = {name: need for name, need in all_needs(settled).items() if not isinstance(need, Path)}
-        needs = [add(need, name) for name, need in cells.items()]
-        jobs[cell_id] = Job(cell_id, [], settled, text, needs)
-        jobs[cell_id].status = read_status(folder_of(config["output_root"], cell_id))
-        return cell_id
-
-    for each in configs:
-        settled = settle(each)
-        add(settled, settled["method"]["name"])
-    for line in plan_lines(list(jobs.values()), config["output_root"]):
-        print(line)
-
-
-class _Watch(threading.Thread):
-    """Shows which cells start and end while a launcher blocks; their files tell, whichever process writes them."""
-
-    def __init__(self, jobs: Sequence[Job], output_root: str, display: progress.Display, count: list[int], total: int):
-        super().__init__(daemon=True)
-        self.waiting = {job.id: job for job in jobs}
-        self.running: set[str] = set()
-        self.output_root, self.display, self.count, self.total = output_root, display, count, total
-        self.began = time.time()
-        self.halt = threading.Event()
-
-    def run(self) -> None:
-        while not self.halt.wait(POLL_SECONDS):
-            self.look()
-
-    def look(self) -> None:
-        """Reports every change since the last look."""
-        for job in list(self.waiting.values()):
-            status = job.read_status(self.output_root)
-            if status["status"] != "missing" and status.get("started", 0) < self.began and status["status"] != "done":
-                continue  # left by an earlier run
-            if status["status"] in ("done", "failed"):
-                del self.waiting[job.id]
-                self.count[0] += 1
-                self.display.advance_table()
-                outcome = _outcome(job, status, self.output_root)
-                self.display.line(f"[{self.count[0]}/{self.total}] {job.text}: {outcome}")
-            elif status["status"] == "running" and job.id not in self.running:
-                self.running.add(job.id)
-                self.display.line(f"  {job.text}: started ({folder_of(self.output_root, job.id)})")
-
-    def end(self) -> None:
-        """Stops watching after a last look."""
-        self.halt.set()
-        self.join()
-        self.look()
-
-
-def _outcome(job: Job, status: Config, output_root: str) -> str:
-    result = read_result(folder_of(output_root, job.id))
-    if result is None:
-        return f"{status['status']}" + (f": {status['error']}" if status["error"] else "")
-    metrics = ", ".join(f"{name} {value:.2f}" for name, value in result["metrics"].items())
-    return f"{metrics} ({_minutes(result['seconds'])})"
-
-
-class _Run:
-    """Launches a table's missing cells.
+    Each method is a row of its own, so that keys of a method multiply only those that have them.
 
     Args:
-        table: The table.
-        launcher: Hydra's launcher.
-        output_root: Where cells live.
-        display: Where to show progress.
-        batch: How many cells the launcher gets at once; None for all.
+        arguments: The command line's task overrides.
+        compose: Overrides -> composed config.
+
+    Raises:
+        UserError: Keys of tables are given.
     """
 
-    def __init__(self, table: Table, launcher: Any, output_root: str, display: progress.Display, batch: int | None):
-        self.table, self.launcher, self.output_root = table, launcher, output_root
-        self.display, self.batch = display, batch
-        self.launched = 0
-        self.count = [0]
+    def __init__(self, arguments: Sequence[str], compose: Callable[[list[str]], DictConfig]):
+        user = parse(arguments)
+        for key in ("rows", "role"):
+            if key in user:
+                tables = ", ".join(choices("table"))
+                raise UserError(f"{key}={user[key][0]}: selects rows of a table; add +table=<name> (one of {tables})")
+        meant = sorted((key, values) for key, values in user.items() if key.partition(".")[0] not in ACCIDENTAL)
+        self.name = f"sweep-{hashlib.sha256(repr(meant).encode()).hexdigest()[:8]}"
+        methods = user.pop("method", ["none"])
+        self.keys = [key for key, values in user.items() if len(values) > 1 and key != AVERAGED]
+        if len(methods) > 1:
+            self.keys.insert(0, "method")
+        self.rows = [Row(name, name, "method", {"method": [name]}) for name in dict.fromkeys(methods)]
+        self.selected = {row.id for row in self.rows}
+        self.routed, self.compose = route(self.rows, user, sweep=True), compose
+        self.shown, self.jobs = [], {}
+        for row in self.rows:
+            self.shown += self._expand(row)
 
-    def run(self) -> None:
-        """Runs all waves. KeyboardInterrupt passes through."""
-        groups = waves(self.table.jobs)
-        total = sum(len(group) for group in groups)
-        self.display.start_table(self.table.name, total)
-        try:
-            for group in groups:
-                ready = [job for job in group if not self._lacks_need(job)]
-                size = self.batch or max(1, len(ready))
-                for start in range(0, len(ready), size):
-                    self._launch(ready[start : start + size], total)
-        finally:
-            self.display.stop_table()
+    def _with_recipe(self, chosen: Mapping[str, str]) -> dict[str, str]:
+        return with_recipe(chosen, "scenes")
 
-    def _lacks_need(self, job: Job) -> bool:
-        """Whether a cell that this one needs has failed; this one then fails with the same words."""
-        for need in job.needs:
-            status = self.table.jobs[need].status
-            if status["status"] != "done":
-                job.status = {**status, "status": "failed"}
-                self.count[0] += 1
-                self.display.advance_table()
-                self.display.line(f"  {job.text}: not trained, because {self.table.jobs[need].text} failed")
-                return True
-        return False
+    def write(self, output_root: str, scale: str) -> Path:
+        from tables.sweeps import write_sweep
 
-    def _launch(self, jobs: Sequence[Job], total: int) -> None:
-        """Launches cells, and once more those that a broken launcher took along or never started."""
-        left = list(jobs)
-        for attempt in range(2):
-            began = time.time()
-            watch = _Watch(left, self.output_root, self.display, self.count, total)
-            if is_first():
-                watch.start()
-            try:
-                broken = self._call(left)
-                self._wait(left)
-            finally:
-                if is_first():
-                    watch.end()
-                self.table.refresh(self.output_root)
-            left = [job for job in left if self._is_owed(job, began, broken)]
-            if not left:
-                return
-            if attempt == 0:
-                reported = sum(job.id not in watch.waiting for job in left)
-                self.count[0] -= reported
-                self.display.advance_table(-reported)
-                self.display.line(f"  {len(left)} cells are started again ({broken or 'the launcher left them out'})")
-        for job in left:
-            job.status = {"status": "failed", "error": broken or "it was not started", "user": False}
-
-    def _is_owed(self, job: Job, began: float, broken: str | None) -> bool:
-        """Whether the launcher owes an attempt at a job: it was not begun, or was killed when the launcher broke."""
-        status = job.status
-        if status["status"] == "done":
-            return False
-        untouched = status["status"] in ("missing", "interrupted") or status.get("started", 0) < began
-        return untouched or (broken is not None and bool(status.get("killed")))
-
-    def _call(self, jobs: Sequence[Job]) -> str | None:
-        """One call of the launcher; returns what it raised, which must not cost the table its other cells."""
-        try:
-            self.launcher.launch([job.overrides for job in jobs], initial_job_idx=self.launched)
-        except Exception as error:
-            return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
-        finally:
-            self.launched += len(jobs)
-        return None
-
-    def _wait(self, jobs: Sequence[Job]) -> None:
-        """Waits for cells that still run although the launcher has returned, as submitit's do after a failure."""
-        while any(job.read_status(self.output_root)["status"] == "running" for job in jobs):
-            time.sleep(POLL_SECONDS)
+        points = []
+        for shown in self.shown:
+            entry = shown.entry()
+            points.append({**entry, "axes": {"method": entry["method"], **shown.axes}})
+        return write_sweep(self.name, self.keys, points, output_root)
 
 
 def _status_of(jobs: Iterable[Job]) -> int:
@@ -616,25 +444,32 @@ def _status_of(jobs: Iterable[Job]) -> int:
         UserError: Nothing could be trained, because of one and the same mistake of the user.
     """
     jobs = list(jobs)
-    bad = [job for job in jobs if job.status["status"] != "done"]
+    bad = [job for job in jobs if not job.is_done]
     messages = {job.status.get("error") for job in bad}
     if bad and len(bad) == len(jobs) and len(messages) == 1 and all(job.status.get("user") for job in bad):
         raise UserError(str(messages.pop()))
     return 3 if bad else 0
 
 
-def _render(table: Table, output_root: str, scale: str, dataset: str) -> None:
-    """Writes the table and shows it."""
-    from tables.render import write_table
+def _workers(master: DictConfig, launcher: Any, jobs: Sequence[Job]) -> int | None:
+    """How many workers of kt's own train the cells; None where a launcher that was chosen does.
 
-    rows = [shown.entry() for shown in table.rendered(output_root)]
-    folder = write_table(table.name, rows, output_root, scale, dataset)
-    print("\n" + (folder / "table.md").read_text().strip() + "\n")
-    print(folder / "index.html")
+    Raises:
+        UserError: Workers are asked for beside a launcher.
+    """
+    chosen = [str(line) for line in master.hydra.overrides.hydra if str(line).startswith("hydra/launcher=")]
+    if chosen or type(launcher).__name__ != "BasicLauncher" or world_size() > 1:
+        if master.workers is not None and world_size() == 1:
+            named = chosen[0] if chosen else type(launcher).__name__
+            raise UserError(f"workers={master.workers}: expected null beside {named}, which has a number of its own")
+        return None
+    if master.workers is not None:
+        return int(master.workers)
+    return default_workers([job.config for job in jobs if not job.is_done])
 
 
 def run_table(sweeper: Any, arguments: Sequence[str]) -> int:
-    """Runs a table under the command line's overrides.
+    """Runs a table, or the points of a sweep, under the command line's overrides.
 
     Args:
         sweeper: The `TableSweeper`, set up.
@@ -646,7 +481,7 @@ def run_table(sweeper: Any, arguments: Sequence[str]) -> int:
     Raises:
         UserError: A mistake in the overrides, or one that kept every cell from being trained.
     """
-    master = sweeper.config
+    master, launcher = sweeper.config, sweeper.launcher
     loader = sweeper.hydra_context.config_loader
     output_root, scale = str(master.output_root), OmegaConf.to_container(master.scale)
     assert isinstance(scale, dict)
@@ -655,21 +490,29 @@ def run_table(sweeper: Any, arguments: Sequence[str]) -> int:
         composed = loader.load_sweep_config(master, overrides)
         return OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
 
-    stand_in = master.dataset.stand_in if scale["stand_in"] else None
-    table = Table(sweeper.name, sweeper.rows, arguments, composer(load), stand_in)
-    table.refresh(output_root)
+    table: Table
+    if sweeper.name is None:
+        table = Sweep(arguments, composer(load))
+    else:
+        stand_in = master.dataset.stand_in if scale["stand_in"] else None
+        table = Table(sweeper.name, sweeper.rows, arguments, composer(load), stand_in)
+    refresh(table.jobs, output_root)
     jobs = list(table.jobs.values())
+    workers = _workers(master, launcher, jobs)
     if master.plan:
         if is_first():
-            print("\n".join(plan_lines(jobs, output_root)))
+            print("\n".join(plan_lines(table.jobs, output_root, workers or 1)))
         return 0
     check_writable(output_root)
     display = progress.Display(quiet=not is_first())
     progress.use(display)
-    run = _Run(table, sweeper.launcher, output_root, display, sweeper.batch or _default_batch(sweeper.launcher))
+    report = Report(table.name, table.jobs, output_root, display)
     interrupted = False
     try:
-        run.run()
+        if workers is None:
+            ByLauncher(report, launcher, sweeper.batch or _default_batch(launcher)).run()
+        else:
+            SideBySide(report, workers).run()
     except KeyboardInterrupt:
         interrupted = True
         display.line("interrupted; the same command goes on from here")
@@ -678,10 +521,11 @@ def run_table(sweeper: Any, arguments: Sequence[str]) -> int:
     status = 130 if interrupted else _status_of(jobs)
     if is_first():
         for job in jobs:
-            if job.status["status"] != "done" and job.status.get("error"):
+            if not job.is_done and job.status.get("error"):
                 print(f"X {job.text}: {job.status['error']} ({folder_of(output_root, job.id)})")
-        dataset = table.shown[-1].config["dataset"]["name"]
-        _render(table, output_root, str(scale["name"]), dataset)
+        folder = table.write(output_root, str(scale["name"]))
+        print("\n" + (folder / "table.md").read_text().strip() + "\n")
+        print(folder / "index.html")
     return status
 
 

@@ -9,7 +9,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 
 @dataclass
@@ -17,31 +17,31 @@ class TableSweeperConfig:
     """Config node of the sweeper.
 
     Attributes:
-        name: The table's name.
+        name: The table's name; None for the points of a sweep without a table.
         rows: Row id -> `label`, `role`, `ours`, `paper_row` and `overrides` (key -> value, comma lists expand).
         batch: How many cells to hand to the launcher at once; None for all that can run, except that the local
             submitit launcher, which starts everything it gets, then gets as many as there are CPU cores.
     """
 
     _target_: str = "hydra_plugins.kt_table_sweeper.table_sweeper.TableSweeper"
-    name: str = MISSING
+    name: Optional[str] = None  # noqa: UP045 - OmegaConf knows no `str | None` on Python 3.10
     rows: dict[str, Any] = field(default_factory=dict)
-    batch: Optional[int] = None  # noqa: UP045 - OmegaConf knows no `int | None` on Python 3.10
+    batch: Optional[int] = None  # noqa: UP045 - as above
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="table", node=TableSweeperConfig, provider="kt")
 
 
 class TableSweeper(Sweeper):
-    """Expands a table into cells, launches the missing ones in waves of what they need, and renders the table.
+    """Expands a table or a sweep into cells, trains the missing ones after what they need, and renders them.
 
     Args:
-        name: The table's name.
+        name: See `TableSweeperConfig`.
         rows: See `TableSweeperConfig`.
         batch: See `TableSweeperConfig`.
     """
 
-    def __init__(self, name: str, rows: Any, batch: int | None = None):
+    def __init__(self, name: str | None, rows: Any, batch: int | None = None):
         self.name = name
         self.rows: Any = OmegaConf.to_container(rows) if OmegaConf.is_config(rows) else rows
         self.batch = batch
@@ -55,7 +55,7 @@ class TableSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> int:
-        """Runs the table under the task overrides of the command line; returns the exit status."""
+        """Runs the table or sweep under the task overrides of the command line; returns the exit status."""
         # Imported late: Hydra imports every plugin at every start, also that of other programs.
         from experiments.table import run_table
 

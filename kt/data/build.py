@@ -19,6 +19,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
 from kt.data import scenes
+from kt.data.cache import Arrays, kept
 from kt.data.loaders import Loader, ResidentLoader, StreamingLoader
 from kt.errors import UserError, nearest
 from kt.evaluation.accuracy import evaluate_accuracy
@@ -268,20 +269,14 @@ def _scenes(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> _Sour
 
 def _drawn(count: int, size: int, seed: int, style: str, cache: Path | None) -> _Arrays:
     """Embedded crops, kept in the cache under a name that changes with the code that draws them."""
-    if cache is None:
-        return _Arrays(*scenes.classification_arrays(count, size, seed, style))
     code = hashlib.sha256(Path(scenes.__file__).read_bytes()).hexdigest()[:8]
-    path = cache / f"scenes-{style}-{size}-{seed}-{count}-{code}.npz"
-    if path.exists():
-        with np.load(path) as stored:
-            return _Arrays(stored["images"], stored["labels"])
-    arrays = _Arrays(*scenes.classification_arrays(count, size, seed, style))
-    cache.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        np.savez(file, images=arrays.images, labels=arrays.labels)
-    os.replace(temporary, path)
-    return arrays
+    path = cache and cache / f"scenes-{style}-{size}-{seed}-{count}-{code}.npz"
+
+    def draw() -> Arrays:
+        images, labels = scenes.classification_arrays(count, size, seed, style)
+        return {"images": images, "labels": labels}
+
+    return _Arrays(**kept(path, draw))
 
 
 CIFAR_LAYOUT = (

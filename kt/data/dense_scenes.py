@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from kt.data import scenes
 from kt.data.build import TEST_SEED_OFFSET
+from kt.data.cache import kept
 from kt.data.dense_source import DetectionList, SegmentationList, Source
 
 DETECTED = tuple(name for name in scenes.CLASSES if name not in ("tree", "building"))
@@ -88,20 +88,9 @@ def draw(count: int, height: int, width: int, seed: int, style: str, crowd: int)
 
 def drawn(count: int, height: int, width: int, seed: int, style: str, crowd: int, cache: Path | None) -> Drawn:
     """Scenes, kept in the cache under a name that changes with the code that draws them."""
-    if cache is None:
-        return draw(count, height, width, seed, style, crowd)
     code = hashlib.sha256(Path(scenes.__file__).read_bytes() + Path(__file__).read_bytes()).hexdigest()[:8]
-    path = cache / f"street-{style}-{height}x{width}-{seed}-{crowd}-{count}-{code}.npz"
-    if path.exists():
-        with np.load(path) as stored:
-            return Drawn(**{field.name: stored[field.name] for field in fields(Drawn)})
-    found = draw(count, height, width, seed, style, crowd)
-    cache.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        np.savez(file, **{field.name: getattr(found, field.name) for field in fields(Drawn)})
-    os.replace(temporary, path)
-    return found
+    path = cache and cache / f"street-{style}-{height}x{width}-{seed}-{crowd}-{count}-{code}.npz"
+    return Drawn(**kept(path, lambda: vars(draw(count, height, width, seed, style, crowd))))
 
 
 def scene_seed(task: str, style: str, split: str) -> int:

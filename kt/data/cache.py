@@ -1,0 +1,47 @@
+"""Drawn images kept on disk, so that cells side by side and one after the other draw them once."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+Arrays = Mapping[str, NDArray]
+
+
+def kept(path: Path | None, draw: Callable[[], Arrays]) -> Arrays:
+    """Arrays by name from a file, drawn and put there first if it does not hold them; one process draws, others wait.
+
+    Args:
+        path: The file, an uncompressed `.npz` named after all that decides its content; None: nothing is kept.
+        draw: Makes the arrays.
+    """
+    if path is None:
+        return draw()
+    found = _read(path)
+    if found is not None:
+        return found
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        found = _read(path)
+        if found is None:
+            found = draw()
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            with open(temporary, "wb") as file:
+                np.savez(file, **found)  # type: ignore[arg-type]
+            os.replace(temporary, path)
+    return found
+
+
+def _read(path: Path) -> Arrays | None:
+    """The arrays of a file; None if it is not there or damaged."""
+    try:
+        with np.load(path) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
