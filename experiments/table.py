@@ -434,6 +434,12 @@ class Sweep(Table):
         for shown in self.shown:
             entry = shown.entry()
             points.append({**entry, "axes": {"method": entry["method"], **shown.axes}})
+        of_points = {cell_id for shown in self.shown for cell_id in shown.cells}
+        for job in self.jobs.values():
+            if job.id not in of_points:
+                # What the points needed is shown below them, to compare with.
+                needed = Row(job.id, job.text.partition(" seed ")[0], "needed", {})
+                points.append(Shown(needed, {}, {job.id: job.config["seed"]}, job.config).entry())
         return write_sweep(self.name, self.keys, points, output_root)
 
 

@@ -15,6 +15,7 @@ from kt.errors import UserError, nearest
 from tables.collect import collect, shown_states
 from tables.records import TableRecord, all_tables, find_table
 from tables.render import as_markdown, read_rows, write_table
+from tables.sweeps import render_again
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 ARROWS = {"higher": "↑", "lower": "↓"}
@@ -110,7 +111,9 @@ def run(arguments: Sequence[str]) -> int:
         UserError: A mistake in the arguments.
     """
     parser = _Parser("python -m tables", description="Lists all tables, or renders one again from its results.")
-    parser.add_argument("name", nargs="?", help="a table; without it all are listed")
+    parser.add_argument(
+        "name", nargs="?", help="a table, or a sweep such as sweep-0123abcd; without it all tables are listed"
+    )
     parser.add_argument("--scale", help=f"one of {', '.join(scales())}; by default all that have been run")
     parser.add_argument("--output-root", help="where results are (default: outputs)")
     options = parser.parse_args(arguments)
@@ -123,6 +126,11 @@ def run(arguments: Sequence[str]) -> int:
         )
     if options.name is None:
         list_tables(output_root)
+        return 0
+    if options.name.startswith("sweep-"):
+        folder = render_again(options.name, output_root)
+        print((folder / "table.md").read_text(encoding="utf-8"))
+        print(folder / "index.html")
         return 0
     record = find_table(options.name)
     if options.scale is not None:

@@ -81,7 +81,7 @@ def cell_status(row: Mapping[str, Any], cell_id: str, output_root: str | os.Path
     """A cell's status as a row needs it: done only with the score that the row asks for, if that is one."""
     folder, evaluation = folder_of(output_root, cell_id), row.get("evaluation")
     state = read_status(folder, evaluation)
-    if state["status"] == "done" and evaluation and _read_evaluation(folder, evaluation) is None:
+    if state["status"] == "done" and evaluation and read_evaluation(folder, evaluation) is None:
         return {**state, "status": "unscored"}
     return state
 
@@ -102,7 +102,7 @@ def shown_states(rows: Sequence[Mapping[str, Any]], output_root: str | os.PathLi
     return [cell_status(row, cell_id, output_root)["status"] for (cell_id, _), row in shown.items()]
 
 
-def _read_evaluation(folder: Path, name: str) -> Json | None:
+def read_evaluation(folder: Path, name: str) -> Json | None:
     """A cell's metrics on other data; None if it has none."""
     try:
         content = json.loads(evaluation_file(folder, name).read_text(encoding="utf-8"))
@@ -127,11 +127,32 @@ def _collect_row(
     results: Mapping[str, Mapping[str, Any]],
 ) -> Json:
     names = [metric["name"] for metric in record.metrics]
-    cells = [_collect_cell(row, cell, output_root, results.get(cell["id"]), names) for cell in row["cells"]]
     index = row.get("paper_row")
     if index is not None and not 0 <= index < len(record.rows):
         raise UserError(f"paper_row={index}: table {record.name} has {len(record.rows)} printed rows, counted from 0")
     printed = record.rows[index] if index is not None else None
+    return {
+        **measured_row(row, names, output_root, results),
+        "printed_row": printed["row"] if printed else None,
+        "paper": {name: printed["values"].get(name) if printed else None for name in names},
+    }
+
+
+def measured_row(
+    row: Mapping[str, Any],
+    names: Sequence[str],
+    output_root: str | os.PathLike[str],
+    results: Mapping[str, Mapping[str, Any]],
+) -> Json:
+    """What a row's cells have given: each, their mean, and their spread over seeds.
+
+    Args:
+        row: As `collect` takes it.
+        names: The metrics.
+        output_root: Where `cells/` is.
+        results: Id -> result of the cells that are done.
+    """
+    cells = [_collect_cell(row, cell, output_root, results.get(cell["id"]), names) for cell in row["cells"]]
     measured = [cell["metrics"] for cell in cells if cell["status"] == "done"]
     values = {name: [each[name] for each in measured if each[name] is not None] for name in names}
     mean = {name: float(np.mean(found)) if found else None for name, found in values.items()}
@@ -147,8 +168,6 @@ def _collect_row(
         "ours": bool(row.get("ours", False)),
         "axes": dict(row.get("axes") or {}),
         "evaluation": row.get("evaluation"),
-        "printed_row": printed["row"] if printed else None,
-        "paper": {name: printed["values"].get(name) if printed else None for name in names},
         "mean": mean if measured else None,
         "std": std if several else None,
         "cells": cells,
@@ -173,7 +192,7 @@ def _collect_cell(
     if result is not None and state["status"] == "done":
         evaluation = row.get("evaluation")
         folder = folder_of(output_root, cell["id"])
-        metrics = _read_evaluation(folder, evaluation) if evaluation else result.get("metrics")
+        metrics = read_evaluation(folder, evaluation) if evaluation else result.get("metrics")
         found = {name: (metrics or {}).get(name, (metrics or {}).get(SYNONYMS.get(name, name))) for name in names}
         return {**shown, "status": "done", "metrics": {name: _finite(value) for name, value in found.items()}}
     status = "failed" if state["status"] in ("failed", "interrupted") else "missing"
@@ -198,7 +217,7 @@ def _metrics(record: TableRecord, results: Any) -> list[Json]:
 def _evaluations(rows: Sequence[Mapping[str, Any]], output_root: str | os.PathLike[str]) -> list[Json]:
     """What the evaluations that rows ask for have left."""
     found = [
-        _read_evaluation(folder_of(output_root, cell["id"]), row["evaluation"])
+        read_evaluation(folder_of(output_root, cell["id"]), row["evaluation"])
         for row in rows
         if row.get("evaluation")
         for cell in row["cells"]

@@ -15,7 +15,7 @@ from tables.heatmaps import HeatMaps, activation_maps, plot_maps
 from tables.pictures import GRID, INK, export, style_of
 
 # One colour per line; in the page they are CSS variables, so that they follow its light or dark mode.
-COLOURS = ("#2563eb", "#ea580c", "#059669")
+COLOURS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#be123c", "#0e7490")
 BOLD_POINTS = 60  # of a bold line over steps
 
 
@@ -52,7 +52,7 @@ class Panel:
         x_label: What the x axis shows.
         levels: Horizontal lines.
         span: A shaded part of the x axis.
-        ticks: Values marked on the x axis; logarithmic if all are above 0.
+        ticks: Values marked on the x axis; logarithmic if all are above 0 and far apart.
         borders: Where phases of the training begin on the x axis, with their names; the last one is the end.
         log_y: Whether the y axis is logarithmic.
     """
@@ -314,7 +314,7 @@ def plot(panel: Panel | HeatMaps) -> tuple[bytes, str]:
         if panel.span is not None:
             axes.axvspan(*panel.span, color=INK, alpha=0.07, linewidth=0)
         if panel.ticks:
-            if min(panel.ticks) > 0:
+            if min(panel.ticks) > 0 and max(panel.ticks) >= 10 * min(panel.ticks):
                 axes.set_xscale("log")
             axes.set_xticks(panel.ticks, [f"{tick:g}" for tick in panel.ticks])
             axes.minorticks_off()

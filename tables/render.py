@@ -22,7 +22,7 @@ from experiments.cell import folder_of, read_result
 from kt.errors import UserError
 from tables.claims import Context
 from tables.collect import collect
-from tables.figures import drawings, plot
+from tables.figures import Drawing, drawings, plot
 from tables.records import TableRecord, find_table
 
 Json = dict[str, Any]
@@ -57,7 +57,7 @@ def write_table(
         UserError: There is no such table, or the folder cannot be written.
     """
     record = find_table(name)
-    command = command or _own_command()
+    command = command or own_command()
     table = collect(name, rows, output_root, scale, dataset)
     folder = Path(output_root) / "tables" / name / scale
     stored = {"rows": list(rows), "scale": scale, "dataset": dataset, "command": command}
@@ -70,9 +70,9 @@ def write_table(
             "table.csv": as_csv(table),
             "table.tex": as_latex(record, table),
         }
-        texts |= {"rows.json": _as_json(stored), "table.json": _as_json(table), "index.html": page}
+        texts |= {"rows.json": as_json(stored), "table.json": as_json(table), "index.html": page}
         for file, text in texts.items():
-            _write(folder / file, text.encode())
+            write(folder / file, text.encode())
     except OSError as error:
         raise UserError(f"{folder}: expected a folder to write to ({error.strerror})") from None
     return folder
@@ -96,7 +96,7 @@ def read_rows(folder: Path) -> Json | None:
     return stored
 
 
-def _own_command() -> str | None:
+def own_command() -> str | None:
     """This process's command line, if it runs a table."""
     path = Path(sys.argv[0])
     if path.parts[-2:] != ("experiments", "run.py"):
@@ -104,11 +104,11 @@ def _own_command() -> str | None:
     return shlex.join(["python", "-m", "experiments.run", *sys.argv[1:]])
 
 
-def _as_json(content: Any) -> str:
+def as_json(content: Any) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes) -> None:
     """Readers see the old file or the new one, never half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(content)
@@ -209,12 +209,34 @@ def spread_notes(table: Mapping[str, Any]) -> list[str]:
 # Formats
 
 
+def _clean(text: str) -> str:
+    """Text for one cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", r"\|")
+
+
+def markdown_grid(lines: Sequence[Sequence[str]], left: int) -> list[str]:
+    """Lines of a Markdown table.
+
+    Args:
+        lines: The heading's cells, then those of each row.
+        left: How many columns are aligned to the left; the others hold numbers.
+    """
+    cleaned = [[_clean(cell) for cell in line] for line in lines]
+    widths = [max(len(line[column]) for line in cleaned) for column in range(len(cleaned[0]))]
+
+    def joined(cells: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = ["-" * width if column < left else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
+    return [joined(cleaned[0]), joined(rule), *map(joined, cleaned[1:])]
+
+
 def as_markdown(record: TableRecord, table: Mapping[str, Any]) -> str:
     """The table with its verdicts."""
-
-    def clean(text: str) -> str:
-        return " ".join(text.split()).replace("|", r"\|")
-
     ours_best, paper_best = best_rows(table, "mean"), best_rows(table, "paper")
     head = ["row", "networks"]
     for metric in table["metrics"]:
@@ -227,52 +249,46 @@ def as_markdown(record: TableRecord, table: Mapping[str, Any]) -> str:
             for shown, best in ((ours(row, metric), ours_best), (printed(row, metric), paper_best)):
                 cells.append(f"**{shown}**" if key in best else shown)
         lines.append(cells)
-    lines = [[clean(cell) for cell in line] for line in lines]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-
-    def joined(cells: Sequence[str]) -> str:
-        padded = [
-            cell.ljust(width) if column < 2 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return f"| {' | '.join(padded)} |"
-
-    rule = ["-" * width if column < 2 else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
     text = [
         f"# {record.name}",
         "",
         f"{record.document['paper']['title']}, {record.title}: {record.table['caption']}.",
         "",
     ]
-    text += [f"**{table['banner']}**", "", joined(lines[0]), joined(rule), *map(joined, lines[1:]), ""]
+    text += [f"**{table['banner']}**", "", *markdown_grid(lines, left=2), ""]
     text += [*spread_notes(table), ""] if spread_notes(table) else []
     text += [
-        f"- **{each['verdict']}** {each['id']}: {clean(each['claim'])}. {clean(each['evidence'])}"
+        f"- **{each['verdict']}** {each['id']}: {_clean(each['claim'])}. {_clean(each['evidence'])}"
         for each in table["claims"]
     ]
     return "\n".join(text).rstrip() + "\n"
 
 
 def as_csv(table: Mapping[str, Any]) -> str:
-    """One line per row; X where nothing was measured, `comparable` in every line."""
+    """One line per row; X where nothing was measured. With a paper, its numbers and `comparable` are in every line."""
     axes = list(dict.fromkeys(key for row in table["rows"] for key in row["axes"]))
     names = [metric["name"] for metric in table["metrics"]]
-    columns = ["id", "label", "role", "method", "teacher", "student", "proposed", *axes, "seeds", "done"]
+    printed = "paper" in table
+    own = ("id", "label", "role", "method", "teacher", "student")
+    whole = {key: table[key] for key in ("comparable", "scale", "dataset") if key in table}
+    columns = [*own, *(["proposed"] if printed else []), *axes, "seeds", "done"]
     for name in names:
-        columns += [f"{name}_mean", f"{name}_std", f"{name}_paper", f"{name}_paper_spread"]
-    columns += ["comparable", "scale", "dataset"]
+        columns += [f"{name}_mean", f"{name}_std"]
+        columns += [f"{name}_paper", f"{name}_paper_spread"] if printed else []
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(columns)
+    writer.writerow([*columns, *whole])
     for row in table["rows"]:
-        line = [row[key] for key in ("id", "label", "role", "method", "teacher", "student", "ours")]
+        line = [row[key] for key in own] + ([row["ours"]] if printed else [])
         line += [row["axes"].get(key) for key in axes]
         line += [len(row["cells"]), sum(cell["status"] == "done" for cell in row["cells"])]
         for name in names:
-            mean, paper = (row["mean"] or {}).get(name), row["paper"][name]
+            mean = (row["mean"] or {}).get(name)
             line += [(X if row["cells"] else None) if mean is None else mean, (row["std"] or {}).get(name)]
-            line += paper if isinstance(paper, list) else [paper, None]
-        writer.writerow([*line, table["comparable"], table["scale"], table["dataset"]])
+            if printed:
+                paper = row["paper"][name]
+                line += paper if isinstance(paper, list) else [paper, None]
+        writer.writerow([*line, *whole.values()])
     return buffer.getvalue()
 
 
@@ -322,8 +338,9 @@ def as_latex(record: TableRecord, table: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-@functools.lru_cache(maxsize=1)
-def _template() -> jinja2.Template:
+@functools.lru_cache(maxsize=2)
+def template(name: str) -> jinja2.Template:
+    """A page's template."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -332,7 +349,18 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters["place"] = _place
-    return environment.get_template("index.html.j2")
+    return environment.get_template(name)
+
+
+def shown_number(row: Mapping[str, Any], metric: Mapping[str, Any], best: set[tuple[str, str]]) -> Json:
+    """A measured number as a page sets it: value, spread, and whether it is among the best."""
+    value, _, spread = ours(row, metric).partition(" ± ")
+    return {"value": value, "spread": spread, "best": (row["id"], metric["name"]) in best}
+
+
+def linked_cells(row: Mapping[str, Any], output_root: str | os.PathLike[str], folder: Path) -> list[Json]:
+    """A row's cells with where their folders are, seen from the page."""
+    return [{**cell, "href": _link(output_root, cell["id"], folder)} for cell in row["cells"]]
 
 
 def as_html(
@@ -347,26 +375,16 @@ def as_html(
     ours_best, paper_best = best_rows(table, "mean"), best_rows(table, "paper")
     rows = []
     for row in table["rows"]:
-        numbers = []
-        for metric in table["metrics"]:
-            key = (row["id"], metric["name"])
-            text = ours(row, metric)
-            value, _, spread = text.partition(" ± ")
-            numbers.append(
-                {
-                    "value": value,
-                    "spread": spread,
-                    "best": key in ours_best,
-                    "paper": printed(row, metric),
-                    "paper_best": key in paper_best,
-                }
-            )
-        cells = [{**cell, "href": _link(output_root, cell["id"], folder)} for cell in row["cells"]]
-        rows.append({**row, "numbers": numbers, "cells": cells})
-    done = [cell for row in table["rows"] for cell in row["cells"] if cell["status"] == "done"]
-    unique = {cell["id"] for row in table["rows"] for cell in row["cells"]}
-    facts = _facts(output_root, sorted({cell["id"] for cell in done}))
-    return _template().render(
+        numbers = [
+            {
+                **shown_number(row, metric, ours_best),
+                "paper": printed(row, metric),
+                "paper_best": (row["id"], metric["name"]) in paper_best,
+            }
+            for metric in table["metrics"]
+        ]
+        rows.append({**row, "numbers": numbers, "cells": linked_cells(row, output_root, folder)})
+    return template("table.html.j2").render(
         record=record,
         paper=record.document["paper"],
         table=table,
@@ -375,9 +393,11 @@ def as_html(
         notes=spread_notes(table),
         plots=plots,
         tally=_tally(table),
-        cells_done=len({cell["id"] for cell in done}),
-        cells_total=len(unique),
-        facts=facts,
+        facts={
+            "scale": table["scale"],
+            "dataset": table["dataset"] or "unknown",
+            **facts_of(table["rows"], output_root),
+        },
         command=command,
     )
 
@@ -405,10 +425,12 @@ def _link(output_root: str | os.PathLike[str], cell_id: str, folder: Path) -> st
     return Path(os.path.relpath(folder_of(output_root, cell_id), folder)).as_posix() + "/"
 
 
-def _facts(output_root: str | os.PathLike[str], ids: Sequence[str]) -> dict[str, str]:
-    """How the results were made, where all or any of them say so."""
+def facts_of(rows: Sequence[Mapping[str, Any]], output_root: str | os.PathLike[str]) -> dict[str, str]:
+    """How many cells of the rows are done and how these were made, where all or any of them say so."""
+    every = {cell["id"] for row in rows for cell in row["cells"]}
+    ids = sorted({cell["id"] for row in rows for cell in row["cells"] if cell["status"] == "done"})
     results = [result for cell_id in ids if (result := read_result(folder_of(output_root, cell_id)))]
-    facts = {}
+    facts = {"cells": f"{len(ids)} of {len(every)} done"}
     hardware = [result["hardware"] for result in results if isinstance(result.get("hardware"), dict)]
     devices = {name for each in hardware for name in (each.get("gpus") or [each.get("cpu")]) if name}
     if devices:
@@ -433,14 +455,19 @@ def _write_curves(
     ids = {cell["id"] for row in table["rows"] for cell in row["cells"] if cell["status"] == "done"}
     results = {cell_id: read_result(folder_of(output_root, cell_id)) or {} for cell_id in ids}
     context = Context(record, table["rows"], results, Path(output_root))
+    return write_drawings(drawings(context), folder)
+
+
+def write_drawings(found: Sequence[Drawing], folder: Path) -> list[Json]:
+    """Draws figures into `<folder>/curves/`, drops older ones, and returns what the page shows of them."""
     shown, kept = [], set()
-    for drawing in drawings(context):
+    for drawing in found:
         images = []
         for panel in drawing.panels:
             png, svg = plot(panel)
             file = f"{drawing.figure['id']}_{panel.id}.png"
             kept.add(file)
-            _write(folder / "curves" / file, png)
+            write(folder / "curves" / file, png)
             images.append(Markup(svg))
         title = drawing.title or f"Figure {drawing.figure['id'].removeprefix('figure')} of the paper"
         text = {"title": title, "plots": drawing.figure["plots"], "caption": drawing.caption}

@@ -268,7 +268,7 @@ def test_a_mistake_that_stops_everything_is_one_line(
 
 def test_an_interrupt_keeps_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_TRAINING", json.dumps({"at": "interrupt"}))
-    assert run(tmp_path, TABLE, "rows=kd,at,ft") == 130
+    assert run(tmp_path, TABLE, "rows=kd,at,ft", "workers=1") == 130
     assert statuses(tmp_path) == {"teacher": "done", "kd": "done", "at": "interrupted", "ft": "missing"}
     monkeypatch.delenv("FAKE_TRAINING")
     assert run(tmp_path, TABLE, "rows=kd,at,ft") == 0

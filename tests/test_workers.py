@@ -1,0 +1,331 @@
+"""Cells side by side: order, ends of every kind, and that no worker outlives its run. The training is a stand-in."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.cell import folder_of, read_status
+from experiments.launch import Report
+from experiments.lifeline import started
+from experiments.plan import Agenda, Job, Times, makespan
+from experiments.progress import Display
+from experiments.workers import Pool, default_workers
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = "+table=imagenet_compression"
+PATIENCE = 20.0
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a command whose workers see the stand-in; its method's cells do what `does` says."""
+    (tmp_path / "site").mkdir()
+    text = f"import sys\nsys.path.append({str(ROOT / 'tests')!r})\nimport fake_training\nfake_training.install()\n"
+    (tmp_path / "site" / "sitecustomize.py").write_text(text)
+    begun = []
+
+    def begin(*arguments: str, **does: Any) -> subprocess.Popen[str]:
+        found = os.pathsep.join([str(tmp_path / "site"), str(ROOT)])
+        environment = {**os.environ, "PYTHONPATH": found, "FAKE_TRAINING": json.dumps(does)}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "experiments.run", *arguments, f"output_root={tmp_path / 'out'}"],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A shell's background jobs, and what they start, ignore Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        begun.append(process)
+        return process
+
+    yield begin
+    for process in begun:
+        process.kill()
+        process.communicate()
+
+
+def cells(folder: Path) -> dict[str, dict[str, Any]]:
+    """Method (or `teacher`) -> status of every cell there is."""
+    found = {}
+    for path in (folder / "out").glob("cells/*/config.yaml"):
+        text = path.read_text()
+        name = "teacher" if "role: teacher" in text else text.partition("method:\n  name: ")[2].partition("\n")[0]
+        found[name] = read_status(path.parent)
+    return found
+
+
+def wait_for(true: Callable[[], Any]) -> Any:
+    """What a condition gives once it holds."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        if found := true():
+            return found
+        time.sleep(0.05)
+    raise AssertionError("waited in vain")
+
+
+def running(folder: Path, *methods: str) -> Callable[[], list[int]]:
+    """The processes of cells, once all of them train."""
+
+    def look() -> list[int]:
+        found = cells(folder)
+        begun = [found[name] for name in methods if found.get(name, {}).get("status") == "running"]
+        called = [path for path in (folder / "out").glob("cells/*/calls")]
+        return [status["pid"] for status in begun] if len(begun) == len(methods) <= len(called) else []
+
+    return look
+
+
+def parent(pid: int) -> int:
+    """The process that started another one."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def job(name: str, *needs: str, method: str = "kd") -> Job:
+    return Job(name, [], {"method": {"name": method}}, name, list(needs), {"status": "missing"})
+
+
+# ------------------------------------------------------------------------------------------------------------- order
+
+
+def test_teachers_come_first_and_then_the_longest() -> None:
+    jobs = {each.id: each for each in (job("alone"), job("short", "teacher"), job("long", "teacher"), job("teacher"))}
+    agenda = Agenda(jobs, Times({"alone": 50.0, "short": 10.0, "long": 40.0, "teacher": 20.0}, 0))
+    order = [agenda.take() for _ in range(2)]
+    assert [each.id for each in order if each] == ["teacher", "alone"]
+    assert agenda.take(["teacher", "alone"]) is None  # what is left needs the teacher
+    assert [each.id for each in iter(lambda: agenda.take(["alone"]), None)] == ["long", "short"]
+
+
+def test_the_first_of_equals_is_the_tables_first() -> None:
+    jobs = {name: job(name) for name in "cab"}
+    agenda = Agenda(jobs, Times(dict.fromkeys(jobs, None), 0))
+    assert [each.id for each in iter(agenda.take, None)] == ["c", "a", "b"]
+
+
+def test_methods_that_compute_more_come_first_where_nothing_else_tells() -> None:
+    jobs = {name: job(name, method=name) for name in ("none", "kd", "hybrid_forward")}
+    agenda = Agenda(jobs, Times(dict.fromkeys(jobs, None), 0))
+    assert [each.id for each in iter(agenda.take, None)] == ["hybrid_forward", "kd", "none"]
+
+
+def best_packing(seconds: dict[str, float], needs: dict[str, tuple[str, ...]], workers: int) -> float:
+    """The shortest time of all orders in which workers may take jobs, by trying them all."""
+    best = float("inf")
+    for order in itertools.permutations(seconds):
+        if any(order.index(need) > order.index(name) for name in order for need in needs[name]):
+            continue
+        free, ends = [0.0] * workers, {}
+        for name in order:
+            begin = max([min(free), *(ends[need] for need in needs[name])])
+            free[free.index(min(free))] = ends[name] = begin + seconds[name]
+        best = min(best, max(free))
+    return best
+
+
+def test_the_packing_is_close_to_the_best_there_is() -> None:
+    """List scheduling by urgency: at most 4/3 of the best (Graham 1969) on independent jobs; here with a teacher."""
+    draw = random.Random(0)
+    for _ in range(20):
+        names = [f"cell{number}" for number in range(6)]
+        seconds = {name: draw.uniform(10, 60) for name in names}
+        needs = {name: () if name in names[:2] else (names[0],) for name in names}
+        jobs = {name: job(name, *needs[name]) for name in names}
+        found = makespan(jobs, Times(seconds, 0), 2)
+        best = best_packing(seconds, needs, 2)
+        assert best - 1e-9 <= found <= 4 / 3 * best
+        assert makespan(jobs, Times(seconds, 0), 1) == pytest.approx(sum(seconds.values()))
+
+
+def test_workers_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "4")
+    cores = min(4, len(os.sched_getaffinity(0)))
+    embedded = {"dataset": {"name": "scenes"}, "threads": None, "device": "cpu"}
+    assert default_workers([embedded] * 9) == cores
+    assert default_workers([embedded]) == 1
+    assert default_workers([{**embedded, "threads": cores}] * 9) == 1
+    assert default_workers([embedded, {**embedded, "dataset": {"name": "cifar100"}}]) == 1
+
+
+def test_workers_beside_a_launcher_are_refused(start: Callable[..., subprocess.Popen[str]]) -> None:
+    process = start(TABLE, "workers=2", "hydra/launcher=joblib")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and err.startswith(
+        "kt: error: workers=2: expected null beside hydra/launcher=joblib"
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- ends
+
+
+def test_two_cells_train_at_once(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
+    process = start(TABLE, "rows=kd,at,ft,baseline", "workers=2", kd=3, at=3, teacher=1)
+    pids = wait_for(running(tmp_path, "kd", "at"))
+    assert len(set(pids)) == 2 and parent(pids[0]) == parent(pids[1])
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, out + err
+    assert {status["status"] for status in cells(tmp_path).values()} == {"done"}
+    assert "[5/5]" in out and not (tmp_path / "out" / "workers.log").exists()
+    assert all((path / "calls").read_text() == "x" for path in (tmp_path / "out" / "cells").iterdir())
+
+
+def test_a_chosen_launcher_keeps_its_place(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
+    process = start(TABLE, "rows=baseline", "hydra/launcher=basic", none=30)
+    (pid,) = wait_for(running(tmp_path, "none"))
+    assert pid == process.pid  # Hydra's own trains in the run's process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_reaches_every_worker(
+    tmp_path: Path, start: Callable[..., subprocess.Popen[str]], number: signal.Signals
+) -> None:
+    process = start(TABLE, "rows=kd,at,ft", "workers=2", kd=60, at=60)
+    pids = wait_for(running(tmp_path, "kd", "at"))
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, out + err
+    found = {name: status["status"] for name, status in cells(tmp_path).items()}
+    assert found == {"teacher": "done", "kd": "interrupted", "at": "interrupted"}
+    assert not any(started(pid) for pid in pids)
+    assert "the same command goes on from here" in out and "| the table |" in out and "Traceback" not in out + err
+
+
+def test_nohup_keeps_its_meaning(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = start(TABLE, "rows=baseline", none=2)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    wait_for(running(tmp_path, "none"))
+    process.send_signal(signal.SIGHUP)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, out + err
+
+
+def test_a_killed_run_takes_its_workers_along(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
+    process = start(TABLE, "rows=kd,at", "workers=2", kd=60, at=60)
+    pids = wait_for(running(tmp_path, "kd", "at"))
+    server = parent(pids[0])
+    process.kill()
+    wait_for(lambda: not any(started(pid) for pid in (*pids, server)))
+    assert {name: status["status"] for name, status in cells(tmp_path).items()} == {
+        "teacher": "done",
+        "kd": "interrupted",
+        "at": "interrupted",
+    }
+
+
+def test_a_killed_cell_leaves_the_others(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
+    process = start(TABLE, "rows=kd,at,ft", "workers=2", at="kill", ft="exit")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 3, out + err
+    found = {name: status["status"] for name, status in cells(tmp_path).items()}
+    assert found == {"teacher": "done", "kd": "done", "at": "failed", "ft": "failed"}
+    assert "at seed 0: failed: the process was killed" in out and "SystemExit: 7" in out
+
+
+def test_a_lost_server_is_replaced_once(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
+    process = start(TABLE, "rows=kd,at", "workers=2", kd=4, at=4)
+    pids = wait_for(running(tmp_path, "kd", "at"))
+    server = parent(pids[0])
+    os.kill(server, signal.SIGKILL)
+    wait_for(lambda: not any(started(pid) for pid in pids))
+    again = wait_for(running(tmp_path, "kd", "at"))
+    assert parent(again[0]) != server
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, out + err
+    assert "2 cells are started again" in out and "[3/3]" in out
+
+
+def test_a_server_lost_twice_fails_what_ran(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
+    process = start(TABLE, "rows=kd,at", "workers=2", kd=60, at=60)
+    for _ in range(2):
+        pids = wait_for(running(tmp_path, "kd", "at"))
+        os.kill(parent(pids[0]), signal.SIGKILL)
+        wait_for(lambda pids=pids: not any(started(pid) for pid in pids))
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 3, out + err
+    assert out.count("killed twice") >= 2
+
+
+def test_what_a_cell_cannot_write_is_told(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
+    (tmp_path / "out" / "cells").mkdir(parents=True)
+    process = start(TABLE, "rows=baseline", "plan=true")
+    cell_id = process.communicate(timeout=60)[0].splitlines()[1].split()[0]
+    folder_of(tmp_path / "out", cell_id).write_text("a file where the folder belongs")
+    process = start(TABLE, "rows=baseline")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 3, out + err
+    assert "FileExistsError" in out and "Traceback" not in out + err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_workers_of_launchers_end_with_the_run(
+    tmp_path: Path, start: Callable[..., subprocess.Popen[str]], launcher: str, number: signal.Signals
+) -> None:
+    own = (
+        "hydra.launcher.n_jobs=2" if launcher == "joblib" else f"hydra.launcher.submitit_folder={tmp_path / 'submitit'}"
+    )
+    process = start(TABLE, "rows=kd,at,ft,ab", f"hydra/launcher={launcher}", own, kd=60, at=60, ft=60, ab=60)
+    pids = wait_for(running(tmp_path, "kd", "at"))
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    wait_for(lambda: not any(started(pid) for pid in pids))
+    time.sleep(1)  # a worker that is still there would take the next cell
+    assert not any(started(status["pid"]) for status in cells(tmp_path).values() if status["status"] == "running")
+
+
+# ----------------------------------------------------------------------------------------------------------- display
+
+
+def test_bars_of_several_cells(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a terminal every cell speaks for itself, at its own pace."""
+    monkeypatch.setattr("experiments.progress.PLAIN_INTERVAL", 0.0)
+    display = Display()
+    display.start(10, "kd seed 0", "one")
+    display.start(20, "at seed 0", "two")
+    display.advance(3, "train epoch 1/2", "one")
+    display.advance(4, "train epoch 1/4", "two")
+    display.advance(3, "train epoch 1/2", "one")
+    display.stop("one")
+    display.advance(1, "late", "one")  # what a pipe still held
+    assert capsys.readouterr().out.splitlines() == [
+        "  kd seed 0 train epoch 1/2: step 3 of 10",
+        "  at seed 0 train epoch 1/4: step 4 of 20",
+        "  kd seed 0 train epoch 1/2: step 6 of 10",
+    ]
+
+
+def test_counts_go_back_when_cells_start_again(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    jobs = {name: job(name) for name in ("a", "b")}
+    report = Report("name", jobs, str(tmp_path), Display())
+    report.ended(jobs["a"], {"status": "failed", "error": "killed"})
+    report.again(1, 1, "why")
+    report.ended(jobs["a"], {"status": "failed", "error": "killed"})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["[1/2] a: failed: killed", "  1 cell is started again (why)", "[1/2] a: failed: killed"]
+
+
+def test_a_pool_without_cells_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.workers.IMPORTS", ())
+    began = time.monotonic()
+    with Pool(tmp_path, dense=False):
+        pass
+    assert time.monotonic() - began < 2
