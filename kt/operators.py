@@ -116,8 +116,8 @@ def _log(p: Tensor) -> Tensor:
 def _sigmoid_terms(input: Tensor, target: Tensor, weight: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
     """Probabilities (n, c), and the weights of their positive and negative terms; targets beyond c are background."""
     p = _exact(input).sigmoid()
-    positive = target[:, None] == torch.arange(p.shape[1], device=p.device)
-    weights = torch.where(positive, alpha, 0.0).to(p.dtype), torch.where(positive, 0.0, 1 - alpha).to(p.dtype)
+    positive = (target[:, None] == torch.arange(p.shape[1], device=p.device)).to(p.dtype)
+    weights = alpha * positive, (1 - alpha) * (1 - positive)
     if weight.numel():
         # Background has no weight of its own: mmcv reads one past the end there, kt takes 1.
         padded = torch.cat((_exact(weight), p.new_ones(1)))[target.clamp(max=weight.numel())][:, None]
@@ -156,7 +156,7 @@ def _picked(softmax: Tensor, target: Tensor, weight: Tensor, alpha: float) -> tu
     """The probability of each target (n,) and its factor; targets below 0 are ignored."""
     softmax = _exact(softmax)
     known = target.clamp(min=0)
-    factor = torch.where(target >= 0, alpha, 0.0).to(softmax.dtype)
+    factor = alpha * (target >= 0).to(softmax.dtype)
     if weight.numel():
         factor = factor * _exact(weight)[known]
     return softmax.gather(1, known[:, None])[:, 0], factor
