@@ -79,9 +79,11 @@ mmcv = find.find_spec("mmcv"); sys.exit(mmcv is None or find.find_spec("mmcv._ex
     MMCV_WITH_OPS=0 pip install -q -c "$constraints" --no-cache-dir "$mmcv"
   fi
   pip install -q -c "$constraints" -e '.[test,mm]'
-  # Programs that import mmcv before kt find the operators as well.
+  # Programs that import mmcv before kt find kt's operators as well: asked for, they import kt, which knows where they are.
   site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-  echo 'import importlib.util; importlib.util.find_spec("kt") and __import__("kt")' > "$site/kt-operators.pth"
+  cat > "$site/kt-operators.pth" <<'PTH'
+import sys; sys.meta_path.append(type("KtOperators", (), {"find_spec": staticmethod(lambda name, path=None, target=None: [__import__("kt")] and None if name == "mmcv._ext" else None)}))
+PTH
 fi
 echo "$stamp" > ".venv/.kt-$mode"
 echo "kt: ready"

@@ -72,13 +72,26 @@ def write_table(name: str, rows: list[dict[str, Any]], output_root: str, scale: 
     return folder
 
 
+def write_sweep(name: str, keys: list[str], points: list[dict[str, Any]], output_root: str) -> Path:
+    """Leaves what it was given."""
+    folder = Path(output_root) / "sweeps" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "given.json").write_text(json.dumps({"keys": keys, "points": points}))
+    (folder / "table.md").write_text("| the sweep |\n")
+    return folder
+
+
+NAMES = ("experiments.build", "tables", "tables.render", "tables.sweeps")
+
+
 def modules() -> dict[str, types.ModuleType]:
     """The modules that it replaces."""
-    made = {name: types.ModuleType(name) for name in ("experiments.build", "tables", "tables.render")}
+    made = {name: types.ModuleType(name) for name in NAMES}
     made["experiments.build"].train_cell = train_cell  # type: ignore[attr-defined]
     made["experiments.build"].evaluate_cell = evaluate_cell  # type: ignore[attr-defined]
     made["tables"].__path__ = []  # type: ignore[attr-defined]
     made["tables.render"].write_table = write_table  # type: ignore[attr-defined]
+    made["tables.sweeps"].write_sweep = write_sweep  # type: ignore[attr-defined]
     return made
 
 
@@ -86,8 +99,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Imports the stand-ins, in this process and, through `sitecustomize`, in every worker that a launcher starts."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        known = ("experiments.build", "tables", "tables.render")
-        return importlib.machinery.ModuleSpec(name, self, is_package=name == "tables") if name in known else None
+        return importlib.machinery.ModuleSpec(name, self, is_package=name == "tables") if name in NAMES else None
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
         return modules()[spec.name]
