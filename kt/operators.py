@@ -105,7 +105,9 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     boxes = _exact(boxes)
     if offset:
         boxes = boxes + boxes.new_tensor([0, 0, offset, offset])
-    return torchvision_nms(boxes, _exact(scores), iou_threshold)
+    # Of boxes with equal scores mmcv takes this sort's first one, torchvision the first one that it is given.
+    scores, order = _exact(scores).sort(0, descending=True)
+    return order[torchvision_nms(boxes[order], scores, iou_threshold)]
 
 
 def _log(p: Tensor) -> Tensor:

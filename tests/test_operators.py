@@ -73,6 +73,11 @@ def results(ext: ModuleType) -> dict[str, Tensor]:
     for count, threshold, offset in itertools.product((0, 1, 60), (0.3, 0.5, 0.7), (0, 1)):
         kept = ext.nms(*boxes(count), iou_threshold=threshold, offset=offset)
         found[f"nms {count} {threshold} {offset}"] = kept
+    # Equal scores, as an undertrained detector gives: which of two boxes is the better one is a matter of sorting.
+    corners, scores = boxes(900)
+    for levels in (1, 4, 300):
+        ties = (scores * levels).round() / levels
+        found[f"nms with {levels} scores"] = ext.nms(corners, ties, iou_threshold=0.7, offset=0)
     return found
 
 
