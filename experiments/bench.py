@@ -248,8 +248,12 @@ def image_batch(size: int, device: torch.device) -> dict[str, Any]:
     }
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the bench and prints a table."""
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line's settings.
+
+    Raises:
+        UserError: There is no such method, or it teaches no detectors.
+    """
     parser = argparse.ArgumentParser(prog="python -m experiments.bench", description=__doc__.split("\n")[0])
     parser.add_argument("methods", nargs="*", help="methods to time (default: all)")
     parser.add_argument("--teacher", default="resnet56")
@@ -270,6 +274,14 @@ def main(argv: list[str] | None = None) -> int:
     for name in arguments.methods:
         if name not in known:
             raise UserError(f"method {name!r}: expected one of {', '.join(known)}{nearest(name, known)}")
+    arguments.methods = arguments.methods or known
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the bench and prints a table."""
+    arguments = parse_arguments(argv)
+    dense = arguments.student in DENSE_NETWORKS
     device = torch.device(arguments.device)
     batch = dense_batch(arguments) if dense else image_batch(arguments.batch, device)
     if arguments.phases:
@@ -277,11 +289,11 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.json:
             write_json(arguments.json, {"threads": torch.get_num_threads(), "torch": torch.__version__, **found})
         return 0
-    results = [bench_method(name, arguments, batch) for name in arguments.methods or known]
+    results = [bench_method(name, arguments, batch) for name in arguments.methods]
     if dense:
         for row in results:
             row["peak_memory"] = peak_memory_of(row["method"], arguments)
-    compared = not dense and (not arguments.methods or "kd" in arguments.methods)
+    compared = "kd" in arguments.methods and not dense
     reference = bench_torchdistill(arguments, batch) if compared else None
     height, width = DENSE_SIZE if dense else (SIZE, SIZE)
     title = f"{arguments.teacher} -> {arguments.student}, {height}x{width}, batch {arguments.batch}, {device}"

@@ -298,7 +298,8 @@ def _trainings(sweep: Json, output_root: str | os.PathLike[str]) -> Drawing | No
     if not panels:
         return None
     figure = {"id": "training", "plots": "records of the training"}
-    return Drawing(figure, "Bold lines are epoch means, averaged over seeds.", panels, "Training, point by point")
+    averaged = ", averaged over seeds" if any(len(found) > 1 for _, found in curves) else ""
+    return Drawing(figure, f"Bold lines are epoch means{averaged}.", panels, "Training, point by point")
 
 
 def _reader(record: str) -> Callable[[Curve], Array]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import re
@@ -132,7 +131,9 @@ def test_without_hydra(tmp_path: Path) -> None:
     assert "'top1':" in out and (tmp_path / "runs" / "first" / "student.pth").exists()
 
 
-@pytest.mark.parametrize(("name", "width"), [("resnet18", 1.0), ("resnet18", 0.25), ("mobilenet_v1", 0.25), ("resnet20", 1.0)])
+@pytest.mark.parametrize(
+    ("name", "width"), [("resnet18", 1.0), ("resnet18", 0.25), ("mobilenet_v1", 0.25), ("resnet20", 1.0)]
+)
 def test_the_student_comes_back(tmp_path: Path, name: str, width: float) -> None:
     network = write_classifier(tmp_path / "outputs" / "cells" / "0123", name, 100, width)
     images = torch.rand(2, 3, 32, 32)
@@ -149,7 +150,7 @@ def test_the_readmes_ways_back(tmp_path: Path) -> None:
     for mark in ("kt.load_student", "get_model"):
         code = replaced(block_with(mark), {"<id>": "0123"})
         assert run_in(tmp_path, f"import torch\n{code}{shown}").strip() == wanted
-    assert type(network) is torchvision.models.ResNet
+    assert isinstance(network, torchvision.models.ResNet)
 
 
 @pytest.mark.parametrize(
@@ -164,13 +165,21 @@ def test_a_folder_without_a_student_is_one_line(tmp_path: Path, content: str | N
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("task", ["segmentation", "detection", "pedestrians", "keypoints"])
-def test_dense_students_come_back(tmp_path: Path, task: str) -> None:
+DENSE = {
+    "segmentation": "deeplabv2_vgg16",
+    "detection": "fasterrcnn_resnet18",
+    "pedestrians": "fasterrcnn_mobilenet_v1",
+    "keypoints": "pifpaf_resnet50",
+}
+
+
+@pytest.mark.parametrize(("task", "name"), DENSE.items())
+def test_dense_students_come_back(tmp_path: Path, task: str, name: str) -> None:
     pytest.importorskip("mmdet", reason=FULL)
-    from dense_settings import CLASSES, NETWORKS, NORMALISATION, SIZE, WIDTH, make_network
+    from dense_settings import CLASSES, NORMALISATION, SIZE, WIDTH, make_network
     from kt.models.dense import dense_config
 
-    folder, name = tmp_path / "outputs" / "cells" / "0123", NETWORKS[task]
+    folder = tmp_path / "outputs" / "cells" / "0123"
     folder.mkdir(parents=True)
     model = make_network(name, task, seed=1)
     network = {"name": name, "width": WIDTH, "small_stem": False, "config": None, "options": None}
@@ -224,14 +233,16 @@ def commands(block: str, folder: Path) -> list[list[str]]:
     environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(["bash", "-eu", "-c", block], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    return [line.split("\036")[:-1] for line in log.read_text().splitlines()]
+    return [line.split("\036")[:-1] for line in log.read_text().split("\n")[:-1]]
 
 
 def found_commands() -> list[tuple[int, str]]:
     return list(enumerate(blocks("bash")))
 
 
-@pytest.mark.parametrize(("number", "block"), found_commands(), ids=lambda value: str(value) if isinstance(value, int) else "")
+@pytest.mark.parametrize(
+    ("number", "block"), found_commands(), ids=lambda value: str(value) if isinstance(value, int) else ""
+)
 def test_shell_blocks_in_shortened_form(
     number: int, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -254,7 +265,9 @@ def test_shell_blocks_in_shortened_form(
 
             parse_arguments(arguments[2:])
         else:
-            assert words in (["wandb", "install.sh"], ["wandb", "install.sh", "full"], ["python", "-m", "pytest"]), words
+            assert words in (["wandb", "install.sh"], ["wandb", "install.sh", "full"], ["python", "-m", "pytest"]), (
+                words
+            )
 
 
 def test_stated_install_arguments_exist(tmp_path: Path) -> None:
@@ -265,15 +278,3 @@ def test_stated_install_arguments_exist(tmp_path: Path) -> None:
     # An unknown argument is refused before anything is installed.
     done = subprocess.run(["bash", str(ROOT / "install.sh"), "ful"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and "unknown arguments 'ful'" in done.stderr
-
-
-def test_results_named_in_the_readme_are_written(tmp_path: Path) -> None:
-    """The files that the README says a table has are those that one has."""
-    from test_tables import make_run, make_row, NAME  # noqa: I001
-    from tables.render import write_table
-
-    make_run(tmp_path)
-    folder = write_table(NAME, [make_row("kd")], tmp_path, "mini", "scenes")
-    names = {path.name for path in folder.iterdir()}
-    assert {"index.html", *(f"table.{kind}" for kind in ("md", "csv", "tex", "json"))} <= names
-    assert json.loads((folder / "table.json").read_text())["table"] == NAME
