@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import pickle
 import time
 from pathlib import Path
@@ -14,6 +16,7 @@ from PIL import Image
 
 from kt.data import build_data
 from kt.data.build import SCENES_MEAN, SCENES_STD, balanced_subset
+from kt.data.cache import kept
 from kt.data.loaders import PADDING, StreamingLoader, by_iterations, crop_flip, epoch_order, resized_crop_flip
 from kt.data.scenes import CLASSES, KEYPOINTS, STUFF, STYLES, classification_arrays, draw_scene
 from kt.errors import UserError
@@ -144,7 +147,42 @@ def test_scenes_are_deterministic_and_fast() -> None:
 def test_drawn_images_are_cached(tmp_path: Path) -> None:
     marks = [build_data(DATASET, ".", batch_size=8, seed=0, device=CPU, cache_root=tmp_path).spec for _ in range(2)]
     assert marks[0] == marks[1] == build().spec
-    assert sorted(path.name.split("-")[3] for path in tmp_path.iterdir()) == ["0", "1000000"]
+    assert sorted(path.name.split("-")[3] for path in tmp_path.glob("*.npz")) == ["0", "1000000"]
+
+
+def _draw(folder: str, start: Any) -> None:
+    """Waits for the others, then wants the same images; leaves a mark if it draws them."""
+
+    def draw() -> dict[str, np.ndarray]:
+        (Path(folder) / f"drawn by {os.getpid()}").touch()
+        time.sleep(0.3)
+        return {"images": np.arange(5)}
+
+    start.wait()
+    assert kept(Path(folder) / "images.npz", draw)["images"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_processes_side_by_side_draw_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    start = context.Barrier(3)
+    processes = [context.Process(target=_draw, args=(str(tmp_path), start)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(20)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert len(list(tmp_path.glob("drawn by *"))) == 1
+
+
+@pytest.mark.parametrize("damage", [b"", b"no archive", None])
+def test_a_damaged_cache_is_drawn_anew(tmp_path: Path, damage: bytes | None) -> None:
+    path = tmp_path / "deeper" / "images.npz"
+    whole = kept(path, lambda: {"images": np.arange(1000)})
+    path.write_bytes(path.read_bytes()[:700] if damage is None else damage)
+    again = kept(path, lambda: {"images": np.arange(1000)})
+    np.testing.assert_array_equal(again["images"], whole["images"])
+    np.testing.assert_array_equal(np.load(path)["images"], whole["images"])
+    assert not list(path.parent.glob("*.tmp"))
 
 
 def test_scene_statistics_are_the_stated_ones() -> None:
