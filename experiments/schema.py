@@ -341,6 +341,7 @@ class NST(Method):
 class FT(Method):
     """Factor transfer."""
 
+    passes: ClassVar[float] = 3.5
     weight: NotNegative
     factor: Share
     init_fraction: Share

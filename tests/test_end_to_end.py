@@ -87,6 +87,17 @@ def test_a_table_from_nothing_and_a_second_time(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("cells/*/student.pth")} == before
 
 
+def test_cells_side_by_side_end_with_the_bits_of_one_after_the_other(tmp_path: Path) -> None:
+    command = ("+table=imagenet_compression", "rows=baseline,kd,at", "schedule.epochs=1", *PAIR)
+    finish(*command, "workers=2", output_root=tmp_path / "two")
+    finish(*command, "hydra/launcher=basic", output_root=tmp_path / "one")
+    one, two = students(tmp_path / "one"), students(tmp_path / "two")
+    assert one.keys() == two.keys() and len(one) == 4
+    for name, state in one.items():
+        assert all(torch.equal(state[key], two[name][key]) for key in state)
+    assert steps(tmp_path / "one") == steps(tmp_path / "two")
+
+
 def test_peak_memory_is_the_processs_own() -> None:
     """Not that of the larger process which started it."""
     ballast = torch.ones(2**29, dtype=torch.uint8)
