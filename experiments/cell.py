@@ -27,9 +27,10 @@ import yaml
 from filelock import FileLock, Timeout
 
 from experiments.progress import Display, cell_log, current
-from experiments.schema import ANALYSES, METHODS, Dataset, Need
+from experiments.schema import ANALYSES
 from kt.errors import UserError, nearest
 from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS
+from kt.settings import METHODS, Dataset, Need
 
 Config = dict[str, Any]
 

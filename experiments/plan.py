@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.cell import all_needs, folder_of, identity, read_result, read_status, settle
-from experiments.schema import METHODS
+from kt.settings import METHODS
 
 Config = dict[str, Any]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from checks import bits, rows
 from experiments import cell
 from experiments.build import snapshots_of
-from experiments.schema import CONF
+from experiments.groups import CONF
 from kt.classifier import Classifier
 from kt.consistency import StreamingConsistency
 from kt.errors import UserError

@@ -19,8 +19,8 @@ from checks import bits, rows
 from dense_settings import SCHEDULE as DENSE_SCHEDULE
 from experiments.build import phase_records
 from experiments.cell import identity, needs_of, settle
+from experiments.groups import CONF
 from experiments.run import normalise
-from experiments.schema import CONF
 from experiments.table import Table
 from kt.baselines.features import choose_pairs
 from kt.cost import few_images
