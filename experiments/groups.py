@@ -11,6 +11,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 
 from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS, pretrained_weights
+from kt.outside import load_outside
 from kt.settings import KCD, METHODS, Dataset, defaults
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -42,6 +43,7 @@ def _register() -> None:
     Names with an underscore are for the defaults lists of files: `_kcd`, what all methods around another one share, and
     `_base` of the datasets.
     """
+    load_outside()
     for name, schema in METHODS.items():
         node = defaults(schema)
         if schema is KCD:

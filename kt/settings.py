@@ -9,7 +9,6 @@ import functools
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -125,6 +124,7 @@ class Method(Settings):
     dense: ClassVar[bool] = False  # teaches detectors and segmentors too
     own_network: ClassVar[bool] = False  # its teacher is the student itself, as it was trained before
     cell_keys: ClassVar[tuple[str, ...]] = ()  # keys that say which cells are needed; the method itself lacks them
+    module: ClassVar[str | None] = None  # what to import so that the method is registered; None: it is kt's own
 
     @staticmethod
     def needs(settings: Mapping[str, Any]) -> dict[str, Need]:
@@ -339,6 +339,7 @@ class KCD(Method):
         return found
 
 
+# With those of other packages, once `kt.outside` has looked for them.
 METHODS: dict[str, type[Method]] = {
     "none": NoMethod,
     "finetune": Finetune,
@@ -357,8 +358,6 @@ METHODS: dict[str, type[Method]] = {
     # Jin et al. 2019: the L2 loss on snapshots of the teacher's training, one after the other.
     "rco": L2,
     **dict.fromkeys(("kcd", "kcd+fitnet", "kcd+ab", "kcd+rkd", "kcd+rco"), KCD),
-    # Those of installed packages: an entry point's name is the method's, its object the class of settings.
-    **{point.name: point.load() for point in entry_points(group="kt.methods")},
 }
 
 
@@ -436,3 +435,33 @@ def check_value(value: Any, schema: type[Settings], key: str, name: str) -> None
     if not fits(value, schema, key):
         kind = kinds(schema)[key]
         raise UserError(f"{name}={shown(value)}: expected {describe(kind)}{nearest(value, literals(kind))}")
+
+
+def complete(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's options with the defaults of those that are not given.
+
+    Args:
+        name: The method's name; one that has no class of settings, such as a user's in a notebook, takes any options.
+        options: As its constructor has them; a tuple is as good as a list.
+
+    Raises:
+        UserError: An option is unknown, or its value is none that it may have.
+    """
+    schema = METHODS.get(name)
+    if schema is None:
+        return dict(options)
+    own = {key for key in kinds(schema) if key != "name" and key not in schema.cell_keys}
+    found = {key: value for key, value in defaults(schema).items() if key in own}
+    for key, value in options.items():
+        if key not in own:
+            listed = ", ".join(sorted(own)) or "none"
+            raise UserError(f"method.{key}: unknown key for method {name}{nearest(key, own)}; it has {listed}")
+        found[key] = _listed(value)
+        # Another method's settings are checked where that one is built.
+        if not isinstance(value, Mapping):
+            check_value(found[key], schema, key, f"method.{key}")
+    return found
+
+
+def _listed(value: Any) -> Any:
+    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value

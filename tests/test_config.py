@@ -16,6 +16,7 @@ from experiments.groups import CONF, choices
 from experiments.run import normalise
 from experiments.schema import plain
 from kt.errors import UserError
+from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS
 from kt.settings import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,10 +43,7 @@ def test_every_network_is_a_teacher_and_a_student() -> None:
 
 
 def test_networks_are_those_of_the_package() -> None:
-    spaces: dict[str, Any] = {}
-    exec((ROOT / "kt" / "models" / "names.py").read_text(), spaces)
-    known = {*spaces["NETWORK_NAMES"], *spaces["DENSE_NETWORKS"], spaces["CONFIG_NETWORK"]}
-    assert set(choices("network")) == known
+    assert set(choices("network")) == {*NETWORKS, *DENSE_NETWORKS, CONFIG_NETWORK}
 
 
 def test_methods_are_those_with_a_schema() -> None:

@@ -12,7 +12,8 @@ class NetworkSpec:
     """What a name stands for.
 
     Attributes:
-        family: The builder, a key of `kt.models.build.FAMILIES`.
+        family: The builder, a key of `kt.models.build.FAMILIES`, or `module:function` of another package; it is called
+            with `num_classes`, `width` and the options.
         options: Its arguments.
         library: The name under which torchvision or timm knows the network and its pretrained weights.
         weights: The library's name of the ImageNet weights that a backbone of this kind starts from.
@@ -39,6 +40,7 @@ def _wrn(depth: int, factor: int) -> NetworkSpec:
     return NetworkSpec("wide_resnet", {"depth": depth, "factor": factor})
 
 
+# With those of other packages, once `kt.outside` has looked for them.
 NETWORKS: dict[str, NetworkSpec] = {
     # ImageNet networks, torchvision
     "resnet18": _resnet("resnet18", "basic", 2, 2, 2, 2),
@@ -70,8 +72,6 @@ NETWORKS: dict[str, NetworkSpec] = {
     "shufflenet_v1_32": NetworkSpec("shufflenet_v1_32"),
     "shufflenet_v2_32": NetworkSpec("shufflenet_v2_32"),
 }
-
-NETWORK_NAMES: tuple[str, ...] = tuple(NETWORKS)
 
 
 @dataclass(frozen=True)
