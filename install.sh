@@ -65,12 +65,9 @@ echo "kt: installing kt$extras"
 pip install -q -c "$constraints" -e ".$extras"
 if [ "$mode" != classification ]; then
   # Built apart from torch, mmcv leaves its operators out. Not from pip's cache: a wheel kept there may hold compiled ones.
-  operators() {
-    .venv/bin/python -c 'import sys; from importlib.machinery import PathFinder as find
-mmcv = find.find_spec("mmcv"); sys.exit(mmcv is None or find.find_spec("mmcv._ext", mmcv.submodule_search_locations) is None)'
-  }
+  compiled() { .venv/bin/python -c 'import sys, torch, mmcv._ext; sys.exit(mmcv._ext.__file__.endswith(".py"))' 2>/dev/null; }
   mmcv=$(pin onedl-mmcv)
-  if [ "$mode" = compiled ] && ! operators; then
+  if [ "$mode" = compiled ] && ! compiled; then
     echo "kt: compiling mmcv's operators, 15 to 30 minutes"
     pip install -q -c "$constraints" 'setuptools<81' wheel ninja psutil
     MMCV_WITH_OPS=1 pip install -q -c "$constraints" --no-cache-dir --force-reinstall --no-deps --no-build-isolation "$mmcv"

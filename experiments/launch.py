@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -145,6 +146,8 @@ class SideBySide:
         told = self.told.pop(job.id, None)
         if told is None and job.status["status"] not in ("done", "failed"):
             told = {"error": f"its process ended with status {status}", "user": False}
+        elif told is None and status < 0 and not job.is_done:
+            told = {"error": f"the process was killed ({signal.Signals(-status).name})", "user": False}
         if told is not None:
             job.status = {"status": "failed", "error": told["error"], "user": told["user"]}
         self.report.ended(job, job.status)

@@ -67,6 +67,8 @@ def normalise(overrides: Sequence[str]) -> list[str]:
             raise UserError(f"{line}: a key cannot be deleted; set it to null where it may be null")
         elif "/" in key:
             raise UserError(f"{line}: there is no config group {key!r}{nearest(key.split('/')[0], GROUPS)}")
+        elif is_group(key.lstrip("+")) and override.value() is None:
+            raise UserError(f"{line.lstrip('+')}: expected one of {', '.join(choices(key.split('@')[0]))}")
         else:
             found.append(sign(override.get_key_element().lstrip("+")) + line.lstrip("+"))
     return found
@@ -201,7 +203,7 @@ def dispatch(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
         if tables and not single:
             return int(hydra.multirun(CONFIG_NAME, task, [*overrides, "hydra.mode=MULTIRUN"]))
         if arguments.multirun or multirun:
-            if not any(line.startswith("hydra/sweeper=") for line in overrides):
+            if not any(line.startswith("hydra/sweeper=") and line != "hydra/sweeper=table" for line in overrides):
                 return int(
                     hydra.multirun(CONFIG_NAME, task, [*overrides, "hydra.mode=MULTIRUN", "hydra/sweeper=table"])
                 )
@@ -218,6 +220,9 @@ def dispatch(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; every mistake of the user ends in one line on stderr."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started the command
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
     parser = get_args_parser()
     try:
         with lifeline.interruptible():

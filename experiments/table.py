@@ -43,7 +43,8 @@ Settings = dict[str, list[str]]  # override key -> its values; more than one mak
 
 ROW_KEYS = ("label", "role", "ours", "paper_row", "optional", "overrides")
 SELECTORS = {"rows": "id", "role": "role", "method": "method"}  # key -> what it compares of a row
-FIXED = ("scale", "data_root", "output_root", "device", "plan")  # one value for the whole run
+# One value for the whole run.
+FIXED = ("scale", "data_root", "output_root", "device", "plan", "workers", "evaluation")
 AVERAGED = "seed"
 # Keys that say where and how, not what: a sweep with others of them is the same one.
 ACCIDENTAL = ("output_root", "data_root", "device", "threads", "workers", "plan", "wandb")
@@ -132,6 +133,8 @@ def parse(lines: Sequence[str]) -> Settings:
             if not override.is_discrete_sweep():
                 raise UserError(f"{override.input_line}: expected a list of values such as {key}=1,2,3")
             settings[key] = [str(each) for each in override.sweep_string_iterator()]
+            if not settings[key]:
+                raise UserError(f"{override.input_line}: expected at least one value, it stands for none")
         else:
             settings[key] = [str(override.get_value_element_as_str())]
     return settings
@@ -249,7 +252,7 @@ def route(rows: Sequence[Row], user: Mapping[str, list[str]], sweep: bool = Fals
         if key.startswith("table.") or (key == "cell" and not sweep):
             raise UserError(f"{key}={values[0]}: the table sets this itself; rows= and role= select rows")
         if key in FIXED and len(values) > 1:
-            raise UserError(f"{key}={','.join(values)}: expected one value for the whole table")
+            raise UserError(f"{key}={','.join(values)}: expected one value for the whole run")
         having = list(rows)
         parent, _, leaf = key.partition(".")
         if parent == "method" and leaf:
@@ -416,15 +419,15 @@ class Sweep(Table):
         meant = sorted((key, values) for key, values in user.items() if key.partition(".")[0] not in ACCIDENTAL)
         self.name = f"sweep-{hashlib.sha256(repr(meant).encode()).hexdigest()[:8]}"
         methods = user.pop("method", ["none"])
-        self.keys = [key for key, values in user.items() if len(values) > 1 and key != AVERAGED]
-        if len(methods) > 1:
-            self.keys.insert(0, "method")
         self.rows = [Row(name, name, "method", {"method": [name]}) for name in dict.fromkeys(methods)]
         self.selected = {row.id for row in self.rows}
         self.routed, self.compose = route(self.rows, user, sweep=True), compose
         self.shown, self.jobs = [], {}
         for row in self.rows:
             self.shown += self._expand(row)
+        # A key whose values make no difference is none of the sweep's.
+        told_apart = {key for shown in self.shown for key in shown.axes}
+        self.keys = ["method"] * (len(self.rows) > 1) + [key for key in user if key in told_apart]
 
     def _with_recipe(self, chosen: Mapping[str, str]) -> dict[str, str]:
         return with_recipe(chosen, "scenes")
@@ -490,6 +493,7 @@ def run_table(sweeper: Any, arguments: Sequence[str]) -> int:
         UserError: A mistake in the overrides, or one that kept every cell from being trained.
     """
     master, launcher = sweeper.config, sweeper.launcher
+    plain(master)  # keys such as `plan` and `workers` are read from it below
     loader = sweeper.hydra_context.config_loader
     output_root, scale = str(master.output_root), OmegaConf.to_container(master.scale)
     assert isinstance(scale, dict)

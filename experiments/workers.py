@@ -32,7 +32,6 @@ IMPORTS = ("experiments.build", "wandb")
 DENSE_IMPORTS = ("kt.models.dense", "kt.models.pose", "kt.data.dense")
 LONGEST_TEXT = 500  # characters: a line of JSON stays below what a pipe takes at once
 REPORT_SECONDS = 0.2  # between two messages about a cell's steps
-LOG = "workers.log"
 INTERRUPTED = 130  # exit status of a cell's process
 CELLS_PER_GPU = 4  # at most; slim networks keep no GPU busy, and each process takes memory of its own
 
@@ -83,6 +82,7 @@ def _work(key: str, config: Mapping[str, Any], events: int, server: tuple[int, s
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         lifeline.follow(*server)
         display = _Remote(events, key)
         progress.use(display)
@@ -115,6 +115,7 @@ class _Server:
 
     def __init__(self, commands: int, events: int):
         self.commands, self.events = commands, events
+        self.run = os.getppid()
         self.children: dict[int, str] = {}
         self.own = os.getpid(), lifeline.started(os.getpid())
         self.unread = b""
@@ -148,7 +149,11 @@ class _Server:
         data = os.read(self.commands, 1 << 20)
         *lines, self.unread = (self.unread + data).split(b"\n")
         for line in lines:
+            if os.getppid() != self.run:
+                return False  # what the run has asked for in its last moments
             message = json.loads(line)
+            # Until the cell's process can be interrupted, an interrupt waits.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             with warnings.catch_warnings():
                 # Python warns of threads at a fork. The server has none of its own, libraries' survive it.
                 warnings.simplefilter("ignore", DeprecationWarning)
@@ -156,6 +161,7 @@ class _Server:
             if child == 0:
                 os.close(self.commands)
                 _work(message["start"], message["config"], self.events, self.own)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             self.children[child] = message["start"]
         return bool(data)
 
@@ -186,12 +192,12 @@ class Pool:
     """The run's side. A context: on leaving, every cell that still runs is interrupted and has ended.
 
     Args:
-        output_root: Where cells live; what libraries print outside of cells goes to `workers.log` there.
+        output_root: Where cells live; what libraries print outside of cells goes to `workers-<process id>.log` there.
         dense: Whether detectors or segmentors are among the cells.
     """
 
     def __init__(self, output_root: str | os.PathLike[str], dense: bool):
-        self.log = Path(output_root) / LOG
+        self.log = Path(output_root) / f"workers-{os.getpid()}.log"
         self.imports = (*IMPORTS, *(DENSE_IMPORTS if dense else ()))
         self.server: int | None = None
         self.unread = b""
@@ -297,7 +303,9 @@ def default_workers(configs: Sequence[Mapping[str, Any]]) -> int:
     from joblib import cpu_count  # late: it takes a while; knows the limits of containers
 
     most = int(cpu_count()) // max((config["threads"] or 1 for config in configs), default=1)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = sum(1 for _ in Path("/proc/driver/nvidia/gpus").glob("*"))
+    gpus = gpus if visible is None else min(gpus, len([name for name in visible.split(",") if name.strip()]))
     if gpus and any(config["device"] != "cpu" for config in configs):
         most = min(most, CELLS_PER_GPU * gpus)
     return max(1, min(most, len(configs)))

@@ -20,15 +20,15 @@ def load_student(folder: str | os.PathLike[str]) -> nn.Module:
     described = Path(folder) / "student.json"
     try:
         record: dict[str, Any] = json.loads(described.read_text())
-        network = record["network"]
+        network, shape = record["network"], {key: record[key] for key in ("num_classes", "image_size")}
+        options = {key: network[key] for key in ("name", "width", "small_stem")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = getattr(error, "strerror", None) or "it is damaged"
         raise UserError(f"{described}: expected the description of a trained student ({reason})") from None
     student: nn.Module
     load_outside()
     if network["name"] in NETWORKS:
-        options = {key: network[key] for key in ("name", "width", "small_stem")}
-        student = build_network(**options, num_classes=record["num_classes"], image_size=record["image_size"])
+        student = build_network(**options, **shape)
     else:
         needs_mm(f"{folder}: {network['name']}")
         from mmengine.config import Config

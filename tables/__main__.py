@@ -6,6 +6,7 @@ Exit status: 0 all done, 2 a mistake in the command, 3 something is not done.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -131,7 +132,8 @@ def run(arguments: Sequence[str]) -> int:
         folder = render_again(options.name, output_root)
         print((folder / "table.md").read_text(encoding="utf-8"))
         print(folder / "index.html")
-        return 0
+        rows = json.loads((folder / "table.json").read_text(encoding="utf-8"))["rows"]
+        return 0 if all(cell["status"] == "done" for row in rows for cell in row["cells"]) else 3
     record = find_table(options.name)
     if options.scale is not None:
         wanted = [options.scale]

@@ -234,7 +234,7 @@ def _against(sweep: Json, key: str) -> Drawing | None:
     if len(ticks) < 2:
         return None
     short = key.rpartition(".")[2]
-    panels = []
+    panels, cut = [], False
     for metric in sweep["metrics"][:PLOTTED]:
         name = metric["name"]
         lines, levels = [], []
@@ -251,12 +251,15 @@ def _against(sweep: Json, key: str) -> Drawing | None:
             if row["role"] == NEEDED and (row["mean"] or {}).get(name) is not None:
                 levels.append(Level(row["label"], row["mean"][name], None))
         if lines:
+            cut |= len(lines) + len(levels) > LINES
             lines, levels = lines[:LINES], levels[: max(0, LINES - len(lines))]
             file = f"{key}_{name}".replace(".", "_")
             panels.append(Panel(file, heading(metric), lines, x_label=key, levels=levels, ticks=ticks))
     if not panels:
         return None
     caption = "Each point is one line of the table."
+    if cut:
+        caption += f" The first {LINES} lines of each plot are drawn."
     if any(line.spread is not None for panel in panels for line in panel.lines):
         caption += " Bars and bands: standard deviations over seeds."
     return Drawing({"id": "score", "plots": f"scores against {key}"}, caption, panels, f"Scores against {key}")

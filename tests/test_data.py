@@ -148,6 +148,9 @@ def test_drawn_images_are_cached(tmp_path: Path) -> None:
     marks = [build_data(DATASET, ".", batch_size=8, seed=0, device=CPU, cache_root=tmp_path).spec for _ in range(2)]
     assert marks[0] == marks[1] == build().spec
     assert sorted(path.name.split("-")[3] for path in tmp_path.glob("*.npz")) == ["0", "1000000"]
+    # Another number of images is another file.
+    other = {**DATASET, "train_size": DATASET["train_size"] - 1}
+    assert build_data(other, ".", batch_size=8, seed=0, device=CPU, cache_root=tmp_path).spec.train_size == 63
 
 
 def _draw(folder: str, start: Any) -> None:

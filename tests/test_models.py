@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -16,7 +17,7 @@ from torch import nn
 
 from kt.errors import UserError
 from kt.models import NETWORKS, build_network
-from kt.models.cifar import PreActivationBlock, shuffle
+from kt.models.cifar import PreActivationBlock, Projection, shuffle
 from kt.stages import head_of
 
 torch.set_num_threads(1)
@@ -253,3 +254,24 @@ def test_names_are_known_without_torch() -> None:
     code = "import sys, kt, kt.models.names as n; assert 'resnet50' in n.NETWORKS; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(("before", "after", "side"), [(8, 8, 48), (8, 16, 33), (16, 32, 32)])
+def test_projections_are_strided_convolutions_to_the_bit(before: int, after: int, side: int) -> None:
+    torch.manual_seed(0)
+    projection, x = Projection(before, after, 1, 2, bias=False), torch.randn(4, before, side, side)
+    found, wanted = projection(x), torch.nn.functional.conv2d(x, projection.weight, stride=2)
+    assert torch.equal(found, wanted)
+
+
+def test_narrow_networks_train_on_larger_images() -> None:
+    """A gradient of 8 channels that kills the process where it is left to the library as it is."""
+    code = (
+        "import torch; from kt.models import build_network; torch.set_num_threads(1)\n"
+        "net = build_network('resnet20', 10, width=0.25, image_size=48).to(memory_format=torch.channels_last)\n"
+        "for _ in range(3):\n"
+        "    x = torch.rand(64, 3, 48, 48).contiguous(memory_format=torch.channels_last)\n"
+        "    net(x).square().mean().backward()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -235,6 +235,53 @@ def test_softmax_focal_loss(ext: ModuleType, gamma: float, alpha: float, weighte
     torch.testing.assert_close(back, differences(lambda x: float(loss(x).sum()), logits), rtol=1e-6, atol=1e-8)
 
 
+def test_background_has_weight_one(ext: ModuleType) -> None:
+    """Compiled operators read past the weights there."""
+    logits, weight = numbers(2, 3), torch.tensor([5.0, 7.0, 9.0])
+    outputs = []
+    for given in (weight, torch.empty(0)):
+        output, back = torch.zeros(2, 3), torch.zeros(2, 3)
+        ext.sigmoid_focal_loss_forward(logits, torch.tensor([3, 3]), given, output, gamma=2.0, alpha=0.25)
+        ext.sigmoid_focal_loss_backward(logits, torch.tensor([3, 3]), given, back, gamma=2.0, alpha=0.25)
+        outputs += [output, back]
+    assert torch.equal(outputs[0], outputs[2]) and torch.equal(outputs[1], outputs[3]) and outputs[0].all()
+
+
+def test_rare_events_keep_their_loss(ext: ModuleType) -> None:
+    """The logarithm is cut where single precision ends, not before."""
+    output, none = torch.zeros(1, 1), torch.empty(0)
+    ext.sigmoid_focal_loss_forward(torch.tensor([[-40.0]]), torch.tensor([0]), none, output, gamma=2.0, alpha=0.25)
+    assert float(output) == pytest.approx(0.25 * 40.0, rel=1e-5)
+    certain, buff, back = torch.tensor([[1.0, 0.0]]), torch.zeros(1), torch.zeros(1, 2)
+    ext.softmax_focal_loss_backward(certain, torch.tensor([0]), none, buff, back, gamma=0.5, alpha=1.0)
+    assert back.isfinite().all()
+
+
+def test_the_buffer_is_left_as_mmcv_leaves_it(ext: ModuleType) -> None:
+    softmax, buff, back = torch.tensor([[0.25, 0.75]]), torch.zeros(1), torch.zeros(1, 2)
+    ext.softmax_focal_loss_backward(softmax, torch.tensor([1]), torch.empty(0), buff, back, gamma=2.0, alpha=1.0)
+    wanted = 2 * 0.25 * 0.75 * np.log(0.75) - 0.25**2
+    assert float(buff) == pytest.approx(wanted, rel=1e-5)
+    assert back[0].tolist() == pytest.approx([-0.25 * wanted, 0.25 * wanted], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_half_precision_everywhere(ext: ModuleType, kind: torch.dtype) -> None:
+    corners, scores = boxes(60)
+    found = ext.nms(corners.to(kind), scores.to(kind), iou_threshold=0.5, offset=0)
+    assert torch.equal(found, ext.nms(corners.to(kind).float(), scores.to(kind).float(), iou_threshold=0.5, offset=0))
+    logits, target, none = numbers(4, 3).to(kind), torch.tensor([0, 1, 2, 3]), torch.empty(0)
+    half, single = torch.zeros(4, 3, dtype=kind), torch.zeros(4, 3)
+    ext.sigmoid_focal_loss_forward(logits, target, none, half, gamma=2.0, alpha=0.25)
+    ext.sigmoid_focal_loss_forward(logits.float(), target, none, single, gamma=2.0, alpha=0.25)
+    assert torch.equal(half, single.to(kind))
+    rois, maps = torch.tensor(ROIS["boxes"], dtype=torch.float32), numbers(*MAPS).to(kind)
+    grad = numbers(len(rois), MAPS[1], *POOLED).to(kind)
+    pooled = align(ext, rois, True, 2, maps, grad)
+    wanted = align(ext, rois, True, 2, maps.float(), grad.float())
+    assert all(torch.equal(a, b.to(kind)) for a, b in zip(pooled, wanted, strict=True))
+
+
 @pytest.mark.parametrize("logit", [-200.0, 200.0])
 def test_focal_losses_stay_finite(ext: ModuleType, logit: float) -> None:
     logits, target, none = torch.full((2, 1), logit), torch.tensor([0, 1]), torch.empty(0)
@@ -303,6 +350,8 @@ def test_any_other_operator_says_how_to_compile(ext: ModuleType) -> None:
     with pytest.raises(NotImplementedError) as caught:
         ext.deform_conv_forward(1, 2, three=3)
     assert str(caught.value).endswith("bash install.sh full compiled") and "deform_conv_forward" in str(caught.value)
+    with pytest.raises(NotImplementedError, match="install.sh full compiled"):
+        ext.roi_align_backward(*[torch.zeros(1, 1, 2, 2)] * 5, 1, 1, 1.0, 0, pool_mode=0, aligned=True)
     with pytest.raises(NotImplementedError, match="install.sh full compiled"):
         ext.roi_align_forward(*[torch.zeros(1, 1, 2, 2)] * 5, 1, 1, 1.0, 0, pool_mode=0, aligned=True)
     assert not hasattr(ext, "__path__")

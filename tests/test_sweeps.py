@@ -18,7 +18,7 @@ from experiments.run import main
 from experiments.table import parse
 from kt.errors import UserError
 from tables.__main__ import run as tables_command
-from tables.sweeps import collect_sweep, number_of, write_sweep
+from tables.sweeps import _drawings, collect_sweep, number_of, write_sweep
 
 PAIR = ("teacher=resnet56", "student=resnet20")
 BALANCES = ("method=hybrid_forward", "method.balance=dynamic,0.1,1.0", *PAIR)
@@ -127,6 +127,11 @@ def test_globs_choose_among_the_files() -> None:
         (("method=kd", "method.temperature=1,-1", *PAIR), "method.temperature=-1: expected"),
         (("output_root=a,b", "method=none"), "output_root=a,b: expected one value"),
         (("workers=0", "method=none,kd", *PAIR), "workers=0: expected"),
+        (("workers=1,2", "method=none,kd", *PAIR), "workers=1,2: expected one value"),
+        (("plan=maybe", "method=none,kd", *PAIR), "plan=maybe: expected true or false"),
+        (("method=kd", "method.temperature=range(3,1)", *PAIR), "expected at least one value"),
+        (("method=null", *PAIR), "method=null: expected one of ab, at"),
+        (("method=kd", "evaluation=channel_overlap,consistency", *PAIR), "expected one value for the whole run"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -135,6 +140,24 @@ def test_mistakes_are_one_line(
     assert main(["-m", f"output_root={tmp_path}", *arguments]) == 2
     err = capsys.readouterr().err
     assert err.startswith("kt: error: ") and err.count("\n") == 1 and words in err, err
+
+
+@pytest.mark.usefixtures("_stand_in")
+def test_values_that_make_no_difference_are_no_axis(tmp_path: Path) -> None:
+    assert run(tmp_path, "method=kd", "method.temperature=4,4.0", "wandb.mode=offline,disabled", *PAIR) == 0
+    assert given(tmp_path)["keys"] == [] and len(points(tmp_path)) == 1
+
+
+@pytest.mark.usefixtures("_stand_in")
+def test_the_projects_own_sweeper_by_name(tmp_path: Path) -> None:
+    assert run(tmp_path, "method=kd", "seed=0,1", "hydra/sweeper=table", *PAIR) == 0
+    assert len(points(tmp_path)) == 1
+
+
+@pytest.mark.usefixtures("_stand_in")
+def test_another_sweeper_keeps_its_place(tmp_path: Path) -> None:
+    assert run(tmp_path, "method=kd,at", "hydra/sweeper=basic", *PAIR) == 0
+    assert not (tmp_path / "out" / "sweeps").exists() and len(list((tmp_path / "out" / "cells").iterdir())) == 3
 
 
 @pytest.mark.usefixtures("_stand_in")
@@ -246,6 +269,45 @@ def test_two_swept_numbers_give_a_line_for_each_other_value(tmp_path: Path) -> N
     assert "top-1 accuracy (%) ↑: lr=0.1, lr=0.2, lr=0.4" in described
 
 
+def test_what_is_drawn(tmp_path: Path) -> None:
+    made = make(tmp_path)
+    made.insert(1, point("kd[10]", {"method.balance": "10"}, [cell(tmp_path, "10-0", 50.0, top5=80.0)]))
+    scores, training = _drawings(collect_sweep("sweep-1", ["method.balance"], made, tmp_path), tmp_path)
+    panel = scores.panels[0]
+    (line,) = panel.lines
+    # In rising order, whatever the table's; the failed point is not there.
+    assert line.means_x.tolist() == [0.1, 0.5, 1.0, 10.0] and line.means_y.tolist() == [60.25, 65.5, 63.0, 50.0]
+    assert line.spread is not None and line.spread.tolist() == pytest.approx([0.5 / 2**0.5, 1 / 2**0.5, 2**0.5, 0.0])
+    levels = [(level.label, level.y, level.spread) for level in panel.levels]
+    assert levels == [("balance=dynamic", 71.0, pytest.approx(2**0.5)), ("teacher", 80.0, None)]
+    assert panel.ticks == [0.1, 0.5, 1.0, 2.0, 10.0]
+    assert [len(each.lines) for each in training.panels] == [5, 5]
+
+
+def test_training_curves_are_means_over_seeds(tmp_path: Path) -> None:
+    cells = [cell(tmp_path, "a-0", 1.0, slope=1.0), cell(tmp_path, "a-1", 1.0, slope=3.0)]
+    sweep = collect_sweep("s", ["a"], [point("p", {"a": "x"}, cells)], tmp_path)
+    (training,) = _drawings(sweep, tmp_path)
+    (loss,) = training.panels[0].lines
+    assert loss.y.tolist() == pytest.approx([2.0 / n for n in range(1, 11)])
+    assert "averaged over seeds" in training.caption
+
+
+def test_scores_on_other_data_are_those_shown(tmp_path: Path) -> None:
+    made = cell(tmp_path, "a-0", 1.0)
+    folder = tmp_path / "cells" / "a-0" / "evaluations"
+    folder.mkdir()
+    (folder / "gta5.json").write_text(json.dumps({"miou": 33.0}))
+    asked = {**point("p", {"a": "1"}, [made]), "evaluation": "gta5"}
+    assert collect_sweep("s", ["a"], [asked], tmp_path)["rows"][0]["mean"] == {"miou": 33.0}
+
+
+def test_one_point_alone_is_not_the_best(tmp_path: Path) -> None:
+    folder = write_sweep("s", [], [point("p", {}, [cell(tmp_path, "a-0", 1.0)])], tmp_path)
+    assert "**1.00**" not in (folder / "table.md").read_text()
+    assert "| kd " in (folder / "table.md").read_text()
+
+
 def test_many_points_are_spread_over_panels(tmp_path: Path) -> None:
     found = [point(f"p{n}", {"method": f"m{n}"}, [cell(tmp_path, f"m{n}-0", float(n))]) for n in range(8)]
     folder = write_sweep("sweep-3", ["method"], found, tmp_path)
@@ -272,7 +334,7 @@ def test_rendered_again_from_the_results(tmp_path: Path, capsys: pytest.CaptureF
     folder = write_sweep("sweep-1", ["method.balance"], make(tmp_path), tmp_path, "the command")
     for path in folder.glob("table.*"):
         path.unlink()
-    assert tables_command(["sweep-1", "--output-root", str(tmp_path)]) == 0
+    assert tables_command(["sweep-1", "--output-root", str(tmp_path)]) == 3  # one cell has failed
     assert "**71.00 ± 1.41**" in capsys.readouterr().out and "the command" in (folder / "index.html").read_text()
     with pytest.raises(UserError, match="sweep-9: there is no such sweep .* it has sweep-1"):
         tables_command(["sweep-9", "--output-root", str(tmp_path)])

@@ -159,6 +159,9 @@ def test_workers_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_workers([embedded]) == 1
     assert default_workers([{**embedded, "threads": cores}] * 9) == 1
     assert default_workers([embedded, {**embedded, "dataset": {"name": "cifar100"}}]) == 1
+    # Without a GPU to be seen, the cores alone count.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert default_workers([{**embedded, "device": "auto"}] * 9) == cores
 
 
 def test_workers_beside_a_launcher_are_refused(start: Callable[..., subprocess.Popen[str]]) -> None:
@@ -179,7 +182,7 @@ def test_two_cells_train_at_once(tmp_path: Path, start: Callable[..., subprocess
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, out + err
     assert {status["status"] for status in cells(tmp_path).values()} == {"done"}
-    assert "[5/5]" in out and not (tmp_path / "out" / "workers.log").exists()
+    assert "[5/5]" in out and not list((tmp_path / "out").glob("*.log"))
     assert all((path / "calls").read_text() == "x" for path in (tmp_path / "out" / "cells").iterdir())
 
 
@@ -229,13 +232,47 @@ def test_a_killed_run_takes_its_workers_along(tmp_path: Path, start: Callable[..
     }
 
 
+def test_a_run_killed_while_its_server_imports_starts_nothing(
+    tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    # The stand-in's import takes a while, as torch's does.
+    (tmp_path / "site" / "kt_slow.py").write_text("import time\ntime.sleep(4)\n")
+    text = "import experiments.workers as w\nw.IMPORTS = ('kt_slow',)\n"
+    (tmp_path / "site" / "begin.py").write_text(
+        text + "from experiments.run import main\nimport sys\nsys.exit(main())\n"
+    )
+    found = os.pathsep.join([str(tmp_path / "site"), str(ROOT)])
+    command = [
+        sys.executable,
+        str(tmp_path / "site" / "begin.py"),
+        TABLE,
+        "rows=baseline",
+        f"output_root={tmp_path / 'out'}",
+    ]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": found}, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert "started" in process.stdout.readline()  # the cell has been asked for
+    (server,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.kill()
+    process.communicate()
+    wait_for(lambda: not started(int(server)))
+    assert cells(tmp_path) == {}
+
+
+def test_a_closed_screen_is_no_mistake(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m experiments.run {TABLE} plan=true output_root={tmp_path} >&- 2>&-"
+    assert subprocess.run(["bash", "-c", command], cwd=ROOT, timeout=60).returncode == 0
+
+
 def test_a_killed_cell_leaves_the_others(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
     process = start(TABLE, "rows=kd,at,ft", "workers=2", at="kill", ft="exit")
     out, err = process.communicate(timeout=60)
     assert process.returncode == 3, out + err
     found = {name: status["status"] for name, status in cells(tmp_path).items()}
     assert found == {"teacher": "done", "kd": "done", "at": "failed", "ft": "failed"}
-    assert "at seed 0: failed: the process was killed" in out and "SystemExit: 7" in out
+    assert "at seed 0: failed: the process was killed (SIGKILL)" in out and "SystemExit: 7" in out
 
 
 def test_a_lost_server_is_replaced_once(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
