@@ -29,6 +29,7 @@ from filelock import FileLock, Timeout
 from experiments.progress import Display, cell_log, current
 from experiments.schema import ANALYSES, METHODS, Dataset, Need
 from kt.errors import UserError, nearest
+from kt.files import read_json, write_json, write_text
 from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS
 
 Config = dict[str, Any]
@@ -320,33 +321,9 @@ def folder_of(output_root: str | os.PathLike[str], cell_id: str) -> Path:
     return Path(output_root) / "cells" / cell_id
 
 
-def _read_json(path: Path) -> Config | None:
-    try:
-        content = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    _write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Readers see the old file or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def read_result(folder: Path) -> Config | None:
     """A finished cell's result, or None."""
-    return _read_json(folder / "result.json") or None
+    return read_json(folder / "result.json") or None
 
 
 def _is_held(folder: Path) -> bool:
@@ -371,12 +348,12 @@ def read_status(folder: Path, evaluation: str | None = None) -> Config:
     locks may not be seen here, if its files have not changed for long.
     """
     if read_result(folder) is not None:
-        done = {**(_read_json(folder / "status.json") or {}), "status": "done", "error": None}
+        done = {**(read_json(folder / "status.json") or {}), "status": "done", "error": None}
         if evaluation is None or evaluation_file(folder, evaluation).exists():
             return done
-        failure = _read_json(evaluation_file(folder, evaluation).with_suffix(".failed"))
+        failure = read_json(evaluation_file(folder, evaluation).with_suffix(".failed"))
         return {**done, "status": "unscored", **(failure or {})}
-    status = _read_json(folder / "status.json")
+    status = read_json(folder / "status.json")
     if not status:
         return {"status": "missing", "error": None}
     if status["status"] != "running" or _is_held(folder):
@@ -435,7 +412,7 @@ def _exclusive(folder: Path, display: Display) -> Iterator[None]:
 
 def _earlier_seconds(folder: Path) -> float:
     """Time that earlier attempts spent; a killed one counts up to its last sign of life."""
-    status = _read_json(folder / "status.json")
+    status = read_json(folder / "status.json")
     if not status:
         return 0.0
     seconds = float(status.get("seconds") or 0.0)
@@ -558,7 +535,7 @@ def _evaluate(config: Config, folder: Path, display: Display) -> None:
 
     def failed(error: str, user: bool) -> None:
         if is_first():
-            _write_json(failure, {"status": "failed", "error": error, "user": user, "started": started})
+            write_json(failure, {"status": "failed", "error": error, "user": user, "started": started})
 
     if is_first():
         path.parent.mkdir(exist_ok=True)
@@ -587,7 +564,7 @@ def _evaluate(config: Config, folder: Path, display: Display) -> None:
         raise CellFailed(f"evaluation={name}: {_one_line(error)} (traceback: {folder / 'error.txt'})") from error
     if is_first():
         failure.unlink(missing_ok=True)
-        _write_json(path, metrics)
+        write_json(path, metrics)
 
 
 def _attempt(config: Config, cell_id: str, folder: Path, display: Display) -> Config:
@@ -599,14 +576,14 @@ def _attempt(config: Config, cell_id: str, folder: Path, display: Display) -> Co
     def write(**changes: Any) -> None:
         status.update(changes)
         if is_first():
-            _write_json(folder / "status.json", status)
+            write_json(folder / "status.json", status)
 
     def ended(kind: str, error: str | None = None, user: bool = False) -> None:
         now = time.time()
         write(status=kind, error=error, user=user, finished=now, seconds=status["seconds"] + now - status["started"])
 
     if is_first():
-        _write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         (folder / "error.txt").unlink(missing_ok=True)
     write()
     try:
@@ -620,7 +597,7 @@ def _attempt(config: Config, cell_id: str, folder: Path, display: Display) -> Co
         result = {"id": cell_id, "status": "done", **found, "config": config, "needs": ids, "seconds": seconds}
         result |= {"versions": _versions(), "commit": _commit(), "hardware": _hardware(), "threads": _threads()}
         if is_first():
-            _write_json(folder / "result.json", result)
+            write_json(folder / "result.json", result)
         ended("done")
         return result
     except KeyboardInterrupt:

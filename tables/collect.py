@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -17,6 +16,7 @@ import tables.kcd_claims  # noqa: F401 -- all register their judges
 import tables.stagewise_claims  # noqa: F401
 from experiments.cell import evaluation_file, folder_of, read_result, read_status
 from kt.errors import UserError
+from kt.files import read_json
 from tables.claims import Context, judge_all
 from tables.records import TableRecord, find_table, metric_label
 
@@ -104,11 +104,7 @@ def shown_states(rows: Sequence[Mapping[str, Any]], output_root: str | os.PathLi
 
 def read_evaluation(folder: Path, name: str) -> Json | None:
     """A cell's metrics on other data; None if it has none."""
-    try:
-        content = json.loads(evaluation_file(folder, name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
+    return read_json(evaluation_file(folder, name)) or None
 
 
 def _config(result: Mapping[str, Any]) -> Mapping[str, Any]:

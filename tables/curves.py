@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from kt.files import replacing
+
 Array = np.ndarray
 
 HOLDS, FAILS, UNKNOWN = "holds", "fails", "unknown"
@@ -87,12 +89,9 @@ def _load_columns(path: str, stamp: Array) -> dict[str, Array] | None:
 
 
 def _keep_columns(path: str, stamp: Array, columns: Mapping[str, Array]) -> None:
-    temporary = f"{path}.{os.getpid()}.tmp"
     # The results may lie where only others can write.
-    with contextlib.suppress(OSError):
-        with open(temporary, "wb") as file:
-            np.savez(file, stamp=stamp, **columns)  # type: ignore[arg-type]
-        os.replace(temporary, path)
+    with contextlib.suppress(OSError), replacing(Path(path)) as file:
+        np.savez(file, stamp=stamp, **columns)  # type: ignore[arg-type]
 
 
 def _parse(path: str, phase: str) -> dict[str, Array]:

@@ -20,6 +20,7 @@ from markupsafe import Markup
 import tables.stagewise_figures  # noqa: F401 -- registers its drawings
 from experiments.cell import folder_of, read_result
 from kt.errors import UserError
+from kt.files import read_json, write_bytes, write_text
 from tables.claims import Context
 from tables.collect import collect
 from tables.figures import Drawing, drawings, plot
@@ -72,7 +73,7 @@ def write_table(
         }
         texts |= {"rows.json": as_json(stored), "table.json": as_json(table), "index.html": page}
         for file, text in texts.items():
-            write(folder / file, text.encode())
+            write_text(folder / file, text)
     except OSError as error:
         raise UserError(f"{folder}: expected a folder to write to ({error.strerror})") from None
     return folder
@@ -85,13 +86,8 @@ def read_rows(folder: Path) -> Json | None:
         UserError: The file is damaged.
     """
     path = folder / "rows.json"
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValueError:
-        stored = None
-    if not isinstance(stored, dict) or not {"rows", "scale", "dataset"} <= stored.keys():
+    stored = read_json(path)
+    if stored is not None and not {"rows", "scale", "dataset"} <= stored.keys():
         raise UserError(f"{path}: expected the rows of a table; run the table again")
     return stored
 
@@ -106,13 +102,6 @@ def own_command() -> str | None:
 
 def as_json(content: Any) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def write(path: Path, content: bytes) -> None:
-    """Readers see the old file or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 # Numbers
@@ -467,7 +456,7 @@ def write_drawings(found: Sequence[Drawing], folder: Path) -> list[Json]:
             png, svg = plot(panel)
             file = f"{drawing.figure['id']}_{panel.id}.png"
             kept.add(file)
-            write(folder / "curves" / file, png)
+            write_bytes(folder / "curves" / file, png)
             images.append(Markup(svg))
         title = drawing.title or f"Figure {drawing.figure['id'].removeprefix('figure')} of the paper"
         text = {"title": title, "plots": drawing.figure["plots"], "caption": drawing.caption}

@@ -7,12 +7,12 @@ for `nearly the same`, `close to the teacher` and `almost remains the same`: tho
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.cell import folder_of, read_result
+from kt.files import read_json
 from tables.claims import (
     Context,
     Missing,
@@ -280,10 +280,9 @@ def elsewhere(context: Context, name: str) -> Context:
     scales = [(result.get("config") or {}).get("scale", {}).get("name") for result in context.results.values()]
     scale = next((each for each in scales if each), "mini")
     path = context.output_root / "tables" / name / scale / "table.json"
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    except (OSError, ValueError, KeyError):
-        raise Missing(f"Needs the table {name} at the same scale: +table={name} scale={scale}.") from None
+    rows = (read_json(path) or {}).get("rows")
+    if rows is None:
+        raise Missing(f"Needs the table {name} at the same scale: +table={name} scale={scale}.")
     ids = {cell["id"] for row in rows for cell in row["cells"]}
     found = {cell_id: read_result(folder_of(context.output_root, cell_id)) for cell_id in ids}
     results = {cell_id: result for cell_id, result in found.items() if result is not None}

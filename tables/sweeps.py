@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 
 from experiments.cell import folder_of, read_result
 from kt.errors import UserError
+from kt.files import read_json, write_text
 from tables.collect import measured_row, read_evaluation
 from tables.curves import Array, Curve, read_curve
 from tables.figures import COLOURS, Drawing, Level, Line, Panel, mean_line
@@ -30,7 +30,6 @@ from tables.render import (
     shown_number,
     spread_notes,
     template,
-    write,
     write_drawings,
 )
 
@@ -83,7 +82,7 @@ def write_sweep(
         texts = {"table.md": as_markdown(sweep), "table.csv": as_csv(sweep), "index.html": page}
         texts |= {"table.json": as_json(sweep), "rows.json": as_json(stored)}
         for file, text in texts.items():
-            write(folder / file, text.encode())
+            write_text(folder / file, text)
     except OSError as error:
         raise UserError(f"{folder}: expected a folder to write to ({error.strerror})") from None
     return folder
@@ -96,13 +95,11 @@ def render_again(name: str, output_root: Path) -> Path:
         UserError: There is no such sweep.
     """
     path = output_root / FOLDER / name / "rows.json"
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        given = stored["keys"], stored["points"]
-    except (OSError, ValueError, KeyError, TypeError):
+    stored = read_json(path) or {}
+    if not {"keys", "points"} <= stored.keys():
         known = ", ".join(sorted(each.parent.name for each in path.parent.parent.glob("*/rows.json"))) or "none"
-        raise UserError(f"{name}: there is no such sweep in {path.parent.parent}; it has {known}") from None
-    return write_sweep(name, *given, output_root, stored.get("command"))
+        raise UserError(f"{name}: there is no such sweep in {path.parent.parent}; it has {known}")
+    return write_sweep(name, stored["keys"], stored["points"], output_root, stored.get("command"))
 
 
 def collect_sweep(name: str, keys: Sequence[str], points: Sequence[Row], output_root: str | os.PathLike[str]) -> Json:
