@@ -24,10 +24,8 @@ from experiments import progress
 from experiments.cell import (
     all_needs,
     check_writable,
-    folder_of,
     identity,
     is_first,
-    read_result,
     settle,
     world_size,
 )
@@ -36,6 +34,7 @@ from experiments.plan import Config, Job, plan_lines
 from experiments.schema import METHODS, choices, is_group, kinds, known_keys, plain, sign, unknown, with_recipe
 from experiments.workers import default_workers
 from kt.errors import UserError, nearest
+from kt.store import finished_cells, folder_of, read_result
 
 Settings = dict[str, list[str]]  # override key -> its values; more than one make an axis
 
@@ -384,7 +383,7 @@ class Table:
             return any(read_result(folder_of(output_root, cell_id)) for cell_id in shown.cells)
 
         found = list(self.shown)
-        if any((Path(output_root) / "cells").glob("*/result.json")):
+        if finished_cells(output_root):
             for row in self.rows:
                 if row.id not in self.selected:
                     found += [shown for shown in self._expand(row) if has_results(shown)]

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from experiments import cell, lifeline, progress
+from kt import store
 from kt.errors import UserError
 
 Message = dict[str, Any]
@@ -91,8 +92,8 @@ def _work(key: str, config: Mapping[str, Any], events: int, server: tuple[int, s
     except KeyboardInterrupt:
         status = INTERRUPTED
     except (UserError, cell.CellFailed) as error:
-        folder = cell.folder_of(config["output_root"], key)
-        said = cell.read_status(folder, config["evaluation"]).get("error")
+        folder = store.folder_of(config["output_root"], key)
+        said = store.read_status(folder, config["evaluation"]).get("error")
         if not said or said not in str(error):
             _send(events, {"of": key, "error": str(error), "user": isinstance(error, UserError)})
     except BaseException as error:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from kt.store import folder_of, records_file
 from tables.curves import (
     FAILS,
     HOLDS,
@@ -62,7 +63,7 @@ class Context:
 
     def curve(self, cell_id: str) -> Curve | None:
         """A cell's training curve, if it left one."""
-        return read_curve(self.output_root / "cells" / cell_id / "metrics.jsonl")
+        return read_curve(records_file(folder_of(self.output_root, cell_id)))
 
     def curves(self, row: Row) -> dict[int, Curve]:
         """Seed -> curve of a row's finished cells."""

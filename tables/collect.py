@@ -14,9 +14,8 @@ import numpy as np
 import tables.gap_claims
 import tables.kcd_claims  # noqa: F401 -- all register their judges
 import tables.stagewise_claims  # noqa: F401
-from experiments.cell import evaluation_file, folder_of, read_result, read_status
 from kt.errors import UserError
-from kt.files import read_json
+from kt.store import folder_of, read_evaluation, read_results, read_status
 from tables.claims import Context, judge_all
 from tables.records import TableRecord, find_table, metric_label
 
@@ -54,8 +53,7 @@ def collect(
     record = find_table(name)
     rows = [row for row in rows if is_shown(row, output_root)]
     ids = {cell["id"] for row in rows for cell in row["cells"]}
-    found = {cell_id: read_result(folder_of(output_root, cell_id)) for cell_id in ids}
-    results = {cell_id: result for cell_id, result in found.items() if result is not None}
+    results = read_results(output_root, ids)
     collected = [_collect_row(record, row, output_root, results) for row in rows]
     if dataset is None:
         # A teacher may have been trained on other data than the table is about.
@@ -100,11 +98,6 @@ def shown_states(rows: Sequence[Mapping[str, Any]], output_root: str | os.PathLi
         (cell["id"], row.get("evaluation")): row for row in rows if is_shown(row, output_root) for cell in row["cells"]
     }
     return [cell_status(row, cell_id, output_root)["status"] for (cell_id, _), row in shown.items()]
-
-
-def read_evaluation(folder: Path, name: str) -> Json | None:
-    """A cell's metrics on other data; None if it has none."""
-    return read_json(evaluation_file(folder, name)) or None
 
 
 def _config(result: Mapping[str, Any]) -> Mapping[str, Any]:

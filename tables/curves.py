@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import math
 import os
 import zipfile
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from kt.files import replacing
+from kt.store import read_records
 
 Array = np.ndarray
 
@@ -96,15 +96,7 @@ def _keep_columns(path: str, stamp: Array, columns: Mapping[str, Array]) -> None
 
 def _parse(path: str, phase: str) -> dict[str, Array]:
     """Name -> column of a phase's steps; nothing if there are none."""
-    rows = []
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue  # the line that a killed process left half written
-            if row.get("kind") == "train" and row.get("phase") == phase:
-                rows.append(row)
+    rows = [row for row in read_records(Path(path), "train") if row["phase"] == phase]
     names = [name for name, value in rows[0].items() if isinstance(value, int | float)] if rows else []
     return {name: np.array([row.get(name, math.nan) for row in rows], dtype=float) for name in names}
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from kt.store import folder_of
 from tables.claims import Context, Row
 from tables.pictures import export, style_of
 
@@ -43,7 +44,7 @@ def _maps(context: Context, row_id: str) -> dict[str, Any] | None:
 
 
 def _paths(context: Context, row: Row) -> list[Path]:
-    folders = [context.output_root / "cells" / cell["id"] for cell in row["cells"] if cell["status"] == "done"]
+    folders = [folder_of(context.output_root, cell["id"]) for cell in row["cells"] if cell["status"] == "done"]
     return [path for folder in folders if (path := folder / "evaluations" / MAPS).exists()]
 
 

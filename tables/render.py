@@ -18,9 +18,9 @@ import jinja2
 from markupsafe import Markup
 
 import tables.stagewise_figures  # noqa: F401 -- registers its drawings
-from experiments.cell import folder_of, read_result
 from kt.errors import UserError
 from kt.files import read_json, write_bytes, write_text
+from kt.store import folder_of, read_results
 from tables.claims import Context
 from tables.collect import collect
 from tables.figures import Drawing, drawings, plot
@@ -418,7 +418,7 @@ def facts_of(rows: Sequence[Mapping[str, Any]], output_root: str | os.PathLike[s
     """How many cells of the rows are done and how these were made, where all or any of them say so."""
     every = {cell["id"] for row in rows for cell in row["cells"]}
     ids = sorted({cell["id"] for row in rows for cell in row["cells"] if cell["status"] == "done"})
-    results = [result for cell_id in ids if (result := read_result(folder_of(output_root, cell_id)))]
+    results = read_results(output_root, ids).values()
     facts = {"cells": f"{len(ids)} of {len(every)} done"}
     hardware = [result["hardware"] for result in results if isinstance(result.get("hardware"), dict)]
     devices = {name for each in hardware for name in (each.get("gpus") or [each.get("cpu")]) if name}
@@ -442,8 +442,7 @@ def _write_curves(
 ) -> list[Json]:
     """Draws the figures into `curves/`, drops older ones, and returns what the page shows of them."""
     ids = {cell["id"] for row in table["rows"] for cell in row["cells"] if cell["status"] == "done"}
-    results = {cell_id: read_result(folder_of(output_root, cell_id)) or {} for cell_id in ids}
-    context = Context(record, table["rows"], results, Path(output_root))
+    context = Context(record, table["rows"], read_results(output_root, ids), Path(output_root))
     return write_drawings(drawings(context), folder)
 
 

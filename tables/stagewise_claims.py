@@ -11,8 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.cell import folder_of, read_result
 from kt.files import read_json
+from kt.store import read_results
 from tables.claims import (
     Context,
     Missing,
@@ -284,9 +284,7 @@ def elsewhere(context: Context, name: str) -> Context:
     if rows is None:
         raise Missing(f"Needs the table {name} at the same scale: +table={name} scale={scale}.")
     ids = {cell["id"] for row in rows for cell in row["cells"]}
-    found = {cell_id: read_result(folder_of(context.output_root, cell_id)) for cell_id in ids}
-    results = {cell_id: result for cell_id, result in found.items() if result is not None}
-    return Context(find_table(name), rows, results, context.output_root)
+    return Context(find_table(name), rows, read_results(context.output_root, ids), context.output_root)
 
 
 @register(PAPER, "c9")

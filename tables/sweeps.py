@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.cell import folder_of, read_result
 from kt.errors import UserError
 from kt.files import read_json, write_text
-from tables.collect import measured_row, read_evaluation
+from kt.store import folder_of, read_evaluation, read_results, records_file
+from tables.collect import measured_row
 from tables.curves import Array, Curve, read_curve
 from tables.figures import COLOURS, Drawing, Level, Line, Panel, mean_line
 from tables.records import all_tables, metric_label
@@ -105,8 +105,7 @@ def render_again(name: str, output_root: Path) -> Path:
 def collect_sweep(name: str, keys: Sequence[str], points: Sequence[Row], output_root: str | os.PathLike[str]) -> Json:
     """The content of a sweep's `table.json`: sweep, keys, banner, metrics and rows."""
     ids = {cell["id"] for point in points for cell in point["cells"]}
-    found = {cell_id: read_result(folder_of(output_root, cell_id)) for cell_id in ids}
-    results = {cell_id: result for cell_id, result in found.items() if result is not None}
+    results = read_results(output_root, ids)
     scores = []
     for point in points:
         for cell in point["cells"]:
@@ -278,9 +277,8 @@ def _trainings(sweep: Json, output_root: str | os.PathLike[str]) -> Drawing | No
     """What the main phases of all points recorded, side by side."""
     curves: list[tuple[str, list[Curve]]] = []
     for row in sweep["rows"]:
-        paths = [
-            folder_of(output_root, each["id"]) / "metrics.jsonl" for each in row["cells"] if each["status"] == "done"
-        ]
+        done = [each["id"] for each in row["cells"] if each["status"] == "done"]
+        paths = [records_file(folder_of(output_root, cell_id)) for cell_id in done]
         found = [curve for path in paths if (curve := read_curve(path)) is not None]
         if found and row["role"] != NEEDED:
             curves.append((_named(row, sweep["keys"]) or str(row["method"]), found))

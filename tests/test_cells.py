@@ -19,17 +19,15 @@ import fake_training
 from experiments import progress
 from experiments.cell import (
     CellFailed,
-    folder_of,
     identity,
     needs_of,
-    read_result,
-    read_status,
     run_cell,
     settle,
     teacher_config,
 )
 from experiments.schema import TEACHER_DATA, sign, with_recipe
 from kt.errors import UserError
+from kt.store import folder_of, read_result, read_status
 
 PAIR = ("teacher=resnet56", "student=resnet20")
 

@@ -25,6 +25,7 @@ from kt.functional import METRICS, channel_consistency, channel_divergence, feat
 from kt.methods import build_method
 from kt.methods.kcd import ChannelTransform, TransformedTeacher, pooled, read_transform, shrunk_groups
 from kt.models import build_network
+from kt.store import folder_of
 from kt.train import fit
 from kt.transfer import TransferModel
 from method_settings import SCHEDULE, make_classifier, make_data, make_model, make_teacher
@@ -357,7 +358,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(root: Path, *overrides: str) -> tuple[Path, dict[str, Any]]:
     result = cell.run_cell(composed(*SMALL, f"output_root={root}", *overrides))
-    return cell.folder_of(root, result["id"]), result
+    return folder_of(root, result["id"]), result
 
 
 def test_a_cell_keeps_its_transform_and_starts_where_its_solo_student_did(root: Path) -> None:
@@ -365,7 +366,7 @@ def test_a_cell_keeps_its_transform_and_starts_where_its_solo_student_did(root: 
     assert read_transform(folder)["transform"]["channels"].shape == (1, result["channels"]["compared"])
     assert result["transform"]["images"] == 96 and result["transform"]["seconds"] > 0
     assert [path.name for path in (folder / "phases").iterdir()] == ["0-train"]
-    solo = cell.folder_of(root, result["needs"]["solo"])
+    solo = folder_of(root, result["needs"]["solo"])
     # The same first batch under the same weights: the task loss of the first step is the same number.
     first = [next(row for row in rows(where) if row["kind"] == "train") for where in (folder, solo)]
     assert first[0]["loss_task"] == first[1]["loss"]
@@ -373,7 +374,7 @@ def test_a_cell_keeps_its_transform_and_starts_where_its_solo_student_did(root: 
 
 def test_rco_takes_the_snapshots_of_the_teacher_s_cell(root: Path) -> None:
     folder, result = run(root, "method=rco")
-    teacher = cell.folder_of(root, result["needs"]["teacher"])
+    teacher = folder_of(root, result["needs"]["teacher"])
     snapshots = snapshots_of(teacher / "student.pth")
     assert [path.stem for path in snapshots] == ["epoch_1", "epoch_2"]
     assert bits(torch.load(snapshots[-1])) == bits(torch.load(teacher / "student.pth"))

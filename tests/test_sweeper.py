@@ -17,10 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 
 import fake_training
 from experiments import progress
-from experiments.cell import folder_of, read_status
 from experiments.run import main, normalise
 from experiments.schema import CONF
 from experiments.table import Table, composer
+from kt.store import folder_of, read_status
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = "+table=imagenet_compression"
