@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from experiments import cell, lifeline, progress
+from experiments.devices import CELLS_PER_GPU
 from kt import store
 from kt.errors import UserError
 
@@ -35,7 +36,6 @@ LONGEST_TEXT = 500  # characters: a line of JSON stays below what a pipe takes a
 REPORT_SECONDS = 0.2  # between two messages about a cell's steps
 LOG = "workers.log"
 INTERRUPTED = 130  # exit status of a cell's process
-CELLS_PER_GPU = 4  # at most; slim networks keep no GPU busy, and each process takes memory of its own
 
 
 def _send(pipe: int, message: Message) -> None:

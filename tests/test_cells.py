@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from test_config import composed
 
 import fake_training
+from configs import composed
 from experiments import progress
 from experiments.cell import (
     CellFailed,

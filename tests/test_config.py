@@ -9,20 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from experiments.run import normalise
+from configs import composed
 from experiments.schema import CONF, METHODS, choices, plain
 from kt.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def composed(*overrides: str) -> dict[str, Any]:
-    """A checked config under a command line's overrides."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return plain(compose("config", normalise(overrides)))
 
 
 @pytest.mark.parametrize("group", ["dataset", "method", "schedule", "scale"])

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from test_config import composed
 from torch import Tensor
 
 from checks import bits, rows
+from configs import composed
 from experiments import cell
 from experiments.build import snapshots_of
 from experiments.schema import CONF
