@@ -11,12 +11,9 @@ from typing import Any
 
 import numpy as np
 
-import tables.gap_claims
-import tables.kcd_claims  # noqa: F401 -- all register their judges
-import tables.stagewise_claims  # noqa: F401
 from kt.errors import UserError
 from kt.store import folder_of, read_evaluation, read_results, read_status
-from tables.claims import Context, judge_all
+from tables.judging import Context, judge_all
 from tables.records import TableRecord, find_table, metric_label
 
 Json = dict[str, Any]

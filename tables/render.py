@@ -17,13 +17,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-import tables.stagewise_figures  # noqa: F401 -- registers its drawings
 from kt.errors import UserError
 from kt.files import read_json, write_bytes, write_text
 from kt.store import folder_of, read_results
-from tables.claims import Context
 from tables.collect import collect
-from tables.figures import Drawing, drawings, plot
+from tables.judging import Context
+from tables.plotting import Drawing, drawings, plot
 from tables.records import TableRecord, find_table
 
 Json = dict[str, Any]

@@ -15,7 +15,7 @@ from kt.files import read_json, write_text
 from kt.store import folder_of, read_evaluation, read_results, records_file
 from tables.collect import measured_row
 from tables.curves import Array, Curve, read_curve
-from tables.figures import COLOURS, Drawing, Level, Line, Panel, mean_line
+from tables.plotting import COLOURS, Drawing, Level, Line, Panel, mean_line
 from tables.records import all_tables, metric_label
 from tables.render import (
     as_csv,

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from tables.__main__ import run
-from tables.claims import Context
 from tables.collect import collect
-from tables.figures import drawings, plot
-from tables.gap_claims import middle_steps
+from tables.judging import Context
+from tables.papers.hybrid_forward.claims import middle_steps
+from tables.plotting import drawings, plot
 from tables.records import all_tables, find_table
 from tables.render import write_table
 

@@ -29,10 +29,9 @@ from kt.store import folder_of
 from kt.train import fit
 from kt.transfer import TransferModel
 from method_settings import SCHEDULE, make_classifier, make_data, make_model, make_teacher
-from tables.claims import Context, judge_all
 from tables.collect import network_key
-from tables.figures import drawings, plot
-from tables.heatmaps import HeatMaps
+from tables.judging import Context, judge_all
+from tables.plotting import HeatMaps, drawings, plot
 from tables.records import find_table
 
 

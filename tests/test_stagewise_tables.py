@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tables.collect import collect
+from tables.papers.stage_by_stage.claims import COST
 from tables.records import find_table
 from tables.render import write_table
-from tables.stagewise_claims import COST
 
 Json = dict[str, Any]
 

@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 
 from kt.errors import UserError
+from tables import papers
 from tables.__main__ import run
-from tables.claims import JUDGES
 from tables.collect import collect
-from tables.curves import Curve, Gap, _read_curve, downsample, first_decay, read_curve, signed
-from tables.records import PAPERS, all_tables, find_table, load_paper
+from tables.curves import Curve, _read_curve, downsample, first_decay, read_curve
+from tables.judging import Gap, signed
+from tables.records import all_tables, find_table, load_paper
 from tables.render import escape_latex, write_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -135,7 +136,7 @@ def verdicts(root: Path, rows: Sequence[Json]) -> dict[str, tuple[str, str]]:
 def test_thirty_tables_with_unique_names() -> None:
     names = [record.name for record in all_tables()]
     assert len(names) == len(set(names)) == 30
-    listed = re.findall(r"^\| (\w+) \| (\w+) \| (\w+) \|", (ROOT / "tables/paper/README.md").read_text(), re.MULTILINE)
+    listed = re.findall(r"^\| (\w+) \| (\w+) \| (\w+) \|", (papers.FOLDER / "README.md").read_text(), re.MULTILINE)
     assert [(r.name, r.paper, r.table["id"]) for r in all_tables()] == [
         entry for entry in listed if entry[0] != "table"
     ]
@@ -161,15 +162,21 @@ def test_record_schema(record: Any) -> None:
     assert all(isinstance(note, str) for note in record.table["notes"])
 
 
-@pytest.mark.parametrize("key", PAPERS)
+@pytest.mark.parametrize("key", papers.known())
 def test_claims_and_figures_are_whole(key: str) -> None:
     """An unquoted comma in a flow mapping would cut a sentence and make a key of its rest."""
     paper = load_paper(key)
+    assert paper["paper"]["key"] == key
     for claim in paper["claims"]:
         assert set(claim) <= {"id", "claim", "where", "holds_in_paper", "check", "numbers"}
     for figure in paper["figures"]:
         assert set(figure) <= {"id", "name", "kind", "plots", "numbers", "supports", "notes"}
         assert set(figure["supports"]) <= {claim["id"] for claim in paper["claims"]}
+
+
+def judges_of(paper: str) -> Mapping[str, Any]:
+    part = papers.part(paper, "claims")
+    return part.JUDGES if part else {}
 
 
 def test_every_claim_belongs_to_a_table_and_gets_a_verdict(tmp_path: Path) -> None:
@@ -178,11 +185,12 @@ def test_every_claim_belongs_to_a_table_and_gets_a_verdict(tmp_path: Path) -> No
         for claim in collect(record.name, [], tmp_path, "mini", "scenes")["claims"]:
             assert claim["verdict"] == "unknown"
             assert claim["evidence"].endswith(".")
-            assert claim["evidence"] == "No judge yet." or (record.paper, claim["id"]) in JUDGES
+            assert claim["evidence"] == "No judge yet." or claim["id"] in judges_of(record.paper)
             judged.add((record.paper, claim["id"]))
-    assert judged == {(key, claim["id"]) for key in PAPERS for claim in load_paper(key)["claims"]}
+    assert judged == {(key, claim["id"]) for key in papers.known() for claim in load_paper(key)["claims"]}
     ready = {"hybrid_forward": 14, "stage_by_stage": 12, "kcd": 14}
-    assert set(JUDGES) == {(paper, f"c{number}") for paper, count in ready.items() for number in range(1, count + 1)}
+    for paper, count in ready.items():
+        assert set(judges_of(paper)) == {f"c{number}" for number in range(1, count + 1)}
 
 
 def test_unknown_table_names_the_nearest() -> None:

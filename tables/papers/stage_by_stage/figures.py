@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from kt.store import folder_of, read_records, records_file
-from tables.claims import Context, Row, count_seeds
 from tables.curves import Array, read_curve
-from tables.figures import EXTRAS, Drawing, Line, Panel, mean_line
+from tables.judging import Context, Row, count_seeds
+from tables.plotting import Drawing, Line, Panel, mean_line
 
 SCORES = {"top1": "top-1 accuracy (%)", "ap": "AP (%)", "miou": "mIoU (%)"}
 
@@ -103,10 +103,7 @@ def phases_of_row(context: Context, row: Row) -> Drawing | None:
     return Drawing(figure, caption, panels, f"Phases of {row['label']}")
 
 
-def all_phases(context: Context) -> list[Drawing]:
+def further(context: Context) -> list[Drawing]:
     """One drawing for each row that was trained stage by stage."""
     found = [phases_of_row(context, row) for row in context.rows if row["method"] == "stagewise"]
     return [drawing for drawing in found if drawing is not None]
-
-
-EXTRAS["stage_by_stage"] = all_phases
