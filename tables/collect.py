@@ -33,7 +33,7 @@ def collect(
 
     Args:
         name: The table's name.
-        rows: id, label, role, method, teacher, student, ours, paper_row (index of the printed row or None), axes
+        rows: id, label, role, method, teacher, student, ours, printed (id of the printed row or None), axes
             (key -> value) and cells (id, seed) of each row; a row that only cites a number has no cells. A row with
             `evaluation` takes its numbers from the cells' scores of that name on other data; a row with `optional` is
             left out while none of its cells has been done or has failed.
@@ -45,9 +45,11 @@ def collect(
         table, paper, scale, dataset, comparable, banner (the same in words), metrics, rows, claims.
 
     Raises:
-        UserError: There is no such table or printed row.
+        UserError: There is no such table or printed row, or rows do not say which they are.
     """
     record = find_table(name)
+    if not all("printed" in row for row in rows):
+        raise UserError(f"table={name}: its rows do not say which printed ones they are; run the table again")
     rows = [row for row in rows if is_shown(row, output_root)]
     ids = {cell["id"] for row in rows for cell in row["cells"]}
     results = read_results(output_root, ids)
@@ -113,10 +115,7 @@ def _collect_row(
     results: Mapping[str, Mapping[str, Any]],
 ) -> Json:
     names = [metric["name"] for metric in record.metrics]
-    index = row.get("paper_row")
-    if index is not None and not 0 <= index < len(record.rows):
-        raise UserError(f"paper_row={index}: table {record.name} has {len(record.rows)} printed rows, counted from 0")
-    printed = record.rows[index] if index is not None else None
+    printed = record.row(row["printed"]) if row["printed"] is not None else None
     return {
         **measured_row(row, names, output_root, results),
         "printed_row": printed["row"] if printed else None,

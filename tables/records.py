@@ -80,6 +80,17 @@ class TableRecord:
         """The printed rows in order."""
         return list(self.table["rows"])
 
+    def row(self, row_id: str) -> Mapping[str, Any]:
+        """A printed row.
+
+        Raises:
+            UserError: The table has no such row.
+        """
+        found = {row["id"]: row for row in self.rows}
+        if row_id not in found:
+            raise UserError(f"row {row_id}: table {self.name} prints no such row{nearest(row_id, found)}")
+        return found[row_id]
+
     @property
     def datasets(self) -> list[str]:
         """The datasets that the table names."""

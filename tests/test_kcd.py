@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from torch import Tensor
 
 from checks import bits, rows
-from configs import composed
+from configs import composed, rows_of
 from experiments import cell
 from experiments.build import snapshots_of
-from experiments.schema import CONF
+from experiments.table import read_rows
 from kt.classifier import Classifier
 from kt.consistency import StreamingConsistency
 from kt.errors import UserError
@@ -416,39 +415,30 @@ TABLES = (
 )
 
 
-def table_rows(name: str) -> dict[str, dict[str, Any]]:
-    """The rows of a table's file."""
-    return yaml.safe_load((CONF / "table" / f"{name}.yaml").read_text())["hydra"]["sweeper"]["rows"]
-
-
 @pytest.mark.parametrize("name", TABLES)
 def test_tables_have_every_printed_row(name: str) -> None:
-    record, rows_of = find_table(name), table_rows(name)
-    printed = [row["paper_row"] for row in rows_of.values() if row["paper_row"] is not None]
-    assert sorted(printed) == list(range(len(record.rows)))
-    for row in rows_of.values():
-        if row["paper_row"] is None:
-            continue
-        line = record.rows[row["paper_row"]]
-        assert bool(row.get("ours")) is bool(line.get("ours")) or line["method"] in ("kcd", "unknown"), row
-        method = row["overrides"].get("method", "none")
+    record = find_table(name)
+    printed = [row for row in read_rows(name, rows_of(name)) if row.printed]
+    assert [row.id for row in printed] == [line["id"] for line in record.rows]
+    for row, line in zip(printed, record.rows, strict=True):
+        assert row.ours is line.get("ours", False) or line["method"] in ("kcd", "unknown"), row
         # Analyses run on the cells that have what they compare.
-        if "evaluation" not in row["overrides"]:
-            assert method == line["method"], row
-            student = row["overrides"].get("student")
-            assert student is None or student == network_key(line["student"])
+        if "evaluation" not in row.overrides:
+            assert row.method == line["method"], row
+            for student in row.overrides.get("student", ()):
+                assert student == network_key(line["student"])
 
 
 def judged(name: str, change: dict[str, float] | None = None, spread: float = 0.1) -> dict[str, str]:
     """Claim -> verdict, if every row measured what the paper prints, twice."""
     record = find_table(name)
     found: list[dict[str, Any]] = []
-    for row_id, row in table_rows(name).items():
-        printed = {"top1": 67.52} if row["paper_row"] is None else record.rows[row["paper_row"]]["values"]
-        values = {metric: value + (change or {}).get(row_id, 0.0) for metric, value in printed.items()}
+    for row in read_rows(name, rows_of(name)):
+        printed = record.row(row.id)["values"] if row.printed else {"top1": 67.52}
+        values = {metric: value + (change or {}).get(row.id, 0.0) for metric, value in printed.items()}
         cells = [
             {
-                "id": f"{row_id}{seed}",
+                "id": f"{row.id}{seed}",
                 "seed": seed,
                 "status": "done",
                 "metrics": {m: v + sign * spread / 2**0.5 for m, v in values.items()},
@@ -458,9 +448,9 @@ def judged(name: str, change: dict[str, float] | None = None, spread: float = 0.
         std = dict.fromkeys(values, spread)
         found.append(
             {
-                "id": row_id,
-                "label": row["label"],
-                "role": row["role"],
+                "id": row.id,
+                "label": row.label,
+                "role": row.role,
                 "axes": {},
                 "cells": cells,
                 "mean": values,
