@@ -15,7 +15,6 @@ import torch
 
 import kt.baselines  # noqa: F401 - registers the baselines
 from experiments.devices import pick_device
-from experiments.schema import METHODS as SCHEMAS
 from experiments.schema import dataset_choice
 from kt.classifier import Classifier
 from kt.cost import few_images
@@ -29,6 +28,7 @@ from kt.methods import Method, build_method, find_method
 from kt.models import NETWORKS, build_network
 from kt.models.checkpoints import load_backbone, load_weights
 from kt.phases import rank_and_world, seed_everything
+from kt.settings import METHODS as SETTINGS
 from kt.stages import IMAGENET, head_of
 from kt.students import load_student
 from kt.train import fit, images_per_second, phase_records
@@ -166,7 +166,7 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
     data = read_data(config, config["dataset"], device)
     spec = data.spec
     name = config["method"]["name"]
-    unused = ("name", *SCHEMAS[name].cell_keys)
+    unused = ("name", *SETTINGS[name].cell_keys)
     method = {key: value for key, value in config["method"].items() if key not in unused}
     teacher = build_teacher(config, spec, needs.get("teacher")) if find_method(name).needs_teacher else None
     student, model_config = build_student(config, spec, teacher)

@@ -26,10 +26,11 @@ import yaml
 from filelock import Timeout
 
 from experiments.progress import Display, cell_log, current
-from experiments.schema import ANALYSES, METHODS, Dataset, Need
+from experiments.schema import ANALYSES
 from kt.errors import UserError, nearest
 from kt.files import write_json, write_text
 from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS
+from kt.settings import METHODS, Dataset, Need
 from kt.store import (
     cells_of,
     evaluation_file,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.cell import all_needs, identity, settle
-from experiments.schema import METHODS
+from kt.settings import METHODS
 from kt.store import finished_cells, folder_of, read_result, read_status
 
 Config = dict[str, Any]

@@ -28,7 +28,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments import cell, lifeline, progress
-from experiments.schema import CONF, GROUPS, choices, is_group, plain, sign, with_recipe
+from experiments.groups import CONF, GROUPS, choices
+from experiments.schema import is_group, plain, sign, with_recipe
 from kt.errors import UserError, nearest
 from kt.store import folder_of, read_result
 

@@ -29,11 +29,13 @@ from experiments.cell import (
     settle,
     world_size,
 )
+from experiments.groups import choices
 from experiments.launch import ByLauncher, Report, SideBySide, refresh
 from experiments.plan import Config, Job, plan_lines
-from experiments.schema import METHODS, choices, is_group, kinds, known_keys, plain, sign, unknown, with_recipe
+from experiments.schema import is_group, known_keys, plain, sign, unknown, with_recipe
 from experiments.workers import default_workers
 from kt.errors import UserError, nearest
+from kt.settings import METHODS, kinds
 from kt.store import finished_cells, folder_of, read_result
 from tables.records import find_table
 

@@ -12,6 +12,7 @@ from torch import nn
 from kt.errors import UserError, needs_mm
 from kt.models import NETWORKS, build_network
 from kt.models.checkpoints import load_weights
+from kt.outside import load_outside
 
 
 def load_student(folder: str | os.PathLike[str]) -> nn.Module:
@@ -24,6 +25,7 @@ def load_student(folder: str | os.PathLike[str]) -> nn.Module:
         reason = getattr(error, "strerror", None) or "it is damaged"
         raise UserError(f"{described}: expected the description of a trained student ({reason})") from None
     student: nn.Module
+    load_outside()
     if network["name"] in NETWORKS:
         options = {key: network[key] for key in ("name", "width", "small_stem")}
         student = build_network(**options, num_classes=record["num_classes"], image_size=record["image_size"])

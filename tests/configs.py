@@ -7,8 +7,9 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.groups import CONF
 from experiments.run import normalise
-from experiments.schema import CONF, plain
+from experiments.schema import plain
 from experiments.table import Table, composer
 
 

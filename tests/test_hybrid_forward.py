@@ -166,5 +166,5 @@ def test_switch_points_that_do_not_fit_name_the_strides() -> None:
         model_with(switch_at=[[2], [1], [4]])
     with pytest.raises(UserError, match="no border"):
         model_with(switch_at=[[1, 2, 4]])
-    with pytest.raises(UserError, match="'dynamic' or a number"):
+    with pytest.raises(UserError, match="method.balance=dynamical: expected dynamic or a number >= 0"):
         model_with(balance="dynamical")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import re
 from pathlib import Path
@@ -15,9 +16,11 @@ from checks import Interrupt, bits, rows, two_processes, without_speed
 from kt.data import build_data
 from kt.errors import UserError
 from kt.hooks.records import NonFiniteLossError
-from kt.methods import METHODS, build_method
+from kt.methods import METHODS, build_method, find_method
 from kt.models import build_network
 from kt.phases import phase_folder
+from kt.settings import METHODS as METHOD_SETTINGS
+from kt.settings import Dataset, Schedule, defaults, fits, kinds
 from kt.train import fit
 from method_settings import DATASET, SCHEDULE, SETTINGS, make_data, make_model
 
@@ -181,3 +184,44 @@ def test_two_processes_end_with_equal_parameters(name: str, pair: Any) -> None:
     assert first[4] == second[4] == ""
     assert first[2] == second[2] != first[1]
     assert first[3] == second[3]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        (
+            "fitnet",
+            {"regressor": "cnv"},
+            "method.regressor=cnv: expected one of conv_bn_relu, conv .did you mean 'conv'",
+        ),
+        ("kd", {"temprature": 2.0}, "method.temprature: unknown key for method kd .did you mean 'temperature'"),
+        ("kd", {"alpha": -1}, "method.alpha=-1: expected a number >= 0"),
+        ("kd", {"alpha": True}, "method.alpha=true: expected a number >= 0"),
+        ("kcd", {"solo_offset": 1}, "method.solo_offset: unknown key"),
+        ("kcd", {"base": {"name": "fitnet", "weight": -1.0}}, "method.weight=-1.0: expected a number >= 0"),
+    ],
+)
+def test_python_users_get_the_checks_of_the_command_line(name: str, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        make_model(name, 10, **options)
+
+
+def test_every_constructor_takes_exactly_its_settings() -> None:
+    for name, schema in METHOD_SETTINGS.items():
+        wanted = {key for key in kinds(schema) if key != "name" and key not in schema.cell_keys}
+        kind = find_method(name)
+        if name == "rco":
+            kind = find_method("l2")  # it hands everything on
+        parameters = inspect.signature(kind).parameters
+        assert {*parameters} - {"student", "teacher"} == wanted, name
+        # Every default has one place.
+        assert all(parameter.default is inspect.Parameter.empty for parameter in parameters.values()), name
+
+
+def test_every_key_says_what_it_means_and_has_a_valid_default() -> None:
+    for schema in {*METHOD_SETTINGS.values(), Dataset, Schedule}:
+        assert schema.__doc__
+        for key, default in defaults(schema).items():
+            assert default is None or fits(default, schema, key), (schema, key)
+    for schema in METHOD_SETTINGS.values():
+        assert all(field.description for key, field in schema.model_fields.items() if key != "name"), schema

@@ -15,7 +15,7 @@ import torchvision
 from torch import nn
 
 from kt.errors import UserError
-from kt.models import NETWORK_NAMES, build_network
+from kt.models import NETWORKS, build_network
 from kt.models.cifar import PreActivationBlock, shuffle
 from kt.stages import head_of
 
@@ -91,7 +91,7 @@ def test_the_library_s_weights_give_the_library_s_outputs(name: str) -> None:
     assert torch.equal(own.eval()(x), library.eval()(x))
 
 
-@pytest.mark.parametrize("name", NETWORK_NAMES)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_every_width_slims(name: str) -> None:
     with torch.device("meta"):
         sizes = [size(build_network(name, 10, width, image_size=32)) for width in (0.25, 0.5, 1.0)]
@@ -100,7 +100,7 @@ def test_every_width_slims(name: str) -> None:
         assert sizes[0] < sizes[1]
 
 
-@pytest.mark.parametrize("name", NETWORK_NAMES)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_no_layer_of_a_slim_network_stays_wide(name: str) -> None:
     with torch.device("meta"):
         slim, full = (build_network(name, 10, width, image_size=32) for width in (0.25, 1.0))
@@ -250,6 +250,6 @@ def test_a_failed_download_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_names_are_known_without_torch() -> None:
-    code = "import sys, kt, kt.models.names as n; assert 'resnet50' in n.NETWORK_NAMES; print('torch' in sys.modules)"
+    code = "import sys, kt, kt.models.names as n; assert 'resnet50' in n.NETWORKS; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

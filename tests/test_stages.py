@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kt.errors import UserError
-from kt.models import NETWORK_NAMES, build_network
+from kt.models import NETWORKS, build_network
 from kt.stages import as_map, head_of, normalisation_of, stages_of
 
 torch.set_num_threads(1)
@@ -269,7 +269,7 @@ def test_a_subclass_with_another_forward_is_not_taken_for_its_base() -> None:
             function(network)
 
 
-@pytest.mark.parametrize("name", NETWORK_NAMES)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_every_name_has_stages(name: str) -> None:
     network = build_network(name, num_classes=5, width=0.125, image_size=32).eval()
     x = torch.randn(2, 3, 32, 32)

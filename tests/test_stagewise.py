@@ -202,10 +202,10 @@ def test_cuts_of_ones_own() -> None:
     ("options", "words"),
     [
         ({"stages": 5}, r"method.stages=5: expected 1 to 4"),
-        ({"stages": 0}, r"method.stages=0: expected 1 to 4"),
+        ({"stages": 0}, r"method.stages=0: expected an integer >= 1"),
         ({"cut_at": [3, 32]}, r"method.cut_at=\[3, 32\]: expected some of \[2, 4, 8, 16, 32\]"),
         ({"cut_at": [4, 8]}, r"method.cut_at=\[4, 8\]: expected a stage of stride 32"),
-        ({"phase_length": "half"}, r"method.phase_length='half': expected one of full, split"),
+        ({"phase_length": "half"}, r"method.phase_length=half: expected one of full, split"),
     ],
 )
 def test_mistakes_are_named(options: dict[str, Any], words: str) -> None:

@@ -253,10 +253,10 @@ def test_a_mistake_that_stops_everything_is_one_line(
 
 def test_an_interrupt_keeps_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_TRAINING", json.dumps({"at": "interrupt"}))
-    assert run(tmp_path, TABLE, "rows=kd,at,ft", "workers=1") == 130
-    assert statuses(tmp_path) == {"teacher": "done", "kd": "done", "at": "interrupted", "ft": "missing"}
+    assert run(tmp_path, TABLE, "rows=kd,at,ab", "workers=1") == 130
+    assert statuses(tmp_path) == {"teacher": "done", "kd": "done", "at": "interrupted", "ab": "missing"}
     monkeypatch.delenv("FAKE_TRAINING")
-    assert run(tmp_path, TABLE, "rows=kd,at,ft") == 0
+    assert run(tmp_path, TABLE, "rows=kd,at,ab") == 0
 
 
 def test_rows_with_results_stay_in_the_table(tmp_path: Path) -> None:

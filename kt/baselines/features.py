@@ -72,9 +72,9 @@ class FitNet(Method):
         self,
         student: Student,
         teacher: Teacher | None,
-        weight: float = 100.0,
-        hint_layer: int | Stages | None = None,
-        regressor: str = "conv_bn_relu",
+        weight: float,
+        hint_layer: int | Stages | None,
+        regressor: str,
     ):
         super().__init__(student, teacher)
         assert teacher is not None
@@ -164,9 +164,9 @@ class AttentionTransfer(MapTransfer):
         self,
         student: Student,
         teacher: Teacher | None,
-        weight: float = 1000.0,
-        form: str = "mean",
-        stages: Stages = "all",
+        weight: float,
+        form: str,
+        stages: Stages,
     ):
         super().__init__(student, teacher, weight, stages)
         self.form = form
@@ -191,7 +191,7 @@ class NeuronSelectivityTransfer(MapTransfer):
 
     logged_as = "loss_selectivity"
 
-    def __init__(self, student: Student, teacher: Teacher | None, weight: float = 50.0, stages: Stages = "all"):
+    def __init__(self, student: Student, teacher: Teacher | None, weight: float, stages: Stages):
         super().__init__(student, teacher, weight, stages)
 
     def distance(self, ours: Tensor, theirs: Tensor) -> Tensor:
@@ -232,11 +232,11 @@ class FactorTransfer(Method):
         self,
         student: Classifier,
         teacher: Classifier | None,
-        weight: float = 200.0,
-        factor: float = 0.5,
-        init_fraction: float = 0.125,
-        paraphraser_lr: float = 0.01,
-        form: str = "repdistiller",
+        weight: float,
+        factor: float,
+        init_fraction: float,
+        paraphraser_lr: float,
+        form: str,
     ):
         super().__init__(student, teacher)
         assert teacher is not None
@@ -313,12 +313,12 @@ class ActivationBoundary(Method):
         self,
         student: Classifier,
         teacher: Classifier | None,
-        weight: float = 1.0,
-        margin: float = 1.0,
-        init_fraction: float = 0.125,
-        after: str = "task",
-        temperature: float = 3.0,
-        stages: str = "all",
+        weight: float,
+        margin: float,
+        init_fraction: float,
+        after: str,
+        temperature: float,
+        stages: str,
     ):
         super().__init__(student, teacher)
         assert teacher is not None

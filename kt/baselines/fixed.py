@@ -14,23 +14,14 @@ from torch import Tensor, nn
 from kt.baselines.logits import KnowledgeDistillation
 from kt.baselines.plain import Scratch
 from kt.classifier import Classifier
-from kt.errors import UserError
 from kt.methods.base import METHODS
 from kt.methods.blocks import pair_blocks, parameters_outside
 from kt.phases import Batch, Phase
 from kt.transfer import TransferModel, evaluating
 
-PARTS = ("features", "first_block")
-
 
 def count_frozen(student: Classifier, part: str) -> int:
-    """How many stages, from the first, a part of a network has: `features` all, `first_block` those of the first block.
-
-    Raises:
-        UserError: The part is neither.
-    """
-    if part not in PARTS:
-        raise UserError(f"method.frozen={part!r}: expected one of {', '.join(PARTS)}")
+    """How many stages, from the first, a part of a network has: `features` all, `first_block` those of the first."""
     return len(student.stages) if part == "features" else pair_blocks(student.stages, student.stages)[0][0] + 1
 
 
@@ -57,7 +48,7 @@ class FixedFeature(Scratch):
     starts_from_teacher = True
     dense = False
 
-    def __init__(self, student: Classifier, teacher: Classifier | None, frozen: str = "features"):
+    def __init__(self, student: Classifier, teacher: Classifier | None, frozen: str):
         super().__init__(student, teacher)
         self.count = count_frozen(student, frozen)
 
@@ -95,15 +86,13 @@ class DistilledFixedFeature(KnowledgeDistillation):
         self,
         student: Classifier,
         teacher: Classifier | None,
-        temperature: float = 4.0,
-        alpha: float = 0.9,
-        task_weight: float = 0.1,
-        frozen: str = "features",
-        retrain: str = "kd",
+        temperature: float,
+        alpha: float,
+        task_weight: float,
+        frozen: str,
+        retrain: str,
     ):
         super().__init__(student, teacher, temperature, alpha, task_weight)
-        if retrain not in ("kd", "task"):
-            raise UserError(f"method.retrain={retrain!r}: expected one of kd, task")
         self.count, self.retrain = count_frozen(student, frozen), retrain
         classifier = student.head.classifier
         fresh = nn.Linear(classifier.in_features, classifier.out_features, classifier.bias is not None)

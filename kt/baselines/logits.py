@@ -29,9 +29,9 @@ class KnowledgeDistillation(Method):
         self,
         student: Classifier,
         teacher: Classifier | None,
-        temperature: float = 4.0,
-        alpha: float = 0.9,
-        task_weight: float = 0.1,
+        temperature: float,
+        alpha: float,
+        task_weight: float,
     ):
         super().__init__(student, teacher)
         assert teacher is not None

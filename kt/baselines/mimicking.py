@@ -15,7 +15,6 @@ from kt.stages import as_map
 from kt.transfer import TransferModel
 
 REDUCTIONS = {"mean": 100.0, "sum": 1e-4}  # the weight that goes with each
-MATCHES = ("rectangular", "adapter")
 
 
 @METHODS.register_module(name="l2")
@@ -42,17 +41,13 @@ class FeatureL2(Method):
         self,
         student: Student,
         teacher: Teacher | None,
-        weight: float | None = None,
-        reduction: str = "mean",
-        match: str = "rectangular",
-        preactivation: bool = True,
+        weight: float | None,
+        reduction: str,
+        match: str,
+        preactivation: bool,
     ):
         super().__init__(student, teacher)
         assert teacher is not None
-        if reduction not in REDUCTIONS:
-            raise UserError(f"method.reduction={reduction}: expected one of {', '.join(REDUCTIONS)}")
-        if match not in MATCHES:
-            raise UserError(f"method.match={match}: expected one of {', '.join(MATCHES)}")
         self.weight = REDUCTIONS[reduction] if weight is None else weight
         self.reduction, self.preactivation = reduction, preactivation
         ours, theirs = student.stages[-1].channels, teacher.stages[-1].channels
@@ -158,7 +153,7 @@ class RelationalKnowledge(Method):
         angle: Weight of the angle-wise loss over that of the distance-wise one.
     """
 
-    def __init__(self, student: Classifier, teacher: Classifier | None, weight: float = 25.0, angle: float = 2.0):
+    def __init__(self, student: Classifier, teacher: Classifier | None, weight: float, angle: float):
         super().__init__(student, teacher)
         self.weight, self.angle = weight, angle
 

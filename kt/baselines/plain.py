@@ -38,7 +38,7 @@ class Finetune(Scratch):
     starts_from_teacher = True
     dense = False
 
-    def __init__(self, student: Classifier, teacher: Classifier | None, head_lr_factor: float = 1.0):
+    def __init__(self, student: Classifier, teacher: Classifier | None, head_lr_factor: float):
         super().__init__(student, teacher)
         self.head_lr_factor = head_lr_factor
 

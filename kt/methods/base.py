@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -12,7 +13,10 @@ from torch import Tensor, nn
 from kt.classifier import Classifier
 from kt.dense import Backbone, DenseModel
 from kt.errors import UserError, nearest
+from kt.outside import load_outside
 from kt.phases import Batch, Phase
+from kt.settings import METHODS as SETTINGS
+from kt.settings import complete
 from kt.stages import Stage
 from kt.transfer import TransferModel
 
@@ -125,7 +129,12 @@ def find_method(name: str) -> type[Method]:
     Raises:
         UserError: There is no such method.
     """
-    kind = METHODS.get(name.partition("+")[0])
+    load_outside()
+    outer = name.partition("+")[0]
+    schema = SETTINGS.get(outer)
+    if schema is not None and schema.module is not None:
+        importlib.import_module(schema.module)
+    kind = METHODS.get(outer)
     if kind is None:
         known = sorted(METHODS.module_dict)
         raise UserError(f"method={name!r}: expected one of {', '.join(known)}{nearest(name, known)}")
@@ -136,6 +145,14 @@ def build_method(name: str, student: Student, teacher: Teacher | None, **options
     """The registered method `name` for a pair of networks.
 
     `build_method("kcd+fitnet", ...)` is `build_method("kcd", ..., base={"name": "fitnet"})`.
+
+    Args:
+        name: The method.
+        student, teacher: The networks.
+        options: As `kt.settings` has them; what is left out has its default.
+
+    Raises:
+        UserError: There is no such method or option, or a value is none that the option may have.
     """
     kind, inner = find_method(name), name.partition("+")[2]
     if inner:
@@ -144,4 +161,4 @@ def build_method(name: str, student: Student, teacher: Teacher | None, **options
         if base["name"] != inner:
             raise UserError(f"method={name!r}: its base is {base['name']!r}; expected {inner!r}")
         options["base"] = base
-    return kind(student, teacher, **options)
+    return kind(student, teacher, **complete(name, options))

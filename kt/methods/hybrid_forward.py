@@ -111,15 +111,13 @@ class HybridForward(Method):
         self,
         student: Student,
         teacher: Teacher | None,
-        balance: float | str = 1.0,
-        switch_at: Sequence[Sequence[int]] | None = None,
-        track_hybrid_stats: bool = False,
-        interpolation: str = "bilinear",
+        balance: float | str,
+        switch_at: Sequence[Sequence[int]] | None,
+        track_hybrid_stats: bool,
+        interpolation: str,
     ):
         super().__init__(student, teacher)
         assert teacher is not None
-        if isinstance(balance, str) and balance != "dynamic":
-            raise UserError(f"method.balance={balance!r}: expected 'dynamic' or a number >= 0")
         self.balance = balance
         self.track_hybrid_stats = track_hybrid_stats
         self.interpolation = interpolation

@@ -35,9 +35,9 @@ import torch
 from torch import Tensor, nn
 
 from kt.consistency import StreamingConsistency
-from kt.errors import UserError, nearest
+from kt.errors import UserError
 from kt.files import replacing
-from kt.functional import METRICS, channel_consistency, match_channels
+from kt.functional import channel_consistency, match_channels
 from kt.methods.base import METHODS, Method, Student, Teacher, build_method, find_method
 from kt.phases import Batch, Loss, Phase, PhaseLoop, everything, rank_and_world
 from kt.stages import Stage, as_map
@@ -46,7 +46,6 @@ from kt.transfer import TransferModel, evaluating
 MATCHED = ("bipartite", "greedy")
 FIXED = ("random", "identity")
 LEARNED = ("subnet_fc", "subnet_res")
-STRATEGIES = (*MATCHED, *FIXED, *LEARNED)
 SOLO, SOURCE = "solo", "source"
 FILE = "transform.pth"
 
@@ -220,26 +219,19 @@ class KnowledgeConsistent(Method):
         self,
         student: Student,
         teacher: Teacher | None,
-        strategy: str = "bipartite",
-        metric: str = "correlation",
-        match: str = "rectangular",
-        groups: int = 1,
-        groups_for: int | None = None,
-        update_every: float | None = None,
-        student_state: str = "trained",
-        learn_fraction: float = 0.125,
-        base: Mapping[str, Any] | None = None,
-        beside: Mapping[str, Any] | None = None,
+        strategy: str,
+        metric: str,
+        match: str,
+        groups: int,
+        groups_for: int | None,
+        update_every: float | None,
+        student_state: str,
+        learn_fraction: float,
+        base: Mapping[str, Any] | None,
+        beside: Mapping[str, Any] | None,
     ):
         super().__init__(student, teacher)
         assert teacher is not None
-        for key, value, known in (("strategy", strategy, STRATEGIES), ("metric", metric, METRICS)):
-            if value not in known:
-                raise UserError(f"method.{key}={value}: expected one of {', '.join(known)}{nearest(value, known)}")
-        if match not in ("rectangular", "adapter"):
-            raise UserError(f"method.match={match}: expected rectangular or adapter")
-        if student_state not in ("trained", "initial"):
-            raise UserError(f"method.student_state={student_state}: expected trained or initial")
         self.strategy, self.metric, self.match = strategy, metric, match
         self.update_every, self.student_state, self.learn_fraction = update_every, student_state, learn_fraction
         ours, theirs = student.stages[-1].channels, teacher.stages[-1].channels

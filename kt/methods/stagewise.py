@@ -97,10 +97,10 @@ class Stagewise(Method):
         self,
         student: Student,
         teacher: Teacher | None,
-        stages: int | None = None,
-        cut_at: Sequence[int] | None = None,
-        phase_length: str = "full",
-        head_length: float = 1.0,
+        stages: int | None,
+        cut_at: Sequence[int] | None,
+        phase_length: str,
+        head_length: float,
     ):
         super().__init__(student, teacher)
         assert teacher is not None

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kt.models.names import NETWORK_NAMES, NETWORKS, NetworkSpec
+from kt.models.names import NETWORKS, NetworkSpec
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["NETWORKS", "NETWORK_NAMES", "NetworkSpec", "build_network"]
+__all__ = ["NETWORKS", "NetworkSpec", "build_network"]
 
 
 def build_network(
@@ -26,7 +26,7 @@ def build_network(
     """A plain network with fresh weights drawn from torch's global random numbers.
 
     Args:
-        name: One of `NETWORK_NAMES`.
+        name: One of `NETWORKS`.
         num_classes: Outputs of the classifier.
         width: Factor on every channel count (see `kt.models.build.slim`); 1.0 is exactly the library's network. Below
             it residual branches start damped (`kt.models.build.damp_residuals`).

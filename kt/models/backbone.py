@@ -26,7 +26,7 @@ class StagedBackbone(BaseModule):
     """Any network of `kt.models` without its head, returning the maps of some of its stages.
 
     Args:
-        name: The network, one of `kt.models.NETWORK_NAMES`.
+        name: The network, one of `kt.models.NETWORKS`.
         width: Factor on its channel counts.
         out_strides: Nominal strides of the maps to return; of several stages of one stride, the last.
         output_stride: Stages beyond this stride are dilated instead of strided, as DeepLab does.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,8 @@ from kt.models.cifar import (
     initialise,
     shufflenet_v2_32,
 )
-from kt.models.names import NETWORK_NAMES, NETWORKS, NetworkSpec
+from kt.models.names import NETWORKS, NetworkSpec
+from kt.outside import load_outside
 from kt.stages import head_of
 
 IMAGENET_CLASSES = 1000
@@ -213,14 +215,19 @@ FAMILIES: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+def _builder(family: str) -> Callable[..., nn.Module]:
+    """What builds a family's networks."""
+    module, _, function = family.partition(":")
+    return getattr(importlib.import_module(module), function) if function else FAMILIES[family]
+
+
 def build(
     name: str, num_classes: int, width: float, image_size: int, small_stem: bool, pretrained: str | None
 ) -> nn.Module:
     """See `kt.models.build_network`."""
+    load_outside()
     if name not in NETWORKS:
-        raise UserError(
-            f"network.name={name!r}: expected one of {', '.join(NETWORK_NAMES)}{nearest(name, NETWORK_NAMES)}"
-        )
+        raise UserError(f"network.name={name!r}: expected one of {', '.join(NETWORKS)}{nearest(name, NETWORKS)}")
     spec = NETWORKS[name]
     if num_classes < 1:
         raise UserError(f"dataset.num_classes={num_classes}: expected at least 1")
@@ -245,7 +252,7 @@ def build(
         options["library"] = spec.library
         if pretrained:
             return _timm_pretrained(name, spec, pretrained, num_classes, options)
-    network = FAMILIES[spec.family](num_classes=num_classes, width=width, **options)
+    network = _builder(spec.family)(num_classes=num_classes, width=width, **options)
     if width < 1:
         # Slim networks are made for trainings of minutes; full ones start as their library or paper says.
         damp_residuals(network)
@@ -293,6 +300,6 @@ def _timm_pretrained(
         raise _unknown_weights(name, pretrained, known)
     options = {**options, "library": f"{spec.library}.{pretrained}", "pretrained": True}
     try:
-        return FAMILIES[spec.family](num_classes=num_classes, width=1.0, **options)
+        return _builder(spec.family)(num_classes=num_classes, width=1.0, **options)
     except (OSError, RuntimeError) as error:
         raise _unreachable(name, pretrained, error) from None

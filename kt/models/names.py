@@ -12,18 +12,24 @@ class NetworkSpec:
     """What a name stands for.
 
     Attributes:
-        family: The builder, a key of `kt.models.build.FAMILIES`.
+        family: The builder, a key of `kt.models.build.FAMILIES`, or `module:function` of another package; it is called
+            with `num_classes`, `width` and the options.
         options: Its arguments.
         library: The name under which torchvision or timm knows the network and its pretrained weights.
+        weights: The library's name of the ImageNet weights that a backbone of this kind starts from.
+        teaches: Whether a classifier with these weights is the papers' teacher as it is.
     """
 
     family: str
     options: Mapping[str, Any] = field(default_factory=dict)
     library: str | None = None
+    weights: str | None = None
+    teaches: bool = False
 
 
 def _resnet(name: str, block: str, *layers: int) -> NetworkSpec:
-    return NetworkSpec("torchvision_resnet", {"block": block, "layers": layers}, name)
+    # The weights of the papers; V2 is another network.
+    return NetworkSpec("torchvision_resnet", {"block": block, "layers": layers}, name, "IMAGENET1K_V1", teaches=True)
 
 
 def _cifar(depth: int, *channels: int) -> NetworkSpec:
@@ -34,6 +40,7 @@ def _wrn(depth: int, factor: int) -> NetworkSpec:
     return NetworkSpec("wide_resnet", {"depth": depth, "factor": factor})
 
 
+# With those of other packages, once `kt.outside` has looked for them.
 NETWORKS: dict[str, NetworkSpec] = {
     # ImageNet networks, torchvision
     "resnet18": _resnet("resnet18", "basic", 2, 2, 2, 2),
@@ -41,12 +48,12 @@ NETWORKS: dict[str, NetworkSpec] = {
     "resnet50": _resnet("resnet50", "bottleneck", 3, 4, 6, 3),
     "resnet101": _resnet("resnet101", "bottleneck", 3, 4, 23, 3),
     "resnet152": _resnet("resnet152", "bottleneck", 3, 8, 36, 3),
-    "vgg16": NetworkSpec("torchvision_vgg", library="vgg16"),
+    "vgg16": NetworkSpec("torchvision_vgg", library="vgg16", weights="IMAGENET1K_V1"),
     "mobilenet_v2": NetworkSpec("torchvision_mobilenet_v2", library="mobilenet_v2"),
     "mobilenet_v2_half": NetworkSpec("torchvision_mobilenet_v2", {"multiplier": 0.5}),
     "shufflenet_v2": NetworkSpec("torchvision_shufflenet_v2", library="shufflenet_v2_x1_0"),
     # ImageNet networks, timm
-    "mobilenet_v1": NetworkSpec("timm_mobilenet_v1", library="mobilenetv1_100"),
+    "mobilenet_v1": NetworkSpec("timm_mobilenet_v1", library="mobilenetv1_100", weights="ra4_e3600_r224_in1k"),
     "deit_tiny": NetworkSpec("timm_vit", {"dim": 192, "heads": 3}, "deit_tiny_patch16_224"),
     "deit_small": NetworkSpec("timm_vit", {"dim": 384, "heads": 6}, "deit_small_patch16_224"),
     "vit_small": NetworkSpec("timm_vit", {"dim": 384, "heads": 6}, "vit_small_patch16_224"),
@@ -65,8 +72,6 @@ NETWORKS: dict[str, NetworkSpec] = {
     "shufflenet_v1_32": NetworkSpec("shufflenet_v1_32"),
     "shufflenet_v2_32": NetworkSpec("shufflenet_v2_32"),
 }
-
-NETWORK_NAMES: tuple[str, ...] = tuple(NETWORKS)
 
 
 @dataclass(frozen=True)
@@ -98,3 +103,16 @@ DENSE_NETWORKS: dict[str, DenseSpec] = {
 }
 # The name of a network that a config file of mmdet or mmseg describes.
 CONFIG_NETWORK = "config"
+
+
+def pretrained_weights(name: str) -> tuple[str | None, str | None]:
+    """Which ImageNet weights a network has by default, where the scale takes any: as a teacher, and as a student.
+
+    A classifier may be a teacher as its library brings it; of detectors and segmentors the backbone starts from them.
+    Unstated in the papers for students: the field's default.
+    """
+    if name in DENSE_NETWORKS:
+        backbone = NETWORKS[DENSE_NETWORKS[name].backbone].weights
+        return backbone, backbone
+    spec = NETWORKS.get(name)
+    return (spec.weights if spec is not None and spec.teaches else None), None

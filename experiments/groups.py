@@ -1,0 +1,64 @@
+"""The choices of Hydra's config groups that are made from the package's lists, and what a group has to choose from.
+
+A file of the same name in `conf/<group>` wins over a choice made here, and any further file there is a choice too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+
+from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS, pretrained_weights
+from kt.outside import load_outside
+from kt.settings import KCD, METHODS, Dataset, defaults
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+GROUPS = ("teacher", "student", "dataset", "method", "schedule", "scale", "network", "table")
+
+_made: dict[str, set[str]] = {}
+
+
+def choices(group: str) -> list[str]:
+    """The choices of a config group."""
+    return sorted({path.stem for path in (CONF / group).glob("[!_]*.yaml")} | _made.get(group, set()))
+
+
+def _make(group: str, name: str, node: dict[str, Any]) -> None:
+    if (CONF / group / f"{name}.yaml").exists():
+        return  # Hydra would merge the two
+    ConfigStore.instance().store(group=group, name=name, node=node, provider="kt")
+    _made.setdefault(group, set()).add(name)
+
+
+def _network(name: str) -> dict[str, Any]:
+    """A network by name; a null width is the scale's on the embedded scenes, the full width on other data."""
+    return {"name": name, "width": None, "small_stem": False, "config": None, "options": None}
+
+
+def _register() -> None:
+    """Makes every network a choice of `network`, `teacher` and `student`, every method's defaults one of `method`.
+
+    Names with an underscore are for the defaults lists of files: `_kcd`, what all methods around another one share, and
+    `_base` of the datasets.
+    """
+    load_outside()
+    for name, schema in METHODS.items():
+        node = defaults(schema)
+        if schema is KCD:
+            del node["base"]
+            ConfigStore.instance().store(group="method", name="_kcd", node=node, provider="kt")
+        else:
+            _make("method", name, {"name": name, **node})
+    ConfigStore.instance().store(group="dataset", name="_base", node=defaults(Dataset), provider="kt")
+    for name in (*NETWORKS, *DENSE_NETWORKS, CONFIG_NETWORK):
+        of_teacher, of_student = pretrained_weights(name)
+        own = {"dataset": None, "schedule": None, "seed": 0, "checkpoint": None, "norm": "eval"}
+        _make("network", name, _network(name))
+        parts = {"defaults": [{"/network@network": name}, "_self_"]}
+        _make("teacher", name, {**parts, **own, "pretrained": of_teacher})
+        _make("student", name, {**parts, "checkpoint": None, "pretrained": of_student})
+
+
+_register()

@@ -1,0 +1,467 @@
+"""The settings of every method: each key's type, range, default and meaning, once. Imports no torch.
+
+Hydra's group `method`, the check of a config and `kt.methods.build_method` are all made from these classes.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from kt.errors import UserError, nearest
+
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+Share = Annotated[float, Gt(0), Le(1)]
+Fraction = Annotated[float, Ge(0), Lt(1)]
+Count = Annotated[int, Ge(1)]
+Whole = Annotated[int, Ge(0)]
+Stages = list[Whole] | Literal["all", "last", "blocks"]
+
+_SIGNS = {Ge: ">=", Gt: ">", Le: "<=", Lt: "<"}
+
+
+class Settings(BaseModel):
+    """A group of keys; a key without a default has to be given."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Need:
+    """A cell that a method or an analysis needs beside the teacher: the student alone, or another teacher.
+
+    Attributes:
+        of: `student` or `teacher`: whose network, dataset and schedule.
+        seed_offset: Its seed minus that of the cell's own student or teacher.
+        trained: False takes its initial weights.
+    """
+
+    of: Literal["student", "teacher"]
+    seed_offset: int = 0
+    trained: bool = True
+
+
+class Dataset(Settings):
+    """A dataset and what is done to its images."""
+
+    name: Literal[
+        "scenes", "cifar100", "imagenet", "imagefolder", "cityscapes", "gta5", "citypersons", "coco", "segfolder"
+    ]
+    task: Literal["classification", "segmentation", "detection", "pedestrians", "keypoints"]
+    num_classes: Count | None = Field(None, description="null: as many as the data have")
+    image_size: Annotated[int, Ge(8)] | list[Count] = Field(description="pixels a side, or [height, width]")
+    crop_size: list[Count] | None = Field(
+        None, description="[height, width] of random training crops, for segmentation"
+    )
+    subset: Count | None = Field(
+        None, description="that many training images (balanced over the classes of a classification set)"
+    )
+    validation: Fraction = Field(
+        0.0, description="share of the training set to score on instead of the test set; for tuning"
+    )
+    augmentation: Literal["none", "flip", "crop_flip", "imagenet"]
+    style: Literal["photo", "synthetic"] = Field("photo", description="of embedded scenes")
+    train_size: Count | None = Field(None, description="embedded scenes to draw")
+    test_size: Count | None = Field(None, description="embedded scenes to draw")
+    folder: str | None = Field(None, description="below data_root")
+    train_split: str | None = Field(None, description="what the folder calls it")
+    test_split: str | None = Field(None, description="what the folder calls it")
+    resident: bool | None = Field(None, description="kept in memory (or on the device); null: when small enough")
+    stand_in: str | None = Field(
+        None, description="the embedded dataset that replaces this one in tables at a scale that has stand-ins"
+    )
+
+    # Which keys decide the images; the others are of no account for a dataset of that name.
+    COMMON: ClassVar[tuple[str, ...]] = (
+        *("name", "task", "num_classes", "image_size", "crop_size"),
+        *("subset", "validation", "augmentation"),
+    )
+    OWN: ClassVar[dict[str, tuple[str, ...]]] = {
+        "scenes": ("style", "train_size", "test_size"),
+        "imagefolder": ("folder",),
+        "coco": ("folder", "train_split", "test_split"),
+        "segfolder": ("folder",),
+    }
+
+
+class Schedule(Settings):
+    """Optimizer, learning rate and length, in epochs or in iterations; by default RepDistiller's for CIFAR-100."""
+
+    epochs: Whole | None = Field(240, description="length; null with iterations")
+    iterations: Count | None = Field(None, description="length in steps; null with epochs")
+    interval: Count | None = Field(None, description="steps that count as an epoch of a length in iterations")
+    batch_size: Count = Field(64, description="images a step on one process")
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: Positive = Field(0.05, description="learning rate at its highest")
+    momentum: Fraction = Field(0.9, description="of sgd")
+    nesterov: bool = Field(False, description="of sgd")
+    weight_decay: NotNegative = 5e-4
+    policy: Literal["step", "cosine", "poly", "constant"] = Field("step", description="how the learning rate falls")
+    milestones: list[Positive] = Field(
+        [150 / 240, 180 / 240, 210 / 240], description="where it falls; in epochs, below 1 as shares of the length"
+    )
+    gamma: Share = Field(0.1, description="by what it falls there")
+    warmup_epochs: NotNegative = Field(0, description="of a linear rise")
+    clip_grad: Positive | None = Field(None, description="largest norm of a step's gradient")
+    accumulate: Count = Field(1, description="passes an update")
+    evaluate_every: Count = Field(1, description="epochs between two scores")
+
+
+class Method(Settings):
+    """Settings of a method; subclasses add their own."""
+
+    name: str
+
+    needs_teacher: ClassVar[bool] = True
+    passes: ClassVar[float] = 1.5  # time of a training over that of the student alone, roughly, to order cells by
+    dense: ClassVar[bool] = False  # teaches detectors and segmentors too
+    own_network: ClassVar[bool] = False  # its teacher is the student itself, as it was trained before
+    cell_keys: ClassVar[tuple[str, ...]] = ()  # keys that say which cells are needed; the method itself lacks them
+    module: ClassVar[str | None] = None  # what to import so that the method is registered; None: it is kt's own
+
+    @staticmethod
+    def needs(settings: Mapping[str, Any]) -> dict[str, Need]:
+        """The cells that these settings need beside the teacher, by name."""
+        return {}
+
+
+class NoMethod(Method):
+    """The student alone."""
+
+    needs_teacher: ClassVar[bool] = False
+    passes: ClassVar[float] = 1.0
+    dense: ClassVar[bool] = True
+
+
+class Finetune(Method):
+    """The teacher's weights with a fresh classifier, trained on."""
+
+    head_lr_factor: Positive = Field(1.0, description="learning rate of the fresh classifier over that of the rest")
+
+
+class FixedFeature(Method):
+    """Stage by stage, Table 1: the teacher's features stay fixed, the rest of its network is trained."""
+
+    own_network: ClassVar[bool] = True
+    frozen: Literal["features", "first_block"] = Field("features", description="what stays fixed")
+
+
+class KD(Method):
+    """Hinton, Vinyals, Dean 2015: task_weight * cross-entropy + alpha * soft target (with temperature squared)."""
+
+    temperature: Positive = Field(4.0, description="of both softmaxes")
+    alpha: NotNegative = Field(0.9, description="weight of the soft target")
+    task_weight: NotNegative = Field(0.1, description="weight of the cross-entropy")
+
+
+class KDFixedFeature(KD):
+    """Stage by stage, Table 1: KD, then a fresh classifier on the features that it gave."""
+
+    frozen: Literal["features", "first_block"] = Field("features", description="what stays fixed")
+    retrain: Literal["kd", "task"] = Field(
+        "kd",
+        description="the loss that trains the classifier; open in the paper, read as the same experiment's",
+    )
+
+
+class FitNet(Method):
+    """Romero et al. 2015: one hint, an intermediate stage regressed onto the teacher's."""
+
+    dense: ClassVar[bool] = True
+    weight: NotNegative = Field(100.0, description="of the hint")
+    hint_layer: Annotated[int, Ge(-1)] | list[Whole] | Literal["all", "last", "blocks"] | None = Field(
+        None, description="stage, from 0; null: the middle one; -1: the last; blocks: each end of a block, no stem"
+    )
+    regressor: Literal["conv_bn_relu", "conv"] = Field(
+        "conv_bn_relu", description="what the student's map goes through"
+    )
+
+
+_COMPARED = "stages compared: all | last | blocks (the ends of blocks, without a stem) | numbers, counted from 0"
+
+
+class AT(Method):
+    """Zagoruyko and Komodakis 2017: attention maps of every stage."""
+
+    dense: ClassVar[bool] = True
+    weight: NotNegative = Field(1000.0, description="of the attention loss")
+    form: Literal["mean", "sum"] = Field("mean", description="over the map: mean | sum (the paper's)")
+    stages: Stages = Field("all", description=_COMPARED)
+
+
+class NST(Method):
+    """Huang and Wang 2017: maximum mean discrepancy of channel activations under the kernel (x . y)^2."""
+
+    dense: ClassVar[bool] = True
+    weight: NotNegative = Field(50.0, description="RepDistiller's")
+    stages: Stages = Field("all", description=_COMPARED)
+
+
+class FT(Method):
+    """Kim, Park, Kwak 2018: a paraphraser first compresses the teacher's last map to factors, which are then learnt."""
+
+    passes: ClassVar[float] = 3.5
+    weight: NotNegative = Field(200.0, description="of the factors' loss")
+    factor: Share = Field(0.5, description="factor channels over teacher channels")
+    init_fraction: Share = Field(0.125, description="length of the paraphraser's phase: 30 of 240 epochs")
+    paraphraser_lr: Positive = Field(0.01, description="learning rate of the paraphraser")
+    form: Literal["repdistiller", "official"] = Field(
+        "repdistiller", description="repdistiller (normalised mean-square maps) | official (raw factors)"
+    )
+
+
+class AB(Method):
+    """Heo et al. 2019b: activation boundaries initialise the student, which is then trained."""
+
+    weight: NotNegative = Field(1.0, description="of the boundaries' loss")
+    margin: Positive = Field(1.0, description="distance from the boundary that is asked for")
+    init_fraction: Share = Field(0.125, description="length of the initialisation: 30 of 240 epochs")
+    after: Literal["task", "kd"] = Field("task", description="what follows: task | kd (at `temperature`, the paper's)")
+    temperature: Positive = Field(3.0, description="of KD afterwards")
+    stages: Literal["all", "last"] = Field("all", description="stages compared")
+
+
+class HybridForward(Method):
+    """Song et al. 2021: student and teacher stages alternate in one forward pass; L = balance * (L1 + L2) + L3."""
+
+    passes: ClassVar[float] = 3.0
+    dense: ClassVar[bool] = True
+    balance: Literal["dynamic"] | NotNegative = Field(
+        1.0, description="a number (Table 1 simply adds) | dynamic: 2 L3 / (L1 + L2) per batch"
+    )
+    switch_at: list[list[Count]] | None = Field(
+        None, description="groups of strides between which paths switch; null: [[2],[4,8],[16],[32]] or [[1],[2],[4]]"
+    )
+    track_hybrid_stats: bool = Field(
+        False, description="let hybrid passes update running statistics too; for ablation only"
+    )
+    interpolation: Literal["bilinear", "nearest"] = Field("bilinear", description="where sizes of maps differ")
+
+
+class Stagewise(Method):
+    """Stage by stage (ICLR 2019 submission): one phase per block on frozen earlier ones, then the head alone."""
+
+    passes: ClassVar[float] = 2.5
+    dense: ClassVar[bool] = True
+    stages: Count | None = Field(
+        None,
+        description="K: 1 is end-to-end mimicking, 2 the first block and then the rest; null: every block by itself",
+    )
+    cut_at: list[Count] | None = Field(
+        None, description="strides at whose ends blocks end; null: the down-sampling layers, a stem in the first block"
+    )
+    phase_length: Literal["full", "split"] = Field(
+        "full",
+        description="full | split: the K feature phases share the schedule's length. Unstated; \"besides the number of "
+        'stages, we keep all other hyper-parameters same" reads as each phase being a whole training',
+    )
+    head_length: Share = Field(1.0, description="of the final phase, as a share of the schedule; unstated, see above")
+
+
+class L2(Method):
+    """The last stage's maps before their last ReLU, channel by channel: the "Baseline" of KCD's tables."""
+
+    dense: ClassVar[bool] = True
+    weight: NotNegative | None = Field(
+        None,
+        description="null: 100 for the mean (FitNet's), 1e-4 for the sum (what the KCD paper prints for detection)",
+    )
+    reduction: Literal["mean", "sum"] = Field("mean", description="mean over all elements | sum per image")
+    match: Literal["rectangular", "adapter"] = Field(
+        "rectangular",
+        description="where the teacher has more channels: its first ones | a 1x1 convolution on the student's",
+    )
+    preactivation: bool = Field(True, description="the KCD paper states it for detection; here everywhere")
+
+
+class RKD(Method):
+    """Park et al. 2019: distances and angles between the samples of a batch, on the penultimate feature."""
+
+    weight: NotNegative = Field(25.0, description="of both losses")
+    angle: NotNegative = Field(2.0, description="weight of the angles over that of the distances")
+
+
+class KCD(Method):
+    """Han et al., "Fixing the Teacher-Student Knowledge Discrepancy in Distillation", around another method."""
+
+    dense: ClassVar[bool] = True
+    cell_keys: ClassVar[tuple[str, ...]] = ("teacher_state", "solo_offset", "teacher_offset")
+    strategy: Literal["bipartite", "greedy", "random", "identity", "subnet_fc", "subnet_res"] = Field(
+        "bipartite", description="how the teacher's channels are brought in line with the student's"
+    )
+    metric: Literal["l1", "l2", "cosine", "correlation", "kl"] = Field(
+        "correlation", description="consistency of two channels; kl is of softmaxes over the samples (unstated)"
+    )
+    match: Literal["rectangular", "adapter"] = Field(
+        "rectangular",
+        description="unstated: where the teacher has more channels, `rectangular` takes as many of its as the student "
+        "has, each once; `adapter` orders all, the matched ones first, and widens the student by a 1x1 convolution",
+    )
+    groups: Count = Field(1, description="of classes, each with its own transform (Table 6)")
+    groups_for: Count | None = Field(
+        None, description="classes that `groups` is meant for; on data with fewer it shrinks, on a log scale"
+    )
+    update_every: Count | Annotated[float, Gt(0), Lt(1)] | None = Field(
+        None,
+        description="epochs (below 1: share of the length) after which the transform is computed anew; null: never",
+    )
+    student_state: Literal["trained", "initial"] = Field(
+        "trained", description="the student that the transform is computed from (Tables 3 and 4)"
+    )
+    teacher_state: Literal["trained", "initial"] = Field("trained", description="the same of the teacher")
+    solo_offset: Whole = Field(0, description="how far that student's seed is from that of the student in training")
+    teacher_offset: Whole = Field(0, description="the same of the teacher")
+    learn_fraction: Share = Field(
+        0.125, description="length of a learned strategy's phase (unstated), as other methods' first phases"
+    )
+    base: Method | None = Field(None, description="the method that is trained on the transformed teacher; null: l2")
+    beside: Method | None = Field(
+        None, description="an L2 loss on the transformed maps beside the base, for one that compares no channels"
+    )
+
+    @staticmethod
+    def needs(settings: Mapping[str, Any]) -> dict[str, Need]:
+        """The student trained alone, and the teacher that the transform is computed from if it is another one."""
+        found: dict[str, Need] = {}
+        if settings["strategy"] in ("random", "identity"):
+            return found
+        if settings["student_state"] == "trained":
+            found["solo"] = Need("student", settings["solo_offset"])
+        if settings["teacher_state"] == "initial" or settings["teacher_offset"]:
+            found["source"] = Need("teacher", settings["teacher_offset"], settings["teacher_state"] == "trained")
+        return found
+
+
+# With those of other packages, once `kt.outside` has looked for them.
+METHODS: dict[str, type[Method]] = {
+    "none": NoMethod,
+    "finetune": Finetune,
+    "fixed_feature": FixedFeature,
+    "kd": KD,
+    "kd_fixed_feature": KDFixedFeature,
+    "fitnet": FitNet,
+    "at": AT,
+    "nst": NST,
+    "ft": FT,
+    "ab": AB,
+    "hybrid_forward": HybridForward,
+    "stagewise": Stagewise,
+    "l2": L2,
+    "rkd": RKD,
+    # Jin et al. 2019: the L2 loss on snapshots of the teacher's training, one after the other.
+    "rco": L2,
+    **dict.fromkeys(("kcd", "kcd+fitnet", "kcd+ab", "kcd+rkd", "kcd+rco"), KCD),
+}
+
+
+# ------------------------------------------------------------------------------------------------------------ checking
+
+
+@functools.cache
+def kinds(schema: type[Settings]) -> dict[str, Any]:
+    """Key -> annotated type of a class of settings."""
+    fields = schema.model_fields.items()
+    return {key: Annotated[(f.annotation, *f.metadata)] if f.metadata else f.annotation for key, f in fields}
+
+
+@functools.cache
+def _adapter(schema: type[Settings], key: str) -> TypeAdapter:
+    return TypeAdapter(kinds(schema)[key], config=ConfigDict(strict=True, allow_inf_nan=False))
+
+
+def fits(value: Any, schema: type[Settings], key: str) -> bool:
+    """Whether a plain value is one that a key may have."""
+    try:
+        _adapter(schema, key).validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
+def defaults(schema: type[Settings]) -> dict[str, Any]:
+    """Key -> default of those that have one."""
+    return {key: field.default for key, field in schema.model_fields.items() if not field.is_required()}
+
+
+def describe(kind: Any) -> str:
+    """An annotated type in the words of an error message."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(argument) for argument in arguments)
+    if origin is Annotated:
+        bounds = [f"{_SIGNS[type(rule)]} {getattr(rule, type(rule).__name__.lower()):g}" for rule in arguments[1:]]
+        return f"{describe(arguments[0])} {' and '.join(bounds)}"
+    if origin is Literal:
+        return ("one of " if len(arguments) > 1 else "") + ", ".join(arguments)
+    if origin is list:
+        return f"a list of {describe(arguments[0]).removeprefix('a ').removeprefix('an ')}"
+    names = {bool: "true or false", int: "an integer", float: "a number", str: "a text", type(None): "null"}
+    return names.get(kind, "a group of keys")
+
+
+def literals(kind: Any) -> Iterator[str]:
+    """All texts that a type names."""
+    if get_origin(kind) is Literal:
+        yield from get_args(kind)
+    else:
+        for argument in get_args(kind):
+            yield from literals(argument)
+
+
+def shown(value: Any) -> str:
+    """A value as the command line has it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def check_value(value: Any, schema: type[Settings], key: str, name: str) -> None:
+    """Refuses a value that a key cannot have.
+
+    Args:
+        value: The value.
+        schema: The class that has the key.
+        key: The key.
+        name: What the error calls it.
+
+    Raises:
+        UserError: Names the key, the value, what was expected and the nearest choice.
+    """
+    if not fits(value, schema, key):
+        kind = kinds(schema)[key]
+        raise UserError(f"{name}={shown(value)}: expected {describe(kind)}{nearest(value, literals(kind))}")
+
+
+def complete(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's options with the defaults of those that are not given.
+
+    Args:
+        name: The method's name; one that has no class of settings, such as a user's in a notebook, takes any options.
+        options: As its constructor has them; a tuple is as good as a list.
+
+    Raises:
+        UserError: An option is unknown, or its value is none that it may have.
+    """
+    schema = METHODS.get(name)
+    if schema is None:
+        return dict(options)
+    own = {key for key in kinds(schema) if key != "name" and key not in schema.cell_keys}
+    found = {key: value for key, value in defaults(schema).items() if key in own}
+    for key, value in options.items():
+        if key not in own:
+            listed = ", ".join(sorted(own)) or "none"
+            raise UserError(f"method.{key}: unknown key for method {name}{nearest(key, own)}; it has {listed}")
+        found[key] = _listed(value)
+        # Another method's settings are checked where that one is built.
+        if not isinstance(value, Mapping):
+            check_value(found[key], schema, key, f"method.{key}")
+    return found
+
+
+def _listed(value: Any) -> Any:
+    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,152 @@
+"""A method and a network of another package, found by its entry points: one class, one builder, and an entry each."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+FILES = {
+    "outside/__init__.py": "",
+    "outside/names.py": '''
+from typing import Annotated, ClassVar
+
+from annotated_types import Ge
+from pydantic import Field
+
+from kt.models.names import NetworkSpec
+from kt.settings import Method
+
+TINY = NetworkSpec("outside.networks:build_tiny", {"depth": 2})
+
+
+class Logits(Method):
+    """The squared distance of logits."""
+
+    module: ClassVar[str] = "outside.methods"
+    weight: Annotated[float, Ge(0)] = Field(1.0, description="of the distance")
+''',
+    "outside/networks.py": """
+from torch import nn
+
+from kt.stages import Head, Piece, Stage, head_of, stages_of
+
+
+class Tiny(nn.Module):
+    def __init__(self, num_classes, channels, depth):
+        super().__init__()
+        layers, before = [], 3
+        for _ in range(depth):
+            layers.append(nn.Sequential(nn.Conv2d(before, channels, 3, 2, 1), nn.BatchNorm2d(channels), nn.ReLU()))
+            before = channels
+        self.layers = nn.ModuleList(layers)
+        self.fc = nn.Linear(channels, num_classes)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return self.fc(x.mean((2, 3)))
+
+
+def build_tiny(num_classes, width, depth):
+    return Tiny(num_classes, round(32 * width), depth)
+
+
+@stages_of.register
+def _(network: Tiny) -> list[Stage]:
+    return [Stage(f"layer{i}", 2 ** (i + 1), layer[0].out_channels, (layer,)) for i, layer in enumerate(network.layers)]
+
+
+@head_of.register
+def _(network: Tiny) -> Head:
+    return Head((Piece(lambda x: x.mean((2, 3))),), (), network.fc)
+""",
+    "outside/methods.py": """
+import torch
+
+from kt.methods import METHODS, Method
+
+
+@METHODS.register_module(name="logits")
+class Logits(Method):
+    def __init__(self, student, teacher, weight):
+        super().__init__(student, teacher)
+        self.weight = weight
+
+    def loss(self, model, batch):
+        output = model.student.task(model.student.extract(batch["inputs"]), batch)
+        with torch.no_grad():
+            theirs = model.teacher.head(model.teacher.extract(batch["inputs"])[-1])
+        distance = (output.logits - theirs).square().mean()
+        return output.loss + self.weight * distance, {**output.scalars, "distance": distance.detach()}
+""",
+    "outside-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n",
+    "outside-1.0.dist-info/entry_points.txt": (
+        "[kt.methods]\nlogits = outside.names:Logits\n\n[kt.networks]\ntiny = outside.names:TINY\n"
+    ),
+}
+SMALL = ("dataset.train_size=64", "dataset.test_size=20", "dataset.image_size=32", "schedule.epochs=1")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of installed packages with the outside one."""
+    folder = tmp_path_factory.mktemp("site")
+    for name, text in FILES.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def run(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "experiments.run", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+
+
+def test_a_cell_of_an_outside_method_and_network(site: Path, tmp_path: Path) -> None:
+    pair = ("teacher=tiny", "student=tiny", "wandb.mode=disabled", *SMALL)
+    done = run(site, "method=logits", "method.weight=0.5", *pair, f"output_root={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(path.read_text()) for path in tmp_path.glob("cells/*/result.json")]
+    (own,) = [result for result in results if result["config"]["method"]["name"] == "logits"]
+    assert own["config"]["method"] == {"name": "logits", "weight": 0.5}
+    assert own["config"]["student"]["network"]["name"] == "tiny"
+    records = (tmp_path / "cells" / own["id"] / "metrics.jsonl").read_text()
+    assert '"distance"' in records
+    # Read back by somebody who has the package as well.
+    code = f"import kt; print(kt.load_student({str(tmp_path / 'cells' / own['id'])!r}).fc.out_features)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
+    back = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert back.stdout.strip() == "10", back.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("method=logits", "method.weight=-1"), "method.weight=-1: expected a number >= 0"),
+        (("method=logits", "method.wieght=1"), "did you mean 'weight'?"),
+        (("method=logitss",), "did you mean 'logits'?"),
+        (("method=logits", "student=tinny"), "did you mean 'tiny'?"),
+    ],
+)
+def test_its_settings_are_checked_like_all_others(site: Path, arguments: tuple[str, ...], words: str) -> None:
+    done = run(site, "teacher=tiny", "plan=true", *arguments)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and words in done.stderr, done.stderr
+
+
+def test_planning_imports_no_torch_for_it(site: Path) -> None:
+    code = (
+        "import sys; from experiments.run import main; "
+        "status = main(['method=logits', 'teacher=tiny', 'student=tiny', 'plan=true']); "
+        "sys.exit('torch' in sys.modules or status)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr + done.stdout
