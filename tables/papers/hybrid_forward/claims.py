@@ -127,8 +127,7 @@ def _pairs(context: Context, row: Row) -> list[tuple[Curve, Curve]]:
 
 def _path_curves(context: Context, row: Row) -> list[Curve]:
     """Curves of hybrid forward, one per seed."""
-    if text := undone(row):
-        raise Missing(f"Needs {text}.")
+    demand_done([row])
     curves = list(context.curves(row).values())
     if not curves:
         raise Missing(f"Needs the training records of {row['label']}.")

@@ -18,18 +18,17 @@ from tables.judging import (
     Context,
     Gap,
     Judges,
-    Missing,
     Row,
     Verdict,
     all_hold,
     beside,
     count_seeds,
+    demand_done,
     over_variants,
     rows_of,
     sampling_noise,
     show_value,
     signed,
-    undone,
 )
 
 JUDGES = Judges()
@@ -41,8 +40,7 @@ FAR_BELOW = 50.0  # percent: an overlap far below 100
 
 def difference(context: Context, row: Row, other: Row, name: str = "top1") -> Gap:
     """By how much a row is better than another, with what it may differ by chance."""
-    if lacking := [text for each in (row, other) if (text := undone(each, name))]:
-        raise Missing(f"Needs {'; '.join(lacking)}.")
+    demand_done((row, other), name)
     better = next(metric["better"] for metric in context.record.metrics if metric["name"] == name)
     sign = 1 if better == "higher" else -1
     seeds = min(len(row["cells"]), len(other["cells"]))
@@ -204,8 +202,7 @@ def detection_is_ordered(context: Context) -> Verdict:
 
 def _overlaps(context: Context, row: Row) -> Mapping[str, float]:
     names = [metric["name"] for metric in context.record.metrics]
-    if text := undone(row, *names):
-        raise Missing(f"Needs {text}.")
+    demand_done([row], *names)
     return {name: row["mean"][name] for name in names}
 
 

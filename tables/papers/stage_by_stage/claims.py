@@ -27,9 +27,9 @@ from tables.judging import (
     all_hold,
     beside,
     count_seeds,
+    demand_done,
     demand_rows,
     improvement,
-    needed,
     over_variants,
     rows_of,
     sampling_noise,
@@ -59,9 +59,7 @@ def lead(context: Context, row: Row, other: Row, metric: str) -> Gap:
     Raises:
         Missing: One of them is not done.
     """
-    lacking = list(dict.fromkeys(text for each in (row, other) if (text := undone(each, metric))))
-    if lacking:
-        raise Missing(f"Needs {'; '.join(lacking)}.")
+    demand_done((row, other), metric)
     if metric not in ("top1", "top5"):
         return improvement(context, row, other, metric)
     noises = [sampling_noise(context, each, metric)[0] for each in (row, other)]
@@ -88,9 +86,7 @@ def _nearly_same(context: Context, row: Row, other: Row) -> tuple[str, Gap, str]
 
 def _judge_fixed(context: Context, pairs: Sequence[tuple[str, str]]) -> Verdict:
     """Whether each first row has nearly the top-1 accuracy of its second one."""
-    lacking = [row_id for row_id in dict.fromkeys(each for pair in pairs for each in pair) if not context.named(row_id)]
-    if lacking:
-        raise Missing(needed(context, *lacking))
+    demand_rows(context, *dict.fromkeys(each for pair in pairs for each in pair))
 
     def judge_row(row: Row) -> Verdict:
         found = [_nearly_same(context, beside(context, one, row), beside(context, other, row)) for one, other in pairs]
@@ -305,8 +301,7 @@ def first_everywhere(context: Context) -> Verdict:
 
 
 def _mean_results(context: Context, row: Row) -> list[Mapping[str, Any]]:
-    if text := undone(row):
-        raise Missing(f"Needs {text}.")
+    demand_done([row])
     return [context.results[cell["id"]] for cell in row["cells"] if cell["id"] in context.results]
 
 
