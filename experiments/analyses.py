@@ -19,6 +19,7 @@ from experiments.devices import pick_device
 from kt.classifier import Classifier
 from kt.data import Data
 from kt.errors import UserError
+from kt.files import replacing
 from kt.functional import channel_divergence, channel_overlap, feature_l2
 from kt.methods.kcd import FILE, ChannelTransform, LearnedTransform, read_transform
 from kt.phases import rank_and_world
@@ -133,7 +134,8 @@ def overlap(networks: Mapping[str, Any], folder: Path, data: Data, device: torch
     means = [mean[seen] / counts[seen][:, None] for mean in means]
     if rank_and_world()[0] == 0:
         arrays = [(picture / counts[shown]).cpu().numpy() for picture in pictures]  # type: ignore[union-attr]
-        np.savez(folder / "evaluations" / MAPS, student=arrays[0], other=arrays[1], shown_class=names[shown])
+        with replacing(folder / "evaluations" / MAPS) as file:
+            np.savez(file, student=arrays[0], other=arrays[1], shown_class=names[shown])
     shares, renamed = {}, {}
     for k in OVERLAPS:
         kept = max(1, round(k * min(1.0, channels / OVERLAP_CHANNELS)))

@@ -31,13 +31,14 @@ from experiments.schema import dataset_choice
 from kt.classifier import Classifier
 from kt.dense import DenseModel
 from kt.errors import UserError, nearest
+from kt.files import write_json
 from kt.hooks import RecordHook, Records
 from kt.methods import METHODS, build_method
 from kt.models import build_network
 from kt.models.names import DENSE_NETWORKS
 from kt.phases import Engine, PhaseRunner
 from kt.stages import IMAGENET
-from kt.train import DEFAULT_SCHEDULE, write_json
+from kt.train import DEFAULT_SCHEDULE
 from kt.transfer import TransferModel
 
 CLASSES, SIZE = 100, 32

@@ -22,6 +22,7 @@ from kt.data import Data, build_data
 from kt.dense import Backbone, DenseModel, as_teacher
 from kt.errors import UserError, needs_mm
 from kt.evaluation.accuracy import metric_labels
+from kt.files import write_json
 from kt.hooks import WandbRun
 from kt.methods import Method, build_method, find_method
 from kt.models import NETWORKS, build_network
@@ -30,7 +31,7 @@ from kt.phases import rank_and_world, seed_everything
 from kt.settings import METHODS as SETTINGS
 from kt.stages import IMAGENET, head_of
 from kt.students import load_student
-from kt.train import fit, images_per_second, phase_records, write_json
+from kt.train import fit, images_per_second, phase_records
 from kt.transfer import TransferModel
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,6 @@
-"""A cell: one student trained one way with one seed. Its identity, folder, needs, lock, status and result.
+"""A cell: one student trained one way with one seed. What its config means, its identity, needs and attempts.
 
-A cell lives in `<output_root>/cells/<id>/`. `status.json` says what the latest attempt is doing or how it ended,
-`result.json` is written last and atomically, so a cell is done exactly when that file exists.
+What it leaves in `<output_root>/cells/<id>/`, and how it stands, is in `kt.store`.
 """
 
 from __future__ import annotations
@@ -24,13 +23,25 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from experiments.progress import Display, cell_log, current
 from experiments.schema import ANALYSES
 from kt.errors import UserError, nearest
+from kt.files import write_json, write_text
 from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS
 from kt.settings import METHODS, Dataset, Need
+from kt.store import (
+    cells_of,
+    evaluation_file,
+    failure_file,
+    folder_of,
+    lock_of,
+    read_result,
+    seconds_spent,
+    write_result,
+    write_status,
+)
 
 Config = dict[str, Any]
 
@@ -46,7 +57,6 @@ NO_TEACHER: Config = {
     "pretrained": None,
     "norm": "eval",
 }
-STALE_SECONDS = 3600.0
 PACKAGES = ("torch", "torchvision", "timm", "mmengine", "numpy", "scipy", "hydra-core", "wandb")
 
 
@@ -316,79 +326,6 @@ def identity(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def folder_of(output_root: str | os.PathLike[str], cell_id: str) -> Path:
-    """Where a cell lives."""
-    return Path(output_root) / "cells" / cell_id
-
-
-def _read_json(path: Path) -> Config | None:
-    try:
-        content = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    _write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Readers see the old file or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def read_result(folder: Path) -> Config | None:
-    """A finished cell's result, or None."""
-    return _read_json(folder / "result.json") or None
-
-
-def _is_held(folder: Path) -> bool:
-    """Whether a living process works on the cell: the kernel drops a dead one's lock."""
-    try:
-        with FileLock(folder / "lock", timeout=0):
-            return False
-    except Timeout:
-        return True
-
-
-def evaluation_file(folder: Path, name: str) -> Path:
-    """Where a cell keeps its student's score on another dataset."""
-    return folder / "evaluations" / f"{name}.json"
-
-
-def read_status(folder: Path, evaluation: str | None = None) -> Config:
-    """How a cell stands: `status` is done, running, failed, interrupted or missing, with `error` where there is one.
-
-    A cell whose student lacks the score on another dataset that is asked for is `unscored`, or failed if scoring did. A
-    cell that says it is running was killed, and so has failed, if nobody holds its lock; on another machine, whose
-    locks may not be seen here, if its files have not changed for long.
-    """
-    if read_result(folder) is not None:
-        done = {**(_read_json(folder / "status.json") or {}), "status": "done", "error": None}
-        if evaluation is None or evaluation_file(folder, evaluation).exists():
-            return done
-        failure = _read_json(evaluation_file(folder, evaluation).with_suffix(".failed"))
-        return {**done, "status": "unscored", **(failure or {})}
-    status = _read_json(folder / "status.json")
-    if not status:
-        return {"status": "missing", "error": None}
-    if status["status"] != "running" or _is_held(folder):
-        return status
-    if status["host"] != socket.gethostname():
-        watched = [folder / name for name in ("status.json", "metrics.jsonl", "log.txt")]
-        if time.time() - max(path.stat().st_mtime for path in watched if path.exists()) < STALE_SECONDS:
-            return status
-    return {**status, "status": "failed", "error": "the process was killed", "killed": True}
-
-
 def world_size() -> int:
     """How many processes torchrun has started for this command."""
     return int(os.environ.get("WORLD_SIZE", "1"))
@@ -422,7 +359,7 @@ def _exclusive(folder: Path, display: Display) -> Iterator[None]:
     if not is_first():
         yield
         return
-    lock = FileLock(folder / "lock")
+    lock = lock_of(folder)
     try:
         lock.acquire(timeout=0.5)  # others hold it for a moment to see whether somebody does
     except Timeout:
@@ -432,18 +369,6 @@ def _exclusive(folder: Path, display: Display) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _earlier_seconds(folder: Path) -> float:
-    """Time that earlier attempts spent; a killed one counts up to its last sign of life."""
-    status = _read_json(folder / "status.json")
-    if not status:
-        return 0.0
-    seconds = float(status.get("seconds") or 0.0)
-    if status["status"] == "running":
-        written = [path.stat().st_mtime for path in folder.rglob("*") if path.is_file()]
-        seconds += max(0.0, max(written, default=0.0) - status["started"])
-    return seconds
 
 
 def _commit() -> str | None:
@@ -501,10 +426,10 @@ def check_writable(output_root: str | os.PathLike[str]) -> None:
     Raises:
         UserError: It cannot be made or written.
     """
-    root = Path(output_root)
+    cells = cells_of(output_root)
     try:
-        (root / "cells").mkdir(parents=True, exist_ok=True)
-        probe = root / "cells" / f".probe.{os.getpid()}"
+        cells.mkdir(parents=True, exist_ok=True)
+        probe = cells / f".probe.{os.getpid()}"
         probe.touch()
         probe.unlink(missing_ok=True)
     except OSError as error:
@@ -554,12 +479,12 @@ def _evaluate(config: Config, folder: Path, display: Display) -> None:
     path = evaluation_file(folder, name)
     if agree(path.exists()):
         return
-    failure = path.with_suffix(".failed")
+    failure = failure_file(folder, name)
     started = time.time()
 
     def failed(error: str, user: bool) -> None:
         if is_first():
-            _write_json(failure, {"status": "failed", "error": error, "user": user, "started": started})
+            write_json(failure, {"status": "failed", "error": error, "user": user, "started": started})
 
     if is_first():
         path.parent.mkdir(exist_ok=True)
@@ -588,26 +513,26 @@ def _evaluate(config: Config, folder: Path, display: Display) -> None:
         raise CellFailed(f"evaluation={name}: {_one_line(error)} (traceback: {folder / 'error.txt'})") from error
     if is_first():
         failure.unlink(missing_ok=True)
-        _write_json(path, metrics)
+        write_json(path, metrics)
 
 
 def _attempt(config: Config, cell_id: str, folder: Path, display: Display) -> Config:
     """One attempt at a cell, with its status before and after."""
     status: Config = {"status": "running", "error": None, "user": False, "pid": os.getpid()}
     status |= {"host": socket.gethostname(), "started": time.time(), "finished": None}
-    status["seconds"] = _earlier_seconds(folder)
+    status["seconds"] = seconds_spent(folder)
 
     def write(**changes: Any) -> None:
         status.update(changes)
         if is_first():
-            _write_json(folder / "status.json", status)
+            write_status(folder, status)
 
     def ended(kind: str, error: str | None = None, user: bool = False) -> None:
         now = time.time()
         write(status=kind, error=error, user=user, finished=now, seconds=status["seconds"] + now - status["started"])
 
     if is_first():
-        _write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         (folder / "error.txt").unlink(missing_ok=True)
     write()
     try:
@@ -621,7 +546,7 @@ def _attempt(config: Config, cell_id: str, folder: Path, display: Display) -> Co
         result = {"id": cell_id, "status": "done", **found, "config": config, "needs": ids, "seconds": seconds}
         result |= {"versions": _versions(), "commit": _commit(), "hardware": _hardware(), "threads": _threads()}
         if is_first():
-            _write_json(folder / "result.json", result)
+            write_result(folder, result)
         ended("done")
         return result
     except KeyboardInterrupt:

@@ -1,16 +1,20 @@
-"""Which device a cell computes on."""
+"""Which device a cell computes on. Imports torch only when asked, so that planning can."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from filelock import FileLock, Timeout
 
-from experiments.workers import CELLS_PER_GPU
 from kt.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+CELLS_PER_GPU = 4  # at most; slim networks keep no GPU busy, and each process takes memory of its own
 
 # Held until this process ends, so that cells side by side take different GPUs.
 _held: tuple[int, FileLock] | None = None
@@ -25,6 +29,8 @@ def free_gpu() -> int:
     if "LOCAL_RANK" in os.environ:
         return int(os.environ["LOCAL_RANK"])
     if _held is None:
+        import torch
+
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
         places = [(index, name.strip(), place) for place in range(CELLS_PER_GPU) for index, name in enumerate(names)]
@@ -45,6 +51,8 @@ def pick_device(name: str) -> torch.device:
     Raises:
         UserError: There is no such device.
     """
+    import torch
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():

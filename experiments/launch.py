@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments import lifeline
-from experiments.cell import agree, folder_of, is_first, read_result
+from experiments.cell import agree, is_first
 from experiments.plan import Agenda, Config, Job, expected, in_words, waves
 from experiments.progress import Display
 from experiments.workers import INTERRUPTED, Message, Pool
+from kt.store import folder_of, read_result
 
 POLL_SECONDS = 0.5
 # Launchers of this machine, whose workers end with the run; a cluster's jobs go on without it.

@@ -23,7 +23,7 @@ from kt.cost import few_images
 from kt.phases import Engine, PhaseRunner
 from kt.train import DEFAULT_SCHEDULE
 from kt.transfer import TransferModel
-from tables.stagewise_claims import total_cost
+from tables.papers.stage_by_stage.claims import total_cost
 
 
 def phase_steps(model: TransferModel, batch: Mapping[str, Any], engine: Engine) -> dict[str, Callable[[], Any]]:

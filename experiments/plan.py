@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.cell import all_needs, folder_of, identity, read_result, read_status, settle
+from experiments.cell import all_needs, identity, settle
 from kt.settings import METHODS
+from kt.store import finished_cells, folder_of, read_result, read_status
 
 Config = dict[str, Any]
 
@@ -76,8 +77,8 @@ def expected(jobs: Iterable[Job], output_root: str) -> Times:
     """
     records = [
         result
-        for path in sorted((Path(output_root) / "cells").glob("*/result.json"))
-        if (result := read_result(path.parent)) is not None and _length(result["config"]) > 0
+        for folder in finished_cells(output_root)
+        if (result := read_result(folder)) is not None and _length(result["config"]) > 0
     ]
     seconds: dict[str, float | None] = {}
     used: set[str] = set()

@@ -31,6 +31,7 @@ from experiments import cell, lifeline, progress
 from experiments.groups import CONF, GROUPS, choices
 from experiments.schema import is_group, plain, sign, with_recipe
 from kt.errors import UserError, nearest
+from kt.store import folder_of, read_result
 
 CONFIG_NAME = "config"
 SKIPPED = ("full_key", "object_type", "See https", "To append")  # lines of Hydra's errors that help nobody here
@@ -167,10 +168,10 @@ def _run_one(hydra: Hydra, overrides: list[str]) -> int:
         return 0
     cell.check_writable(config["output_root"])
     cell_id = _value(hydra.run(CONFIG_NAME, task, [*overrides, "hydra.mode=RUN"]))
-    result = cell.read_result(cell.folder_of(config["output_root"], cell_id))
+    result = read_result(folder_of(config["output_root"], cell_id))
     if cell.is_first() and result is not None:
         metrics = ", ".join(f"{name} {value:.2f}" for name, value in result["metrics"].items())
-        print(f"{metrics} after {result['seconds']:.0f} s: {cell.folder_of(config['output_root'], cell_id)}")
+        print(f"{metrics} after {result['seconds']:.0f} s: {folder_of(config['output_root'], cell_id)}")
     return 0
 
 

@@ -24,10 +24,8 @@ from experiments import progress
 from experiments.cell import (
     all_needs,
     check_writable,
-    folder_of,
     identity,
     is_first,
-    read_result,
     settle,
     world_size,
 )
@@ -38,10 +36,12 @@ from experiments.schema import is_group, known_keys, plain, sign, unknown, with_
 from experiments.workers import default_workers
 from kt.errors import UserError, nearest
 from kt.settings import METHODS, kinds
+from kt.store import finished_cells, folder_of, read_result
+from tables.records import find_table
 
 Settings = dict[str, list[str]]  # override key -> its values; more than one make an axis
 
-ROW_KEYS = ("label", "role", "ours", "paper_row", "optional", "overrides")
+ROW_KEYS = ("label", "role", "ours", "optional", "overrides")
 SELECTORS = {"rows": "id", "role": "role", "method": "method"}  # key -> what it compares of a row
 # One value for the whole run.
 FIXED = ("scale", "data_root", "output_root", "device", "plan", "workers", "evaluation")
@@ -52,14 +52,14 @@ ACCIDENTAL = ("output_root", "data_root", "device", "threads", "workers", "plan"
 
 @dataclass
 class Row:
-    """A row as the table's file has it."""
+    """A row as the table's file and the paper's record have it."""
 
     id: str
     label: str
     role: str
     overrides: Settings
     ours: bool = False
-    paper_row: int | None = None
+    printed: bool = False  # whether the paper prints it
     optional: bool = False  # left out unless rows= names it
 
     @property
@@ -106,7 +106,7 @@ class Shown:
             "teacher": network if is_teacher else (taught_by or {}).get("name"),
             "student": None if is_teacher else network,
             "ours": self.row.ours,
-            "paper_row": self.row.paper_row,
+            "printed": self.row.id if self.row.printed else None,
             "cells": [{"id": cell_id, "seed": seed} for cell_id, seed in self.cells.items()],
             "axes": self.axes,
             "evaluation": self.config["evaluation"],
@@ -176,14 +176,23 @@ def quoted(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def read_rows(rows: Mapping[str, Any]) -> list[Row]:
-    """The rows of a table's file.
+def read_rows(name: str, rows: Mapping[str, Any]) -> list[Row]:
+    """The rows of a table's file; one that the paper prints takes label, role and `ours` from there if it has none.
+
+    Args:
+        name: The table's name.
+        rows: Row id -> what the file says of it; a printed row's id is that of the paper's record.
 
     Raises:
-        UserError: A row has an unknown key, or none of those it needs.
+        UserError: There is no such table; a row has an unknown key, or none of those it needs.
     """
+    printed = {line["id"]: line for line in find_table(name).rows}
     found = []
-    for row_id, content in rows.items():
+    for row_id, own in rows.items():
+        line = printed.get(row_id)
+        content = {**own}
+        if line is not None:
+            content = {"label": line["row"], "role": line["role"], "ours": line.get("ours", False), **own}
         for key in content:
             if key not in ROW_KEYS:
                 raise UserError(f"row {row_id}: unknown key {key!r}{nearest(key, ROW_KEYS)}")
@@ -193,7 +202,7 @@ def read_rows(rows: Mapping[str, Any]) -> list[Row]:
         words = {key: _as_override(value) for key, value in given.items()}
         overrides = parse(unparse(words))
         rest = {key: content[key] for key in ROW_KEYS[:-1] if key in content}
-        found.append(Row(id=row_id, overrides=overrides, **rest))
+        found.append(Row(id=row_id, overrides=overrides, printed=line is not None, **rest))
     return found
 
 
@@ -305,7 +314,7 @@ class Table:
         user = parse(arguments)
         if stand_in is not None:
             user.setdefault("dataset", [stand_in])
-        everything = read_rows(rows)
+        everything = read_rows(name, rows)
         self.selected = {row.id for row in select(everything, user)}
         chosen = [row for row in everything if row.id in self.selected]
         routed = route(chosen, user)
@@ -389,7 +398,7 @@ class Table:
             return any(read_result(folder_of(output_root, cell_id)) for cell_id in shown.cells)
 
         found = list(self.shown)
-        if any((Path(output_root) / "cells").glob("*/result.json")):
+        if finished_cells(output_root):
             for row in self.rows:
                 if row.id not in self.selected:
                     found += [shown for shown in self._expand(row) if has_results(shown)]

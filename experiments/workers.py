@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from experiments import cell, lifeline, progress
+from experiments.devices import CELLS_PER_GPU
+from kt import store
 from kt.errors import UserError
 
 Message = dict[str, Any]
@@ -33,7 +35,6 @@ DENSE_IMPORTS = ("kt.models.dense", "kt.models.pose", "kt.data.dense")
 LONGEST_TEXT = 500  # characters: a line of JSON stays below what a pipe takes at once
 REPORT_SECONDS = 0.2  # between two messages about a cell's steps
 INTERRUPTED = 130  # exit status of a cell's process
-CELLS_PER_GPU = 4  # at most; slim networks keep no GPU busy, and each process takes memory of its own
 
 
 def _send(pipe: int, message: Message) -> None:
@@ -91,8 +92,8 @@ def _work(key: str, config: Mapping[str, Any], events: int, server: tuple[int, s
     except KeyboardInterrupt:
         status = INTERRUPTED
     except (UserError, cell.CellFailed) as error:
-        folder = cell.folder_of(config["output_root"], key)
-        said = cell.read_status(folder, config["evaluation"]).get("error")
+        folder = store.folder_of(config["output_root"], key)
+        said = store.read_status(folder, config["evaluation"]).get("error")
         if not said or said not in str(error):
             _send(events, {"of": key, "error": str(error), "user": isinstance(error, UserError)})
     except BaseException as error:

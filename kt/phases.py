@@ -124,16 +124,6 @@ def seed_everything(*parts: int) -> None:
     torch.manual_seed(seed)
 
 
-def atomic_save(state: Any, path: Path) -> None:
-    """`torch.save` that leaves either the old file or the new one, whatever happens meanwhile."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def rank_and_world() -> tuple[int, int]:
     """This process's rank and the number of processes."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():

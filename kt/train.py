@@ -15,9 +15,10 @@ from mmengine.hooks import Hook
 
 from kt.classifier import Classifier
 from kt.data.loaders import by_iterations
+from kt.files import replacing, write_json
 from kt.hooks import CheckpointHook, EvaluateHook, ProgressHook, RecordHook, Records, SnapshotHook, SyncBuffersHook
 from kt.hooks.checkpoint import load_checkpoint
-from kt.phases import Engine, Phase, atomic_save, phase_folder, rank_and_world, run_phase
+from kt.phases import Engine, Phase, phase_folder, rank_and_world, run_phase
 from kt.transfer import TransferModel, export_student
 
 # The field's CIFAR-100 recipe.
@@ -121,7 +122,8 @@ def fit(
             row = {"kind": "eval", "phase": "train", "step": steps[-1] if steps else 0, "epoch": total, **metrics}
             records.write([row])
             write_json(cell / "evaluations" / "test.json", metrics)
-            atomic_save(export_student(model), cell / "student.pth")
+            with replacing(cell / "student.pth") as file:
+                torch.save(export_student(model), file)
     finally:
         if records is not None:
             records.close()
@@ -137,13 +139,6 @@ def _finished_phases(cell: Path, phases: Sequence[Phase]) -> int:
         if not path.exists() or not torch.load(path, map_location="cpu", weights_only=True, mmap=True)["done"]:
             return index
     return len(phases)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON so that readers see the old file or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
 
 
 def _steps(cell: Path) -> Iterator[dict[str, Any]]:
@@ -176,4 +171,4 @@ def phase_records(cell: Path, batch_size: int) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-__all__ = ["DEFAULT_SCHEDULE", "Classifier", "fit", "images_per_second", "phase_records", "write_json"]
+__all__ = ["DEFAULT_SCHEDULE", "Classifier", "fit", "images_per_second", "phase_records"]

@@ -82,9 +82,9 @@ def printed_rows(record: TableRecord) -> list[dict[str, Any]]:
     """A table that was never run, as rows whose cells are all missing."""
     kept = ("role", "method", "teacher", "student")
     return [
-        {"id": f"row{index}", "label": row["row"], **{key: row[key] for key in kept}, "ours": row.get("ours", False)}
-        | {"paper_row": index, "axes": {}, "cells": [{"id": "none", "seed": 0}]}
-        for index, row in enumerate(record.rows)
+        {"id": row["id"], "label": row["row"], **{key: row[key] for key in kept}, "ours": row.get("ours", False)}
+        | {"printed": row["id"], "axes": {}, "cells": [{"id": "none", "seed": 0}]}
+        for row in record.rows
     ]
 
 

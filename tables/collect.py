@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -12,12 +11,9 @@ from typing import Any
 
 import numpy as np
 
-import tables.gap_claims
-import tables.kcd_claims  # noqa: F401 -- all register their judges
-import tables.stagewise_claims  # noqa: F401
-from experiments.cell import evaluation_file, folder_of, read_result, read_status
 from kt.errors import UserError
-from tables.claims import Context, judge_all
+from kt.store import folder_of, read_evaluation, read_results, read_status
+from tables.judging import Context, judge_all
 from tables.records import TableRecord, find_table, metric_label
 
 Json = dict[str, Any]
@@ -37,7 +33,7 @@ def collect(
 
     Args:
         name: The table's name.
-        rows: id, label, role, method, teacher, student, ours, paper_row (index of the printed row or None), axes
+        rows: id, label, role, method, teacher, student, ours, printed (id of the printed row or None), axes
             (key -> value) and cells (id, seed) of each row; a row that only cites a number has no cells. A row with
             `evaluation` takes its numbers from the cells' scores of that name on other data; a row with `optional` is
             left out while none of its cells has been done or has failed.
@@ -49,13 +45,14 @@ def collect(
         table, paper, scale, dataset, comparable, banner (the same in words), metrics, rows, claims.
 
     Raises:
-        UserError: There is no such table or printed row.
+        UserError: There is no such table or printed row, or rows do not say which they are.
     """
     record = find_table(name)
+    if not all("printed" in row for row in rows):
+        raise UserError(f"table={name}: its rows do not say which printed ones they are; run the table again")
     rows = [row for row in rows if is_shown(row, output_root)]
     ids = {cell["id"] for row in rows for cell in row["cells"]}
-    found = {cell_id: read_result(folder_of(output_root, cell_id)) for cell_id in ids}
-    results = {cell_id: result for cell_id, result in found.items() if result is not None}
+    results = read_results(output_root, ids)
     collected = [_collect_row(record, row, output_root, results) for row in rows]
     if dataset is None:
         # A teacher may have been trained on other data than the table is about.
@@ -102,15 +99,6 @@ def shown_states(rows: Sequence[Mapping[str, Any]], output_root: str | os.PathLi
     return [cell_status(row, cell_id, output_root)["status"] for (cell_id, _), row in shown.items()]
 
 
-def read_evaluation(folder: Path, name: str) -> Json | None:
-    """A cell's metrics on other data; None if it has none."""
-    try:
-        content = json.loads(evaluation_file(folder, name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
 def _config(result: Mapping[str, Any]) -> Mapping[str, Any]:
     return result.get("config") or {}
 
@@ -127,10 +115,7 @@ def _collect_row(
     results: Mapping[str, Mapping[str, Any]],
 ) -> Json:
     names = [metric["name"] for metric in record.metrics]
-    index = row.get("paper_row")
-    if index is not None and not 0 <= index < len(record.rows):
-        raise UserError(f"paper_row={index}: table {record.name} has {len(record.rows)} printed rows, counted from 0")
-    printed = record.rows[index] if index is not None else None
+    printed = record.row(row["printed"]) if row["printed"] is not None else None
     return {
         **measured_row(row, names, output_root, results),
         "printed_row": printed["row"] if printed else None,

@@ -1,26 +1,23 @@
-"""Training curves of cells (`metrics.jsonl`): epoch means, the first learning-rate decay, differences and their spread.
-
-Paths of hybrid forward are named as its records name them: `l1` starts in the student, `l2` in the teacher, `l3` is the
-plain student.
-"""
+"""Training curves of cells (`metrics.jsonl`): epoch means and the first learning-rate decay."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import math
 import os
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from kt.files import replacing
+from kt.store import read_records
+
 Array = np.ndarray
 
-HOLDS, FAILS, UNKNOWN = "holds", "fails", "unknown"
 MAX_POINTS = 500
 LONG_RECORD = 1 << 20  # bytes
 FIXED = ("step", "epoch", "lr")
@@ -87,25 +84,14 @@ def _load_columns(path: str, stamp: Array) -> dict[str, Array] | None:
 
 
 def _keep_columns(path: str, stamp: Array, columns: Mapping[str, Array]) -> None:
-    temporary = f"{path}.{os.getpid()}.tmp"
     # The results may lie where only others can write.
-    with contextlib.suppress(OSError):
-        with open(temporary, "wb") as file:
-            np.savez(file, stamp=stamp, **columns)  # type: ignore[arg-type]
-        os.replace(temporary, path)
+    with contextlib.suppress(OSError), replacing(Path(path)) as file:
+        np.savez(file, stamp=stamp, **columns)  # type: ignore[arg-type]
 
 
 def _parse(path: str, phase: str) -> dict[str, Array]:
     """Name -> column of a phase's steps; nothing if there are none."""
-    rows = []
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue  # the line that a killed process left half written
-            if row.get("kind") == "train" and row.get("phase") == phase:
-                rows.append(row)
+    rows = [row for row in read_records(Path(path), "train") if row["phase"] == phase]
     names = [name for name, value in rows[0].items() if isinstance(value, int | float)] if rows else []
     return {name: np.array([row.get(name, math.nan) for row in rows], dtype=float) for name in names}
 
@@ -135,77 +121,3 @@ def downsample(x: Array, y: Array, points: int = MAX_POINTS) -> tuple[Array, Arr
     edges = np.linspace(0, len(x), points + 1).astype(int)
     counts = np.diff(edges)
     return np.add.reduceat(x, edges[:-1]) / counts, np.add.reduceat(y, edges[:-1]) / counts
-
-
-def signed(value: float, decimals: int = 2) -> str:
-    """`+1.20`; what rounds to nothing is `+0.00`, whatever its sign was."""
-    return f"{round(value, decimals) + 0.0:+.{decimals}f}"
-
-
-@dataclass(frozen=True)
-class Gap:
-    """A difference with what it may differ by chance.
-
-    Attributes:
-        mean: Mean over seeds.
-        spread: Standard deviation over seeds; with one seed, two standard errors of the mean over its steps.
-        seeds: How many seeds.
-    """
-
-    mean: float
-    spread: float
-    seeds: int
-
-    @property
-    def verdict(self) -> str:
-        """Whether the difference is positive: `holds`, `fails`, or `unknown` within the spread."""
-        if self.mean > self.spread:
-            return HOLDS
-        return FAILS if self.mean < -self.spread else UNKNOWN
-
-    def text(self, decimals: int = 2) -> str:
-        """`+1.20 ± 0.10`."""
-        return f"{signed(self.mean, decimals)} ± {self.spread:.{decimals}f}"
-
-
-def gap(samples: Sequence[Array]) -> Gap:
-    """The mean of per-step differences, one array per seed."""
-    means = np.array([sample.mean() for sample in samples])
-    if len(means) > 1:
-        return Gap(float(means.mean()), float(means.std(ddof=1)), len(means))
-    only = samples[0]
-    spread = 2 * only.std(ddof=1) / math.sqrt(len(only)) if len(only) > 1 else 0.0
-    return Gap(float(means[0]), float(spread), 1)
-
-
-def gap_of_means(samples: Sequence[tuple[Array, Array]]) -> Gap:
-    """By how much the mean of some steps is above that of others, one pair of arrays per seed."""
-    means = np.array([first.mean() - second.mean() for first, second in samples])
-    if len(means) > 1:
-        return Gap(float(means.mean()), float(means.std(ddof=1)), len(means))
-    errors = [part.var(ddof=1) / len(part) if len(part) > 1 else 0.0 for part in samples[0]]
-    return Gap(float(means[0]), 2 * math.sqrt(sum(errors)), 1)
-
-
-def gaps_by_epoch(
-    pairs: Sequence[tuple[Curve, Curve]], first: Callable[[Curve], Array], second: Callable[[Curve], Array]
-) -> dict[int, Gap]:
-    """Epoch -> difference `first - second` of paired curves, step by step: the batches of a seed are the same."""
-    by_epoch: dict[int, list[Array]] = {}
-    for one, other in pairs:
-        length = min(len(one.step), len(other.step))
-        difference = first(one)[:length] - second(other)[:length]
-        epochs = one.epoch_index[:length]
-        for epoch in np.unique(epochs):
-            by_epoch.setdefault(int(epoch), []).append(difference[epochs == epoch])
-    return {epoch: gap(samples) for epoch, samples in sorted(by_epoch.items()) if len(samples) == len(pairs)}
-
-
-def all_hold(verdicts: Sequence[str]) -> str:
-    """Whether all statements hold: one that fails decides, else one that is unknown."""
-    return next((verdict for verdict in (FAILS, UNKNOWN) if verdict in verdicts), HOLDS)
-
-
-def any_holds(verdicts: Sequence[str]) -> str:
-    """Whether at least one statement holds."""
-    return next((verdict for verdict in (HOLDS, UNKNOWN) if verdict in verdicts), FAILS)

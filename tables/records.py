@@ -1,19 +1,16 @@
-"""The papers' records: printed numbers, settings, figures and claims (`tables/paper/*.yaml`, schema in its README)."""
+"""The papers' records: printed numbers, settings, figures and claims; `tables/papers/README.md` has the schema."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from kt.errors import UserError, nearest
-
-FOLDER = Path(__file__).parent / "paper"
-PAPERS = ("hybrid_forward", "stage_by_stage", "kcd", "mas", "distpro")
+from tables import papers
 
 # libyaml's loader is ten times faster; wheels of PyYAML without it exist.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -83,6 +80,17 @@ class TableRecord:
         """The printed rows in order."""
         return list(self.table["rows"])
 
+    def row(self, row_id: str) -> Mapping[str, Any]:
+        """A printed row.
+
+        Raises:
+            UserError: The table has no such row.
+        """
+        found = {row["id"]: row for row in self.rows}
+        if row_id not in found:
+            raise UserError(f"row {row_id}: table {self.name} prints no such row{nearest(row_id, found)}")
+        return found[row_id]
+
     @property
     def datasets(self) -> list[str]:
         """The datasets that the table names."""
@@ -115,16 +123,21 @@ class TableRecord:
 
 
 @functools.cache
+def _read_paper(key: str) -> str:
+    return (papers.FOLDER / key / "record.yaml").read_text(encoding="utf-8")
+
+
+@functools.cache
 def load_paper(key: str) -> Mapping[str, Any]:
     """A paper's record."""
-    with open(FOLDER / f"{key}.yaml", encoding="utf-8") as file:
-        return yaml.load(file, Loader=_Loader)
+    return yaml.load(_read_paper(key), Loader=_Loader)
 
 
 @functools.cache
 def all_tables() -> tuple[TableRecord, ...]:
-    """Every printed table of the five papers."""
-    return tuple(TableRecord(paper, table) for paper in map(load_paper, PAPERS) for table in paper["tables"])
+    """Every printed table, paper after paper."""
+    ordered = sorted(map(load_paper, papers.known()), key=lambda paper: paper["paper"]["order"])
+    return tuple(TableRecord(paper, table) for paper in ordered for table in paper["tables"])
 
 
 def find_table(name: str) -> TableRecord:
@@ -133,9 +146,13 @@ def find_table(name: str) -> TableRecord:
     Raises:
         UserError: No paper has it.
     """
-    found = {record.name: record for record in all_tables()}
-    if name not in found:
-        raise UserError(
-            f"table={name}: there is no such table{nearest(name, found)}; `python -m tables` lists all {len(found)}"
-        )
-    return found[name]
+    for key in papers.known():
+        if name not in _read_paper(key):
+            continue  # reading all records takes longer than planning a table
+        for table in load_paper(key)["tables"]:
+            if table["name"] == name:
+                return TableRecord(load_paper(key), table)
+    known = [record.name for record in all_tables()]
+    raise UserError(
+        f"table={name}: there is no such table{nearest(name, known)}; `python -m tables` lists all {len(known)}"
+    )

@@ -17,12 +17,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-import tables.stagewise_figures  # noqa: F401 -- registers its drawings
-from experiments.cell import folder_of, read_result
 from kt.errors import UserError
-from tables.claims import Context
+from kt.files import read_json, write_bytes, write_text
+from kt.store import folder_of, read_results
 from tables.collect import collect
-from tables.figures import Drawing, drawings, plot
+from tables.judging import Context
+from tables.plotting import Drawing, drawings, plot
 from tables.records import TableRecord, find_table
 
 Json = dict[str, Any]
@@ -72,7 +72,7 @@ def write_table(
         }
         texts |= {"rows.json": as_json(stored), "table.json": as_json(table), "index.html": page}
         for file, text in texts.items():
-            write(folder / file, text.encode())
+            write_text(folder / file, text)
     except OSError as error:
         raise UserError(f"{folder}: expected a folder to write to ({error.strerror})") from None
     return folder
@@ -85,13 +85,8 @@ def read_rows(folder: Path) -> Json | None:
         UserError: The file is damaged.
     """
     path = folder / "rows.json"
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValueError:
-        stored = None
-    if not isinstance(stored, dict) or not {"rows", "scale", "dataset"} <= stored.keys():
+    stored = read_json(path)
+    if stored is not None and not {"rows", "scale", "dataset"} <= stored.keys():
         raise UserError(f"{path}: expected the rows of a table; run the table again")
     return stored
 
@@ -106,13 +101,6 @@ def own_command() -> str | None:
 
 def as_json(content: Any) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def write(path: Path, content: bytes) -> None:
-    """Readers see the old file or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 # Numbers
@@ -429,7 +417,7 @@ def facts_of(rows: Sequence[Mapping[str, Any]], output_root: str | os.PathLike[s
     """How many cells of the rows are done and how these were made, where all or any of them say so."""
     every = {cell["id"] for row in rows for cell in row["cells"]}
     ids = sorted({cell["id"] for row in rows for cell in row["cells"] if cell["status"] == "done"})
-    results = [result for cell_id in ids if (result := read_result(folder_of(output_root, cell_id)))]
+    results = read_results(output_root, ids).values()
     facts = {"cells": f"{len(ids)} of {len(every)} done"}
     hardware = [result["hardware"] for result in results if isinstance(result.get("hardware"), dict)]
     devices = {name for each in hardware for name in (each.get("gpus") or [each.get("cpu")]) if name}
@@ -453,8 +441,7 @@ def _write_curves(
 ) -> list[Json]:
     """Draws the figures into `curves/`, drops older ones, and returns what the page shows of them."""
     ids = {cell["id"] for row in table["rows"] for cell in row["cells"] if cell["status"] == "done"}
-    results = {cell_id: read_result(folder_of(output_root, cell_id)) or {} for cell_id in ids}
-    context = Context(record, table["rows"], results, Path(output_root))
+    context = Context(record, table["rows"], read_results(output_root, ids), Path(output_root))
     return write_drawings(drawings(context), folder)
 
 
@@ -467,7 +454,7 @@ def write_drawings(found: Sequence[Drawing], folder: Path) -> list[Json]:
             png, svg = plot(panel)
             file = f"{drawing.figure['id']}_{panel.id}.png"
             kept.add(file)
-            write(folder / "curves" / file, png)
+            write_bytes(folder / "curves" / file, png)
             images.append(Markup(svg))
         title = drawing.title or f"Figure {drawing.figure['id'].removeprefix('figure')} of the paper"
         text = {"title": title, "plots": drawing.figure["plots"], "caption": drawing.caption}

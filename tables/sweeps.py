@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -11,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from experiments.cell import folder_of, read_result
 from kt.errors import UserError
-from tables.collect import measured_row, read_evaluation
+from kt.files import read_json, write_text
+from kt.store import folder_of, read_evaluation, read_results, records_file
+from tables.collect import measured_row
 from tables.curves import Array, Curve, read_curve
-from tables.figures import COLOURS, Drawing, Level, Line, Panel, mean_line
+from tables.plotting import COLOURS, Drawing, Level, Line, Panel, mean_line
 from tables.records import all_tables, metric_label
 from tables.render import (
     as_csv,
@@ -30,7 +30,6 @@ from tables.render import (
     shown_number,
     spread_notes,
     template,
-    write,
     write_drawings,
 )
 
@@ -83,7 +82,7 @@ def write_sweep(
         texts = {"table.md": as_markdown(sweep), "table.csv": as_csv(sweep), "index.html": page}
         texts |= {"table.json": as_json(sweep), "rows.json": as_json(stored)}
         for file, text in texts.items():
-            write(folder / file, text.encode())
+            write_text(folder / file, text)
     except OSError as error:
         raise UserError(f"{folder}: expected a folder to write to ({error.strerror})") from None
     return folder
@@ -96,20 +95,17 @@ def render_again(name: str, output_root: Path) -> Path:
         UserError: There is no such sweep.
     """
     path = output_root / FOLDER / name / "rows.json"
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        given = stored["keys"], stored["points"]
-    except (OSError, ValueError, KeyError, TypeError):
+    stored = read_json(path) or {}
+    if not {"keys", "points"} <= stored.keys():
         known = ", ".join(sorted(each.parent.name for each in path.parent.parent.glob("*/rows.json"))) or "none"
-        raise UserError(f"{name}: there is no such sweep in {path.parent.parent}; it has {known}") from None
-    return write_sweep(name, *given, output_root, stored.get("command"))
+        raise UserError(f"{name}: there is no such sweep in {path.parent.parent}; it has {known}")
+    return write_sweep(name, stored["keys"], stored["points"], output_root, stored.get("command"))
 
 
 def collect_sweep(name: str, keys: Sequence[str], points: Sequence[Row], output_root: str | os.PathLike[str]) -> Json:
     """The content of a sweep's `table.json`: sweep, keys, banner, metrics and rows."""
     ids = {cell["id"] for point in points for cell in point["cells"]}
-    found = {cell_id: read_result(folder_of(output_root, cell_id)) for cell_id in ids}
-    results = {cell_id: result for cell_id, result in found.items() if result is not None}
+    results = read_results(output_root, ids)
     scores = []
     for point in points:
         for cell in point["cells"]:
@@ -284,9 +280,8 @@ def _trainings(sweep: Json, output_root: str | os.PathLike[str]) -> Drawing | No
     """What the main phases of all points recorded, side by side."""
     curves: list[tuple[str, list[Curve]]] = []
     for row in sweep["rows"]:
-        paths = [
-            folder_of(output_root, each["id"]) / "metrics.jsonl" for each in row["cells"] if each["status"] == "done"
-        ]
+        done = [each["id"] for each in row["cells"] if each["status"] == "done"]
+        paths = [records_file(folder_of(output_root, cell_id)) for cell_id in done]
         found = [curve for path in paths if (curve := read_curve(path)) is not None]
         if found and row["role"] != NEEDED:
             curves.append((_named(row, sweep["keys"]) or str(row["method"]), found))

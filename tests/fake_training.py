@@ -81,7 +81,7 @@ def write_sweep(name: str, keys: list[str], points: list[dict[str, Any]], output
     return folder
 
 
-NAMES = ("experiments.build", "tables", "tables.render", "tables.sweeps")
+NAMES = ("experiments.build", "tables.render", "tables.sweeps")
 
 
 def modules() -> dict[str, types.ModuleType]:
@@ -89,7 +89,6 @@ def modules() -> dict[str, types.ModuleType]:
     made = {name: types.ModuleType(name) for name in NAMES}
     made["experiments.build"].train_cell = train_cell  # type: ignore[attr-defined]
     made["experiments.build"].evaluate_cell = evaluate_cell  # type: ignore[attr-defined]
-    made["tables"].__path__ = []  # type: ignore[attr-defined]
     made["tables.render"].write_table = write_table  # type: ignore[attr-defined]
     made["tables.sweeps"].write_sweep = write_sweep  # type: ignore[attr-defined]
     return made
@@ -99,7 +98,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Imports the stand-ins, in this process and, through `sitecustomize`, in every worker that a launcher starts."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        return importlib.machinery.ModuleSpec(name, self, is_package=name == "tables") if name in NAMES else None
+        return importlib.machinery.ModuleSpec(name, self) if name in NAMES else None
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
         return modules()[spec.name]

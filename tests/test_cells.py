@@ -13,23 +13,21 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from test_config import composed
 
 import fake_training
+from configs import composed
 from experiments import progress
 from experiments.cell import (
     CellFailed,
-    folder_of,
     identity,
     needs_of,
-    read_result,
-    read_status,
     run_cell,
     settle,
     teacher_config,
 )
 from experiments.schema import TEACHER_DATA, sign, with_recipe
 from kt.errors import UserError
+from kt.store import folder_of, read_result, read_status
 
 PAIR = ("teacher=resnet56", "student=resnet20")
 

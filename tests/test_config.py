@@ -6,26 +6,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from experiments.groups import CONF, choices
-from experiments.run import normalise
+from configs import composed
+from experiments.groups import choices
 from experiments.schema import plain
 from kt.errors import UserError
 from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS
 from kt.settings import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def composed(*overrides: str) -> dict[str, Any]:
-    """A checked config under a command line's overrides."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return plain(compose("config", normalise(overrides)))
 
 
 @pytest.mark.parametrize("group", ["dataset", "method", "schedule", "scale"])

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
-from test_config import composed
 from torch import Tensor
 
 from checks import bits, rows
+from configs import composed, rows_of
 from experiments import cell
 from experiments.build import snapshots_of
-from experiments.groups import CONF
+from experiments.table import read_rows
 from kt.classifier import Classifier
 from kt.consistency import StreamingConsistency
 from kt.errors import UserError
@@ -25,13 +24,13 @@ from kt.functional import METRICS, channel_consistency, channel_divergence, feat
 from kt.methods import build_method
 from kt.methods.kcd import ChannelTransform, TransformedTeacher, pooled, read_transform, shrunk_groups
 from kt.models import build_network
+from kt.store import folder_of
 from kt.train import fit
 from kt.transfer import TransferModel
 from method_settings import SCHEDULE, make_classifier, make_data, make_model, make_teacher
-from tables.claims import Context, judge_all
 from tables.collect import network_key
-from tables.figures import drawings, plot
-from tables.heatmaps import HeatMaps
+from tables.judging import Context, judge_all
+from tables.plotting import HeatMaps, drawings, plot
 from tables.records import find_table
 
 
@@ -357,7 +356,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(root: Path, *overrides: str) -> tuple[Path, dict[str, Any]]:
     result = cell.run_cell(composed(*SMALL, f"output_root={root}", *overrides))
-    return cell.folder_of(root, result["id"]), result
+    return folder_of(root, result["id"]), result
 
 
 def test_a_cell_keeps_its_transform_and_starts_where_its_solo_student_did(root: Path) -> None:
@@ -365,7 +364,7 @@ def test_a_cell_keeps_its_transform_and_starts_where_its_solo_student_did(root: 
     assert read_transform(folder)["transform"]["channels"].shape == (1, result["channels"]["compared"])
     assert result["transform"]["images"] == 96 and result["transform"]["seconds"] > 0
     assert [path.name for path in (folder / "phases").iterdir()] == ["0-train"]
-    solo = cell.folder_of(root, result["needs"]["solo"])
+    solo = folder_of(root, result["needs"]["solo"])
     # The same first batch under the same weights: the task loss of the first step is the same number.
     first = [next(row for row in rows(where) if row["kind"] == "train") for where in (folder, solo)]
     assert first[0]["loss_task"] == first[1]["loss"]
@@ -373,7 +372,7 @@ def test_a_cell_keeps_its_transform_and_starts_where_its_solo_student_did(root: 
 
 def test_rco_takes_the_snapshots_of_the_teacher_s_cell(root: Path) -> None:
     folder, result = run(root, "method=rco")
-    teacher = cell.folder_of(root, result["needs"]["teacher"])
+    teacher = folder_of(root, result["needs"]["teacher"])
     snapshots = snapshots_of(teacher / "student.pth")
     assert [path.stem for path in snapshots] == ["epoch_1", "epoch_2"]
     assert bits(torch.load(snapshots[-1])) == bits(torch.load(teacher / "student.pth"))
@@ -416,39 +415,30 @@ TABLES = (
 )
 
 
-def table_rows(name: str) -> dict[str, dict[str, Any]]:
-    """The rows of a table's file."""
-    return yaml.safe_load((CONF / "table" / f"{name}.yaml").read_text())["hydra"]["sweeper"]["rows"]
-
-
 @pytest.mark.parametrize("name", TABLES)
 def test_tables_have_every_printed_row(name: str) -> None:
-    record, rows_of = find_table(name), table_rows(name)
-    printed = [row["paper_row"] for row in rows_of.values() if row["paper_row"] is not None]
-    assert sorted(printed) == list(range(len(record.rows)))
-    for row in rows_of.values():
-        if row["paper_row"] is None:
-            continue
-        line = record.rows[row["paper_row"]]
-        assert bool(row.get("ours")) is bool(line.get("ours")) or line["method"] in ("kcd", "unknown"), row
-        method = row["overrides"].get("method", "none")
+    record = find_table(name)
+    printed = [row for row in read_rows(name, rows_of(name)) if row.printed]
+    assert [row.id for row in printed] == [line["id"] for line in record.rows]
+    for row, line in zip(printed, record.rows, strict=True):
+        assert row.ours is line.get("ours", False) or line["method"] in ("kcd", "unknown"), row
         # Analyses run on the cells that have what they compare.
-        if "evaluation" not in row["overrides"]:
-            assert method == line["method"], row
-            student = row["overrides"].get("student")
-            assert student is None or student == network_key(line["student"])
+        if "evaluation" not in row.overrides:
+            assert row.method == line["method"], row
+            for student in row.overrides.get("student", ()):
+                assert student == network_key(line["student"])
 
 
 def judged(name: str, change: dict[str, float] | None = None, spread: float = 0.1) -> dict[str, str]:
     """Claim -> verdict, if every row measured what the paper prints, twice."""
     record = find_table(name)
     found: list[dict[str, Any]] = []
-    for row_id, row in table_rows(name).items():
-        printed = {"top1": 67.52} if row["paper_row"] is None else record.rows[row["paper_row"]]["values"]
-        values = {metric: value + (change or {}).get(row_id, 0.0) for metric, value in printed.items()}
+    for row in read_rows(name, rows_of(name)):
+        printed = record.row(row.id)["values"] if row.printed else {"top1": 67.52}
+        values = {metric: value + (change or {}).get(row.id, 0.0) for metric, value in printed.items()}
         cells = [
             {
-                "id": f"{row_id}{seed}",
+                "id": f"{row.id}{seed}",
                 "seed": seed,
                 "status": "done",
                 "metrics": {m: v + sign * spread / 2**0.5 for m, v in values.items()},
@@ -458,9 +448,9 @@ def judged(name: str, change: dict[str, float] | None = None, spread: float = 0.
         std = dict.fromkeys(values, spread)
         found.append(
             {
-                "id": row_id,
-                "label": row["label"],
-                "role": row["role"],
+                "id": row.id,
+                "label": row.label,
+                "role": row.role,
                 "axes": {},
                 "cells": cells,
                 "mean": values,

@@ -11,17 +11,13 @@ from typing import Any
 import pytest
 import torch
 from mmengine.hooks import Hook
-from omegaconf import OmegaConf
-from test_sweeper import composed
 from torch import nn
 
 from checks import bits, rows
+from configs import composed, table
 from dense_settings import SCHEDULE as DENSE_SCHEDULE
 from experiments.build import phase_records
 from experiments.cell import identity, needs_of, settle
-from experiments.groups import CONF
-from experiments.run import normalise
-from experiments.table import Table
 from kt.baselines.features import choose_pairs
 from kt.cost import few_images
 from kt.errors import UserError
@@ -402,24 +398,13 @@ def test_baselines_compare_the_layers_they_are_told() -> None:
 # ------------------------------------------------------------------------------------------------------------- tables
 
 
-def table(name: str, *arguments: str) -> Table:
-    """A table under a command line's overrides, without running it."""
-    content = OmegaConf.load(CONF / "table" / f"{name}.yaml")
-    found = OmegaConf.to_container(content.hydra.sweeper.rows)
-    assert isinstance(found, dict)
-    scale = [line.partition("=")[2] for line in arguments if line.startswith("scale=")]
-    stand_in = {"coco_retinanet": "scenes_det_small", "fixed_features": "scenes", "imagenet_stagewise": "scenes"}
-    mini = None if scale else stand_in.get(name, "scenes_small")
-    return Table(name, found, normalise([f"+table={name}", *arguments]), composed, mini)
-
-
 @pytest.mark.parametrize("name", TABLES)
 @pytest.mark.parametrize("scale", ["mini", "paper"])
 def test_rows_are_the_printed_ones(name: str, scale: str) -> None:
     record = find_table(name)
     shown = table(name, *([] if scale == "mini" else [f"scale={scale}"])).shown
     entries = [each.entry() for each in shown]
-    assert [entry["paper_row"] for entry in entries] == list(range(len(record.rows)))
+    assert [entry["printed"] for entry in entries] == [line["id"] for line in record.rows]
     for entry, printed in zip(entries, record.rows, strict=True):
         assert (entry["role"], entry["teacher"], entry["student"]) == (
             printed["role"],
@@ -468,11 +453,9 @@ def test_k4_of_one_table_is_the_method_of_the_other() -> None:
 
 
 def test_a_cells_result_says_what_each_phase_cost(tmp_path: Path) -> None:
-    from test_config import composed as checked
-
     from experiments.cell import run_cell
 
-    config = checked(
+    config = composed(
         "teacher=resnet20",
         "student=resnet8",
         "method=stagewise",

@@ -10,25 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from results import make_row, write_cell
 from tables.collect import collect
+from tables.papers.stage_by_stage.claims import COST
 from tables.records import find_table
 from tables.render import write_table
-from tables.stagewise_claims import COST
 
 Json = dict[str, Any]
 
-# Top-1 and top-5 of every row of the tables of classifiers as the paper has them, in its order.
-FIXED = ["student", "student_fixed", "teacher", "teacher_fixed", "teacher_fixed_first_block", "kd", "kd_fixed"]
-COUNTS = ["student", "teacher", "stages_1", "stages_2", "stages_3", "stages_4"]
-METHODS = ["student", "teacher", "kd", "fitnet", "at", "nst", "stagewise"]
-DETECTORS = ["student", "teacher", "fitnet", "at", "nst", "stagewise"]
-ROWS = {
-    "fixed_features": FIXED,
-    "stage_count": COUNTS,
-    "cifar100_stagewise": METHODS,
-    "imagenet_stagewise": METHODS,
-    "coco_retinanet": DETECTORS,
-}
 STEPS = 12  # of each phase, in 3 epochs
 
 
@@ -37,10 +26,8 @@ def phases_of(row_id: str) -> dict[str, list[str]]:
     return {f"stage{i + 1}": [f"layer{i + 1}"] for i in range(count)}
 
 
-def write_cell(root: Path, cell_id: str, row_id: str, metrics: Mapping[str, float], **changes: Any) -> None:
+def write_phases(root: Path, cell_id: str, row_id: str, metrics: Mapping[str, float], **changes: Any) -> None:
     """A finished cell whose phases cost 1, 2, 3, ... (teacher and student as deep as the phase) and the head 1."""
-    folder = root / "cells" / cell_id
-    folder.mkdir(parents=True)
     stages = phases_of(row_id)
     costs = {name: float(i + 1) for i, name in enumerate(stages)}
     if len(stages) == 1:
@@ -48,14 +35,12 @@ def write_cell(root: Path, cell_id: str, row_id: str, metrics: Mapping[str, floa
     flops = {**costs, "train": 1.0, "end_to_end": 6.0, "task": 3.0}
     seconds = {**costs, "train": 1.0 if stages else 3.0}
     method = {"name": "stagewise", "phase_length": "full", "head_length": 1.0} if stages else {"name": "none"}
-    result: Json = {"id": cell_id, "status": "done", "metrics": metrics, "labels": {}, "seconds": 60.0}
-    result |= {"test_size": 10_000, "config": {"method": method, "scale": {"name": "mini"}}}
+    result: Json = {"test_size": 10_000, "config": {"method": method, "scale": {"name": "mini"}}}
     result["phases"] = [
         {"name": name, "epochs": 3, "steps": STEPS, "seconds": STEPS * value} for name, value in seconds.items()
     ]
     if stages:
         result |= {"stages": stages, "flops": flops}
-    (folder / "result.json").write_text(json.dumps({**result, **changes}))
     rng = np.random.default_rng(0)
     lines = []
     for name in [*stages, "train"]:
@@ -66,7 +51,7 @@ def write_cell(root: Path, cell_id: str, row_id: str, metrics: Mapping[str, floa
     lines += [
         {"kind": "eval", "phase": "train", "step": 4 * epoch, "epoch": epoch, **_eval(metrics)} for epoch in (1, 2, 3)
     ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_cell(root, cell_id, metrics, lines, **{**result, **changes})
 
 
 def _eval(metrics: Mapping[str, float]) -> Json:
@@ -74,22 +59,8 @@ def _eval(metrics: Mapping[str, float]) -> Json:
 
 
 def make_rows(name: str, seeds: Sequence[int]) -> list[Json]:
-    printed = find_table(name).rows
-    return [
-        {
-            "id": row_id,
-            "label": row_id.upper(),
-            "role": line["role"],
-            "method": "stagewise" if phases_of(row_id) else line["method"],
-            "teacher": line["teacher"],
-            "student": line["student"],
-            "ours": line.get("ours", False),
-            "paper_row": number,
-            "axes": {},
-            "cells": [{"id": f"{name}-{row_id}-s{seed}", "seed": seed} for seed in seeds],
-        }
-        for number, (row_id, line) in enumerate(zip(ROWS[name], printed, strict=True))
-    ]
+    ids = [line["id"] for line in find_table(name).rows]
+    return [make_row(name, row_id, seeds, prefix=f"{name}-") for row_id in ids]
 
 
 def make_table(
@@ -108,7 +79,7 @@ def make_table(
         values = {{"map": "ap"}.get(key, key): value for key, value in values.items()}
         for cell in row["cells"]:
             shifted = {key: value + noise * (-1) ** cell["seed"] for key, value in values.items()}
-            write_cell(root, cell["id"], row["id"], shifted, **results)
+            write_phases(root, cell["id"], row["id"], shifted, **results)
     return rows
 
 
@@ -127,7 +98,7 @@ PAPERS_OWN = {
 }
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", PAPERS_OWN)
 def test_the_papers_own_numbers(name: str, tmp_path: Path) -> None:
     found = verdicts(tmp_path, name, make_table(tmp_path, name))
     assert {key: verdict for key, (verdict, _) in found.items() if key != "c11"} == PAPERS_OWN[name]
@@ -176,7 +147,7 @@ def test_one_seed_says_what_chance_may_do(tmp_path: Path) -> None:
 def test_claims_over_several_tables(fitnet: Any, verdicts_of: tuple[str, str], tmp_path: Path) -> None:
     """c9 and c12 read the other tables as they were last rendered."""
     given: dict[str, Any] = {"imagenet_stagewise": {"fitnet": fitnet}} if fitnet else {}
-    rows = {name: make_table(tmp_path, name, given.get(name)) for name in list(ROWS)[2:]}
+    rows = {name: make_table(tmp_path, name, given.get(name)) for name in list(PAPERS_OWN)[2:]}
     first = verdicts(tmp_path, "imagenet_stagewise", rows["imagenet_stagewise"])
     assert (first["c9"][0], first["c12"][0]) == ("unknown", "unknown")
     assert "+table=cifar100_stagewise scale=mini" in first["c9"][1]
@@ -222,7 +193,7 @@ def test_cost_in_tables_without_a_single_stage(tmp_path: Path) -> None:
 
 
 def test_nothing_is_judged_without_results(tmp_path: Path) -> None:
-    for name in ROWS:
+    for name in PAPERS_OWN:
         for verdict, evidence in verdicts(tmp_path, name, make_rows(name, (0,))).values():
             assert verdict == "unknown" and "Needs" in evidence
         kept = [row for row in make_rows(name, (0,)) if row["id"] == "student"]
@@ -244,7 +215,8 @@ def test_phases_are_plotted_with_their_borders(name: str, panels: int, tmp_path:
 
 
 def test_sizes_that_no_object_has_are_left_out(tmp_path: Path) -> None:
-    rows = make_table(tmp_path, "coco_retinanet", {row: {"ap_l": float("nan")} for row in DETECTORS})
+    nothing = {line["id"]: {"ap_l": float("nan")} for line in find_table("coco_retinanet").rows}
+    rows = make_table(tmp_path, "coco_retinanet", nothing)
     table = collect("coco_retinanet", rows, tmp_path, "mini", "scenes")
     row = table["rows"][0]
     assert row["mean"]["ap_l"] is None and row["mean"]["map"] == pytest.approx(35.5)

@@ -12,18 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
 
 import fake_training
+from configs import table
 from experiments import progress
-from experiments.cell import folder_of, read_status
-from experiments.groups import CONF
-from experiments.run import main, normalise
-from experiments.table import Table, composer
+from experiments.run import main
+from experiments.table import Table
+from kt.store import folder_of, read_status
 
 ROOT = Path(__file__).resolve().parent.parent
-TABLE = "+table=imagenet_compression"
+NAME = "imagenet_compression"
+TABLE = f"+table={NAME}"
 IDS = ["teacher", "baseline", "kd", "at", "ft", "ab", "hybrid_forward"]
 
 
@@ -73,20 +72,6 @@ def statuses(tmp_path: Path) -> dict[str, str]:
     return {name: read_status(folder_of(tmp_path / "out", row["cells"][0]["id"]))["status"] for name, row in rows}
 
 
-@composer
-def composed(overrides: list[str]) -> DictConfig:
-    """Composes for all tests together, so that files are read once."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides)
-
-
-def table(*arguments: str, name: str = "imagenet_compression", stand_in: str = "scenes") -> Table:
-    """The table under a command line's overrides, without running it."""
-    rows = OmegaConf.to_container(OmegaConf.load(CONF / "table" / f"{name}.yaml").hydra.sweeper.rows)
-    assert isinstance(rows, dict)
-    return Table(name, rows, normalise([f"+table={name}", *arguments]), composed, stand_in)
-
-
 def names(found: Table) -> list[str]:
     """The rows of the cells to train, in order."""
     return [job.text.split()[0] for job in found.jobs.values()]
@@ -97,7 +82,7 @@ def test_plan_lists_cells_and_needs(tmp_path: Path, capsys: pytest.CaptureFixtur
     planned = [line.split() for line in capsys.readouterr().out.splitlines()[1:-1]]
     assert not (tmp_path / "out").exists()
     assert [words[1] for words in planned] == IDS
-    assert [words[0] for words in planned] == list(table().jobs)
+    assert [words[0] for words in planned] == list(table(NAME).jobs)
     assert all(words[-2] == "missing" for words in planned)
     teacher = planned[0][0]
     assert {words[1]: words[-1] for words in planned} == {
@@ -119,12 +104,12 @@ def test_plan_lists_cells_and_needs(tmp_path: Path, capsys: pytest.CaptureFixtur
 )
 def test_selection(selection: list[str], left: list[str]) -> None:
     """What a selected row needs comes along."""
-    assert names(table(*selection)) == left
+    assert names(table(NAME, *selection)) == left
 
 
 def test_overrides_reach_the_rows_that_have_them() -> None:
     def ids(*arguments: str) -> dict[str, list[str]]:
-        return {shown.row.id: list(shown.cells) for shown in table(*arguments).shown}
+        return {shown.row.id: list(shown.cells) for shown in table(NAME, *arguments).shown}
 
     base = ids()
     assert list(base) == IDS
@@ -146,8 +131,8 @@ def test_overrides_reach_the_rows_that_have_them() -> None:
 
 def test_tables_of_other_tasks_share_their_cells() -> None:
     """Teachers are trained once for all rows and tables; an evaluation elsewhere is no other cell."""
-    domains = table(name="cityscapes_teachers", stand_in="scenes_seg")
-    other = table(name="gta5_teachers", stand_in="scenes_seg")
+    domains = table("cityscapes_teachers")
+    other = table("gta5_teachers")
     assert names(domains) == ["baseline", "teacher", "fitnet_det", "at_det", "hybrid_det"] + [
         "teacher",
         "fitnet_gta5",
@@ -163,7 +148,7 @@ def test_tables_of_other_tasks_share_their_cells() -> None:
 
 def test_optional_rows_come_when_asked_for() -> None:
     def shown(*arguments: str) -> list[str]:
-        return [row.row.id for row in table(*arguments, name="citypersons_pose", stand_in="scenes_persons").shown]
+        return [row.row.id for row in table("citypersons_pose", *arguments).shown]
 
     assert shown() == ["baseline", "fitnet", "at", "hybrid_forward"]
     assert shown("rows=hybrid_forward,hybrid_resnet50")[-1] == "hybrid_resnet50"
@@ -186,7 +171,7 @@ def test_axes_are_rows_and_seeds_are_averaged(tmp_path: Path) -> None:
 
 
 def test_a_teacher_axis_multiplies_only_the_taught() -> None:
-    assert names(table("rows=teacher,baseline,kd", "teacher=resnet56,resnet20")) == [
+    assert names(table(NAME, "rows=teacher,baseline,kd", "teacher=resnet56,resnet20")) == [
         "teacher[teacher=resnet56]",
         "teacher[teacher=resnet20]",
         "baseline",
@@ -213,7 +198,7 @@ def test_a_whole_table_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert run(tmp_path, TABLE) == 0
     rows = given(tmp_path)
     assert list(rows) == IDS
-    assert [row["paper_row"] for row in rows.values()] == list(range(7))
+    assert [row["printed"] for row in rows.values()] == IDS
     assert rows["baseline"]["teacher"] is None and rows["kd"]["teacher"] == "resnet50"
     assert {row["role"] for row in rows.values()} == {"teacher", "baseline", "method"}
     out = capsys.readouterr().out

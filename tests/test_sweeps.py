@@ -17,6 +17,7 @@ from experiments import progress
 from experiments.run import main
 from experiments.table import parse
 from kt.errors import UserError
+from results import write_cell
 from tables.__main__ import run as tables_command
 from tables.sweeps import _drawings, collect_sweep, number_of, write_sweep
 
@@ -181,21 +182,15 @@ def test_a_failure_leaves_the_other_points(
 
 def cell(root: Path, cell_id: str, top1: float | None, slope: float = 1.0, **metrics: float) -> Json:
     """A finished cell with a training record, or a failed one."""
-    folder = root / "cells" / cell_id
-    folder.mkdir(parents=True)
     if top1 is None:
-        (folder / "status.json").write_text(json.dumps({"status": "failed", "error": "went wrong", "started": 0}))
+        status = {"status": "failed", "error": "went wrong", "started": 0}
+        (write_cell(root, cell_id, None) / "status.json").write_text(json.dumps(status))
     else:
-        found = {"top1": top1, **metrics}
-        labels = {"top5": "top-2 of 10 classes"}
-        (folder / "result.json").write_text(
-            json.dumps({"id": cell_id, "metrics": found, "labels": labels, "seconds": 9})
-        )
         steps = [
             {"kind": "train", "phase": "train", "step": n, "epoch": n / 5, "lr": 0.1, "loss": slope / n, "accuracy": n}
             for n in range(1, 11)
         ]
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+        write_cell(root, cell_id, {"top1": top1, **metrics}, steps, labels={"top5": "top-2 of 10 classes"})
     return {"id": cell_id, "seed": int(cell_id[-1])}
 
 

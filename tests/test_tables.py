@@ -18,11 +18,14 @@ import numpy as np
 import pytest
 
 from kt.errors import UserError
+from kt.store import records_file
+from results import make_row, write_cell
+from tables import papers
 from tables.__main__ import run
-from tables.claims import JUDGES
 from tables.collect import collect
-from tables.curves import Curve, Gap, _read_curve, downsample, first_decay, read_curve, signed
-from tables.records import PAPERS, all_tables, find_table, load_paper
+from tables.curves import Curve, _read_curve, downsample, first_decay, read_curve
+from tables.judging import Gap, signed
+from tables.records import all_tables, find_table, load_paper
 from tables.render import escape_latex, write_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,10 +59,10 @@ def hybrid_shape(**changes: Callable[[int], float]) -> Shape:
     return lambda epoch: {name: value(epoch) for name, value in values.items()}
 
 
-def write_curve(folder: Path, shape: Shape, seed: int = 0, decay: bool = True, noise: float = 0.01) -> None:
-    """A cell's `metrics.jsonl`."""
+def curve_of(shape: Shape, seed: int = 0, decay: bool = True, noise: float = 0.01) -> list[Json]:
+    """A cell's records."""
     rng = np.random.default_rng(seed)
-    lines = [{"kind": "train", "phase": "paraphraser", "step": 1, "epoch": 1.0, "lr": 9.0, "loss": 99.0}]
+    lines: list[Json] = [{"kind": "train", "phase": "paraphraser", "step": 1, "epoch": 1.0, "lr": 9.0, "loss": 99.0}]
     for step in range(1, EPOCHS * STEPS + 1):
         epoch = (step - 1) // STEPS + 1
         values = {name: value + float(rng.normal(0, noise)) for name, value in shape(epoch).items()}
@@ -68,38 +71,7 @@ def write_curve(folder: Path, shape: Shape, seed: int = 0, decay: bool = True, n
         lines.append({"loss": line.get("l1", 0.0), **line})
         if step % STEPS == 0:
             lines.append({"kind": "eval", "phase": "train", "step": step, "epoch": epoch, "top1": 1.0, "top5": 2.0})
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (folder / "metrics.jsonl").write_text(text + '{"kind": "train", "phase": "tr')  # a torn last line
-
-
-def write_cell(root: Path, cell_id: str, metrics: Mapping[str, float] | None, **extra: Any) -> Path:
-    """A finished cell, or one that only has a folder."""
-    folder = root / "cells" / cell_id
-    folder.mkdir(parents=True, exist_ok=True)
-    if metrics is not None:
-        result = {"id": cell_id, "status": "done", "metrics": metrics, "labels": {}, "seconds": 60.0, **extra}
-        (folder / "result.json").write_text(json.dumps(result))
-    return folder
-
-
-def make_row(row_id: str, seeds: Sequence[int] = (0,), axes: Mapping[str, str] | None = None, **changes: Any) -> Json:
-    """A row as the table sweeper hands it over."""
-    index = ROWS.index(row_id)
-    suffix = "".join(f"-{value}" for value in (axes or {}).values())
-    role = row_id if row_id in ("teacher", "baseline") else "method"
-    row = {
-        "id": row_id + suffix,
-        "label": row_id.upper() + suffix,
-        "role": role,
-        "method": "none" if role != "method" else row_id,
-        "teacher": None if role == "baseline" else "resnet50",
-        "student": None if role == "teacher" else "mobilenet_v1",
-        "ours": row_id == "hybrid_forward",
-        "paper_row": index,
-        "axes": dict(axes or {}),
-        "cells": [{"id": f"{row_id}{suffix}-s{seed}", "seed": seed} for seed in seeds],
-    }
-    return {**row, **changes}
+    return lines
 
 
 def make_run(
@@ -113,13 +85,12 @@ def make_run(
 ) -> list[Json]:
     """A whole table, done; seeds are `spread` apart."""
     values = {**TOP1, **(top1 or {})}
-    rows = [make_row(row_id, seeds) for row_id in ROWS]
+    rows = [make_row(NAME, row_id, seeds) for row_id in ROWS]
     for row in rows:
         for cell in row["cells"]:
             metrics = {"top1": values[row["id"]] + spread * cell["seed"], "top5": values[row["id"]] + 10}
-            folder = write_cell(root, cell["id"], metrics, **extra)
             shape = (hybrid or hybrid_shape()) if row["id"] == "hybrid_forward" else plain_shape
-            write_curve(folder, shape, cell["seed"], decay)
+            write_cell(root, cell["id"], metrics, curve_of(shape, cell["seed"], decay), **extra)
     return rows
 
 
@@ -135,7 +106,7 @@ def verdicts(root: Path, rows: Sequence[Json]) -> dict[str, tuple[str, str]]:
 def test_thirty_tables_with_unique_names() -> None:
     names = [record.name for record in all_tables()]
     assert len(names) == len(set(names)) == 30
-    listed = re.findall(r"^\| (\w+) \| (\w+) \| (\w+) \|", (ROOT / "tables/paper/README.md").read_text(), re.MULTILINE)
+    listed = re.findall(r"^\| (\w+) \| (\w+) \| (\w+) \|", (papers.FOLDER / "README.md").read_text(), re.MULTILINE)
     assert [(r.name, r.paper, r.table["id"]) for r in all_tables()] == [
         entry for entry in listed if entry[0] != "table"
     ]
@@ -148,7 +119,9 @@ def test_record_schema(record: Any) -> None:
         assert metric["better"] in ("higher", "lower")
         assert isinstance(metric["decimals"], int)
     assert record.rows
+    assert len({row["id"] for row in record.rows}) == len(record.rows)
     for row in record.rows:
+        assert re.fullmatch(r"\w+", row["id"])
         assert row["role"] in ("teacher", "baseline", "method", "unknown")
         assert row["teacher"] or row["student"]
         assert set(row["values"]) <= names
@@ -161,15 +134,21 @@ def test_record_schema(record: Any) -> None:
     assert all(isinstance(note, str) for note in record.table["notes"])
 
 
-@pytest.mark.parametrize("key", PAPERS)
+@pytest.mark.parametrize("key", papers.known())
 def test_claims_and_figures_are_whole(key: str) -> None:
     """An unquoted comma in a flow mapping would cut a sentence and make a key of its rest."""
     paper = load_paper(key)
+    assert paper["paper"]["key"] == key
     for claim in paper["claims"]:
         assert set(claim) <= {"id", "claim", "where", "holds_in_paper", "check", "numbers"}
     for figure in paper["figures"]:
         assert set(figure) <= {"id", "name", "kind", "plots", "numbers", "supports", "notes"}
         assert set(figure["supports"]) <= {claim["id"] for claim in paper["claims"]}
+
+
+def judges_of(paper: str) -> Mapping[str, Any]:
+    part = papers.part(paper, "claims")
+    return part.JUDGES if part else {}
 
 
 def test_every_claim_belongs_to_a_table_and_gets_a_verdict(tmp_path: Path) -> None:
@@ -178,11 +157,63 @@ def test_every_claim_belongs_to_a_table_and_gets_a_verdict(tmp_path: Path) -> No
         for claim in collect(record.name, [], tmp_path, "mini", "scenes")["claims"]:
             assert claim["verdict"] == "unknown"
             assert claim["evidence"].endswith(".")
-            assert claim["evidence"] == "No judge yet." or (record.paper, claim["id"]) in JUDGES
+            assert claim["evidence"] == "No judge yet." or claim["id"] in judges_of(record.paper)
             judged.add((record.paper, claim["id"]))
-    assert judged == {(key, claim["id"]) for key in PAPERS for claim in load_paper(key)["claims"]}
+    assert judged == {(key, claim["id"]) for key in papers.known() for claim in load_paper(key)["claims"]}
     ready = {"hybrid_forward": 14, "stage_by_stage": 12, "kcd": 14}
-    assert set(JUDGES) == {(paper, f"c{number}") for paper, count in ready.items() for number in range(1, count + 1)}
+    for paper, count in ready.items():
+        assert set(judges_of(paper)) == {f"c{number}" for number in range(1, count + 1)}
+
+
+MINE = """
+paper: {key: mine, order: 1, title: Mine, authors: [Me], venue: null}
+protocols:
+  small: {applies_to: [table1], dataset: CIFAR-100, schedule: {unit: epochs, total: 1}, lr: 0.1, batch_size: 64}
+tables:
+  - id: table1
+    name: my_table
+    caption: A table of mine
+    dataset: CIFAR-100
+    task: classification
+    metrics: [{name: top1, unit: percent, better: higher, decimals: 2}]
+    protocol: small
+    rows: [{id: alone, row: Alone, role: baseline, method: none, teacher: null, student: resnet8, values: {top1: 60.0}}]
+    notes: []
+figures: []
+claims:
+  - {id: c1, claim: It is above half, where: [table1], holds_in_paper: true, check: top-1 above 50}
+  - {id: c2, claim: It is fast, where: [table1], holds_in_paper: true, check: null}
+"""
+MY_CLAIMS = """
+from tables.judging import FAILS, HOLDS, Judges, rows_of
+
+JUDGES = Judges()
+
+
+@JUDGES.of("c1")
+def above_half(context):
+    (row,) = rows_of(context, "alone")
+    return HOLDS if row["mean"]["top1"] > 50 else FAILS, "by its top-1."
+"""
+
+
+def test_a_paper_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "record.yaml").write_text(MINE)
+    (tmp_path / "mine" / "claims.py").write_text(MY_CLAIMS)
+    monkeypatch.setattr(papers, "FOLDER", tmp_path)
+    monkeypatch.setattr(papers, "__path__", [str(tmp_path)])
+    papers.known.cache_clear()
+    try:
+        write_cell(tmp_path, "alone-s0", {"top1": 70.0})
+        folder = write_table("my_table", [make_row("my_table", "alone")], tmp_path, "mini", "scenes")
+        assert [record.name for record in all_tables.__wrapped__()] == ["my_table"]
+    finally:
+        papers.known.cache_clear()
+    table = json.loads((folder / "table.json").read_text())
+    assert table["rows"][0]["paper"] == {"top1": 60.0}
+    found = {claim["id"]: (claim["verdict"], claim["evidence"]) for claim in table["claims"]}
+    assert found == {"c1": ("holds", "By its top-1."), "c2": ("unknown", "No judge yet.")}
 
 
 def test_unknown_table_names_the_nearest() -> None:
@@ -222,11 +253,11 @@ def test_mean_and_spread_over_seeds(tmp_path: Path) -> None:
     values = np.array([[61.25, 80.5], [63.5, 82.0], [59.0, 83.25]])
     for seed, (top1, top5) in enumerate(values):
         write_cell(tmp_path, f"kd-s{seed}", {"top1": top1, "top5": top5})
-    row = collect(NAME, [make_row("kd", (0, 1, 2))], tmp_path, "mini")["rows"][0]
+    row = collect(NAME, [make_row(NAME, "kd", (0, 1, 2))], tmp_path, "mini")["rows"][0]
     np.testing.assert_allclose(list(row["mean"].values()), values.mean(axis=0))
     np.testing.assert_allclose(list(row["std"].values()), values.std(axis=0, ddof=1))
     assert [cell["metrics"]["top1"] for cell in row["cells"]] == [61.25, 63.5, 59.0]
-    one = collect(NAME, [make_row("kd")], tmp_path, "mini")["rows"][0]
+    one = collect(NAME, [make_row(NAME, "kd")], tmp_path, "mini")["rows"][0]
     assert one["mean"] == {"top1": 61.25, "top5": 80.5}
     assert one["std"] is None
 
@@ -241,7 +272,7 @@ def test_states_of_cells(tmp_path: Path) -> None:
     write_cell(tmp_path, "kd-s4", {"top1": float("nan"), "top5": 5.0})
     half = write_cell(tmp_path, "kd-s5", None)
     (half / "result.json").write_text('{"id": "kd-')
-    row = collect(NAME, [make_row("kd", range(6))], tmp_path, "mini")["rows"][0]
+    row = collect(NAME, [make_row(NAME, "kd", range(6))], tmp_path, "mini")["rows"][0]
     assert [cell["status"] for cell in row["cells"]] == ["failed", "failed", "missing", "missing", "done", "missing"]
     assert row["cells"][0]["error"] == "the loss is NaN"
     assert row["mean"] == {"top1": None, "top5": 5.0}
@@ -249,7 +280,7 @@ def test_states_of_cells(tmp_path: Path) -> None:
 
 
 def test_row_that_only_cites(tmp_path: Path) -> None:
-    folder = write_table(NAME, [make_row("kd", ())], tmp_path, "paper", "imagenet")
+    folder = write_table(NAME, [make_row(NAME, "kd", ())], tmp_path, "paper", "imagenet")
     row = json.loads((folder / "table.json").read_text())["rows"][0]
     assert (row["cells"], row["mean"], row["std"]) == ([], None, None)
     line = next(csv.DictReader((folder / "table.csv").open()))
@@ -260,7 +291,7 @@ def test_row_that_only_cites(tmp_path: Path) -> None:
 def test_axes_are_rows_of_their_own(tmp_path: Path) -> None:
     rows = []
     for number, value in enumerate(("dynamic", "0.1")):
-        rows.append(make_row("hybrid_forward", axes={"method.balance": value}))
+        rows.append(make_row(NAME, "hybrid_forward", axes={"method.balance": value}))
         write_cell(tmp_path, rows[-1]["cells"][0]["id"], {"top1": 70.0 + number, "top5": 90.0})
     folder = write_table(NAME, rows, tmp_path, "mini", "scenes")
     lines = list(csv.DictReader((folder / "table.csv").open()))
@@ -300,15 +331,19 @@ def test_comparable_only_with_the_papers_settings(
 
 
 def test_another_network_is_not_comparable(tmp_path: Path) -> None:
-    rows = [make_row("baseline", student="resnet20")]
+    rows = [make_row(NAME, "baseline", student="resnet20")]
     write_cell(tmp_path, "baseline-s0", {"top1": 1.0, "top5": 2.0}, config={"dataset": {"name": "imagenet"}})
     table = collect(NAME, rows, tmp_path, "paper")
     assert "student=resnet20 is not the paper's mobilenet_v1" in table["banner"]
 
 
-def test_printed_row_out_of_range(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="paper_row=7: table imagenet_compression has 7 printed rows"):
-        collect(NAME, [make_row("kd", paper_row=7)], tmp_path, "mini")
+def test_rows_that_are_not_printed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="row kdd: table imagenet_compression prints no such row .*'kd'"):
+        collect(NAME, [make_row(NAME, "kd", printed="kdd")], tmp_path, "mini")
+    row = make_row(NAME, "kd")
+    del row["printed"]
+    with pytest.raises(UserError, match="run the table again"):
+        collect(NAME, [row], tmp_path, "mini")
 
 
 # Claims
@@ -351,7 +386,7 @@ def test_verdicts_on_curves(
         # Means that differ by less than their noise: mirror the noise around zero.
         for row, shape in ((rows[1], plain_shape), (rows[6], hybrid_shape(**changes))):
             for cell in row["cells"]:
-                write_curve(tmp_path / "cells" / cell["id"], shape, cell["seed"], noise=0.0)
+                write_cell(tmp_path, cell["id"], None, curve_of(shape, cell["seed"], noise=0.0))
     found, evidence = verdicts(tmp_path, rows)[claim]
     assert found == verdict, evidence
 
@@ -425,13 +460,13 @@ def test_depths_come_from_the_result_or_the_papers_networks(tmp_path: Path) -> N
 
 def test_verdict_that_depends_on_an_axis_is_unknown(tmp_path: Path) -> None:
     rows = make_run(tmp_path, test_size=1000)
-    low = make_row("hybrid_forward", (0, 1, 2), {"method.balance": "0.1"})
+    low = make_row(NAME, "hybrid_forward", (0, 1, 2), {"method.balance": "0.1"})
     for cell in low["cells"]:
-        folder = write_cell(tmp_path, cell["id"], {"top1": 60.0 + 0.1 * cell["seed"], "top5": 80.0})
-        write_curve(folder, hybrid_shape(), cell["seed"])
+        scores = {"top1": 60.0 + 0.1 * cell["seed"], "top5": 80.0}
+        write_cell(tmp_path, cell["id"], scores, curve_of(hybrid_shape(), cell["seed"]))
     found = verdicts(tmp_path, [*rows, low])
     assert found["c1"][0] == "unknown"
-    assert "HYBRID_FORWARD-0.1: top-1 60.10" in found["c1"][1]
+    assert "HYBRID_FORWARD[method.balance=0.1]: top-1 60.10" in found["c1"][1]
     assert found["c5"][0] == "holds"
 
 
@@ -449,8 +484,8 @@ def test_first_decay(lr: list[float], expected: int | None) -> None:
 
 
 def test_long_records_are_kept_as_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_curve(tmp_path, plain_shape)
-    path, kept = tmp_path / "metrics.jsonl", tmp_path / "metrics.jsonl.npz"
+    path = records_file(write_cell(tmp_path, "kd-s0", None, curve_of(plain_shape)))
+    kept = path.with_name("metrics.jsonl.npz")
     plain = read_curve(path)
     assert plain is not None
     assert not kept.exists()
@@ -482,7 +517,7 @@ def test_downsampling_keeps_means() -> None:
 
 
 def test_a_table_without_results_prints_no_number_as_ours(tmp_path: Path) -> None:
-    folder = write_table(NAME, [make_row(row_id, (0, 1)) for row_id in ROWS], tmp_path, "mini", "scenes")
+    folder = write_table(NAME, [make_row(NAME, row_id, (0, 1)) for row_id in ROWS], tmp_path, "mini", "scenes")
     lines = [line for line in (folder / "table.md").read_text().splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert [cells[0][2].split(": ")[1], cells[0][3], cells[0][4].split(": ")[1]] == ["ours", "paper", "ours"]
@@ -602,17 +637,18 @@ def test_latex_is_escaped_and_balanced(tmp_path: Path) -> None:
 
 
 def test_printed_spreads(tmp_path: Path) -> None:
-    row = make_row("kd", (), paper_row=1)
+    row = make_row(NAME, "kd", (), printed="student_wrn_40_2_wrn_16_2")
     text = (write_table("distpro_cifar100", [row], tmp_path, "paper", "cifar100") / "table.md").read_text()
     assert "73.26 ± 0.05" in text
     assert "variance of 5 runs" in text
+    row = make_row(NAME, "kd", (), printed="ifvd")
     text = (write_table("cityscapes_distpro", [row], tmp_path, "paper", "cityscapes") / "table.md").read_text()
     assert "68.31 ± 0.00264" in text
 
 
 def test_the_command_of_a_run_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/somewhere/experiments/run.py", f"+table={NAME}", "seed=0,1", "a=b c"])
-    folder = write_table(NAME, [make_row("kd")], tmp_path, "mini", "scenes")
+    folder = write_table(NAME, [make_row(NAME, "kd")], tmp_path, "mini", "scenes")
     command = f"python -m experiments.run +table={NAME} seed=0,1 'a=b c'"
     assert json.loads((folder / "rows.json").read_text())["command"] == command
 
@@ -620,7 +656,7 @@ def test_the_command_of_a_run_is_kept(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_unwritable_output(tmp_path: Path) -> None:
     (tmp_path / "tables").write_text("a file where a folder should be")
     with pytest.raises(UserError, match="expected a folder to write to"):
-        write_table(NAME, [make_row("kd")], tmp_path, "mini", "scenes")
+        write_table(NAME, [make_row(NAME, "kd")], tmp_path, "mini", "scenes")
 
 
 # Command line

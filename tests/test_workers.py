@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from experiments.cell import folder_of, read_status
 from experiments.launch import Report
 from experiments.lifeline import started
 from experiments.plan import Agenda, Job, Times, makespan
 from experiments.progress import Display
 from experiments.workers import Pool, default_workers
+from kt.store import folder_of, read_status
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = "+table=imagenet_compression"

@@ -18,7 +18,7 @@ class TableSweeperConfig:
 
     Attributes:
         name: The table's name; None for the points of a sweep without a table.
-        rows: Row id -> `label`, `role`, `ours`, `paper_row` and `overrides` (key -> value, comma lists expand).
+        rows: Row id -> `label`, `role`, `ours`, `optional` and `overrides` (key -> value, comma lists expand).
         batch: How many cells to hand to the launcher at once; None for all that can run, except that the local
             submitit launcher, which starts everything it gets, then gets as many as there are CPU cores.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
+
+from kt.files import replacing
 
 Arrays = Mapping[str, NDArray]
 
@@ -31,10 +32,8 @@ def kept(path: Path | None, draw: Callable[[], Arrays]) -> Arrays:
         found = _read(path)
         if found is None:
             found = draw()
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            with open(temporary, "wb") as file:
+            with replacing(path) as file:
                 np.savez(file, **found)  # type: ignore[arg-type]
-            os.replace(temporary, path)
     return found
 
 

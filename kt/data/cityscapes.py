@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kt.data.dense_source import ReadImage, Source, mark_files, missing, no_images, quiet, unreadable
+from kt.files import write_text
 
 LAYOUT = (
     "the official cityscapes/leftImg8bit/{train,val}/<city>/*_leftImg8bit.png and "
@@ -154,9 +154,7 @@ def _annotations(root: Path, split: str, images: list[Path], place: Path) -> Pat
     path = place / f"cityscapes-boxes-{split}-{code}.json"
     if not path.exists():
         place.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(coco_form(root, images)))
-        os.replace(temporary, path)
+        write_text(path, json.dumps(coco_form(root, images)))
     return path
 
 

@@ -9,8 +9,9 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from kt.files import replacing
 from kt.hooks.records import Records
-from kt.phases import atomic_save, phase_folder, rank_and_world
+from kt.phases import phase_folder, rank_and_world
 from kt.transfer import TransferModel, export_student
 
 
@@ -71,7 +72,8 @@ class CheckpointHook(Hook):
             "offset": self.records.offset if self.records is not None else 0,
             "done": loop.epoch == loop.max_epochs,
         }
-        atomic_save(state, self._path(runner))
+        with replacing(self._path(runner)) as file:
+            torch.save(state, file)
 
 
 class SnapshotHook(Hook):
@@ -95,4 +97,5 @@ class SnapshotHook(Hook):
             folder = self.cell / "snapshots"
             folder.mkdir(exist_ok=True)
             model = getattr(runner.model, "module", runner.model)
-            atomic_save(export_student(model), folder / f"epoch_{loop.epoch}.pth")
+            with replacing(folder / f"epoch_{loop.epoch}.pth") as file:
+                torch.save(export_student(model), file)

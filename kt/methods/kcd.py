@@ -36,9 +36,10 @@ from torch import Tensor, nn
 
 from kt.consistency import StreamingConsistency
 from kt.errors import UserError
+from kt.files import replacing
 from kt.functional import channel_consistency, match_channels
 from kt.methods.base import METHODS, Method, Student, Teacher, build_method, find_method
-from kt.phases import Batch, Loss, Phase, PhaseLoop, atomic_save, everything, rank_and_world
+from kt.phases import Batch, Loss, Phase, PhaseLoop, everything, rank_and_world
 from kt.stages import Stage, as_map
 from kt.transfer import TransferModel, evaluating
 
@@ -417,7 +418,8 @@ class KnowledgeConsistent(Method):
         found |= {"seconds": seconds, "epoch": loop.epoch}
         if rank_and_world()[0] == 0:
             state = {key: value.detach().cpu() for key, value in self.transform.state_dict().items()}
-            atomic_save({**found, "transform": state}, loop.engine.folder / FILE)
+            with replacing(loop.engine.folder / FILE) as file:
+                torch.save({**found, "transform": state}, file)
         self.facts["transform"] = found
 
     def inconsistency(self, model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

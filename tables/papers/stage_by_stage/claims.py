@@ -1,36 +1,45 @@
 """Judges of the claims of stage by stage, c1 to c12.
 
 What may differ by chance: means over several seeds, their standard deviations; with one seed two binomial standard
-errors of an accuracy, and for average precisions what `tables.gap_claims` takes for none. The paper gives no numbers
+errors of an accuracy, and for average precisions what `tables.judging` takes for none. The paper gives no numbers
 for `nearly the same`, `close to the teacher` and `almost remains the same`: those below are our choice.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.cell import folder_of, read_result
-from tables.claims import (
+from kt.files import read_json
+from kt.store import read_results
+from tables.judging import (
+    FAILS,
+    HOLDS,
+    UNKNOWN,
     Context,
+    Gap,
+    Judges,
     Missing,
     Row,
     Verdict,
     agree,
+    all_hold,
+    beside,
     count_seeds,
+    demand_done,
+    demand_rows,
+    improvement,
     over_variants,
-    register,
+    rows_of,
     sampling_noise,
     show_value,
     undone,
 )
-from tables.curves import FAILS, HOLDS, UNKNOWN, Gap, all_hold
-from tables.gap_claims import improvement, needed
 from tables.records import find_table
 
-PAPER = "stage_by_stage"
+JUDGES = Judges()
+
 NEARLY = 0.5  # points of top-1 that are nearly the same; the paper's own rows differ by up to 0.38
 CLOSE = 1.0  # points below the teacher that are close to it
 SIZE = 0.5  # share of a printed lead that a lead of about that size reaches at least
@@ -44,35 +53,13 @@ LENGTHS = ("full", "split")
 # Rows and their differences
 
 
-def rows_of(context: Context, row_id: str) -> list[Row]:
-    """The variants of a row.
-
-    Raises:
-        Missing: The run has none.
-    """
-    found = context.named(row_id)
-    if not found:
-        raise Missing(needed(context, row_id))
-    return found
-
-
-def beside(context: Context, row_id: str, row: Row) -> Row:
-    """The variant of a row that is to be compared with `row`."""
-    found = [other for other in rows_of(context, row_id) if agree(row, other)]
-    if not found:
-        raise Missing(needed(context, row_id))
-    return found[0]
-
-
 def lead(context: Context, row: Row, other: Row, metric: str) -> Gap:
     """By how many points a row is above another.
 
     Raises:
         Missing: One of them is not done.
     """
-    lacking = list(dict.fromkeys(text for each in (row, other) if (text := undone(each, metric))))
-    if lacking:
-        raise Missing(f"Needs {'; '.join(lacking)}.")
+    demand_done((row, other), metric)
     if metric not in ("top1", "top5"):
         return improvement(context, row, other, metric)
     noises = [sampling_noise(context, each, metric)[0] for each in (row, other)]
@@ -99,9 +86,7 @@ def _nearly_same(context: Context, row: Row, other: Row) -> tuple[str, Gap, str]
 
 def _judge_fixed(context: Context, pairs: Sequence[tuple[str, str]]) -> Verdict:
     """Whether each first row has nearly the top-1 accuracy of its second one."""
-    lacking = [row_id for row_id in dict.fromkeys(each for pair in pairs for each in pair) if not context.named(row_id)]
-    if lacking:
-        raise Missing(needed(context, *lacking))
+    demand_rows(context, *dict.fromkeys(each for pair in pairs for each in pair))
 
     def judge_row(row: Row) -> Verdict:
         found = [_nearly_same(context, beside(context, one, row), beside(context, other, row)) for one, other in pairs]
@@ -112,19 +97,19 @@ def _judge_fixed(context: Context, pairs: Sequence[tuple[str, str]]) -> Verdict:
     return over_variants(rows_of(context, pairs[0][0]), judge_row)
 
 
-@register(PAPER, "c1")
+@JUDGES.of("c1")
 def fixed_features_suffice(context: Context) -> Verdict:
     """Top-1 of a fresh classifier on frozen features against end-to-end training, of student and teacher."""
     return _judge_fixed(context, [("student_fixed", "student"), ("teacher_fixed", "teacher")])
 
 
-@register(PAPER, "c2")
+@JUDGES.of("c2")
 def the_cut_does_not_matter(context: Context) -> Verdict:
     """Top-1 with only the first block frozen against end-to-end training."""
     return _judge_fixed(context, [("teacher_fixed_first_block", "teacher")])
 
 
-@register(PAPER, "c3")
+@JUDGES.of("c3")
 def distilled_features_suffice(context: Context) -> Verdict:
     """Top-1 of a fresh classifier on the features that KD gave against KD."""
     return _judge_fixed(context, [("kd_fixed", "kd")])
@@ -133,16 +118,10 @@ def distilled_features_suffice(context: Context) -> Verdict:
 COUNTS = [f"stages_{count}" for count in range(1, 5)]
 
 
-def _demand(context: Context, *row_ids: str) -> None:
-    lacking = [row_id for row_id in row_ids if not context.named(row_id)]
-    if lacking:
-        raise Missing(needed(context, *lacking))
-
-
-@register(PAPER, "c4")
+@JUDGES.of("c4")
 def every_count_beats_the_student(context: Context) -> Verdict:
     """Top-1 of K = 1 to 4 against the plain student."""
-    _demand(context, "student", *COUNTS)
+    demand_rows(context, "student", *COUNTS)
 
     def judge_row(row: Row) -> Verdict:
         student = beside(context, "student", row)
@@ -154,10 +133,10 @@ def every_count_beats_the_student(context: Context) -> Verdict:
     return over_variants(rows_of(context, COUNTS[-1]), judge_row)
 
 
-@register(PAPER, "c5")
+@JUDGES.of("c5")
 def more_stages_are_better(context: Context) -> Verdict:
     """Top-1 and top-5 rise with each further stage."""
-    _demand(context, *COUNTS)
+    demand_rows(context, *COUNTS)
 
     def judge_row(row: Row) -> Verdict:
         rows = [beside(context, row_id, row) for row_id in COUNTS]
@@ -184,10 +163,10 @@ def _printed(context: Context, claim: str) -> list[float]:
     return next(each["numbers"] for each in context.record.document["claims"] if each["id"] == claim)
 
 
-@register(PAPER, "c6")
+@JUDGES.of("c6")
 def four_stages_lead(context: Context) -> Verdict:
     """Top-1 of K = 4 minus the student's and minus K = 1, against the printed 4.7 and 2.4."""
-    _demand(context, "student", COUNTS[0], COUNTS[-1])
+    demand_rows(context, "student", COUNTS[0], COUNTS[-1])
 
     def judge_row(row: Row) -> Verdict:
         others = [beside(context, "student", row), beside(context, COUNTS[0], row)]
@@ -219,10 +198,10 @@ def _best(context: Context, row: Row, others: Sequence[str], metrics: Sequence[s
     return all_hold(verdicts), "; ".join(texts), gaps
 
 
-@register(PAPER, "c7")
+@JUDGES.of("c7")
 def best_on_cifar(context: Context) -> Verdict:
     """Top-1 and top-5 against KD, FitNets, AT and NST, and top-1 against the teacher."""
-    _demand(context, "stagewise", "teacher", *OTHERS)
+    demand_rows(context, "stagewise", "teacher", *OTHERS)
 
     def judge_row(row: Row) -> Verdict:
         verdict, text, gaps = _best(context, row, OTHERS, ("top1", "top5"))
@@ -234,11 +213,11 @@ def best_on_cifar(context: Context) -> Verdict:
     return over_variants(rows_of(context, "stagewise"), judge_row)
 
 
-@register(PAPER, "c8")
+@JUDGES.of("c8")
 def best_on_imagenet(context: Context) -> Verdict:
     """Top-1 and top-5 against every other student."""
     others = ("student", *OTHERS)
-    _demand(context, "stagewise", *others)
+    demand_rows(context, "stagewise", *others)
 
     def judge_row(row: Row) -> Verdict:
         verdict, text, gaps = _best(context, row, others, ("top1", "top5"))
@@ -247,11 +226,11 @@ def best_on_imagenet(context: Context) -> Verdict:
     return over_variants(rows_of(context, "stagewise"), judge_row)
 
 
-@register(PAPER, "c10")
+@JUDGES.of("c10")
 def best_on_coco(context: Context) -> Verdict:
     """mAP against the student (printed: 1.0 more) and against FitNets, AT and NST."""
     others = OTHERS[1:]
-    _demand(context, "stagewise", "student", *others)
+    demand_rows(context, "stagewise", "student", *others)
 
     def judge_row(row: Row) -> Verdict:
         verdict, text, gaps = _best(context, row, others, ("map",))
@@ -280,23 +259,20 @@ def elsewhere(context: Context, name: str) -> Context:
     scales = [(result.get("config") or {}).get("scale", {}).get("name") for result in context.results.values()]
     scale = next((each for each in scales if each), "mini")
     path = context.output_root / "tables" / name / scale / "table.json"
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    except (OSError, ValueError, KeyError):
-        raise Missing(f"Needs the table {name} at the same scale: +table={name} scale={scale}.") from None
+    rows = (read_json(path) or {}).get("rows")
+    if rows is None:
+        raise Missing(f"Needs the table {name} at the same scale: +table={name} scale={scale}.")
     ids = {cell["id"] for row in rows for cell in row["cells"]}
-    found = {cell_id: read_result(folder_of(context.output_root, cell_id)) for cell_id in ids}
-    results = {cell_id: result for cell_id, result in found.items() if result is not None}
-    return Context(find_table(name), rows, results, context.output_root)
+    return Context(find_table(name), rows, read_results(context.output_root, ids), context.output_root)
 
 
-@register(PAPER, "c9")
+@JUDGES.of("c9")
 def others_change_order(context: Context) -> Verdict:
     """Top-1 of FitNets above AT's on CIFAR-100 and below it on ImageNet."""
     gaps, texts = [], []
     for name, better, worse in ((CIFAR, "fitnet", "at"), (IMAGENET, "at", "fitnet")):
         there = elsewhere(context, name)
-        _demand(there, better, worse)
+        demand_rows(there, better, worse)
         row = rows_of(there, better)[0]
         other = beside(there, worse, row)
         gaps.append(lead(there, row, other, "top1"))
@@ -304,14 +280,14 @@ def others_change_order(context: Context) -> Verdict:
     return all_hold([found.verdict for found in gaps]), f"top-1 {'; '.join(texts)} points ({_source(gaps)})."
 
 
-@register(PAPER, "c12")
+@JUDGES.of("c12")
 def first_everywhere(context: Context) -> Verdict:
     """Stage by stage leads every other student on CIFAR-100, ImageNet and COCO."""
     verdicts, texts, gaps = [], [], []
     for name, metric in ((CIFAR, "top1"), (IMAGENET, "top1"), (COCO, "map")):
         there = elsewhere(context, name)
         others = [row_id for row_id in ("student", *OTHERS) if row_id != "kd" or name != COCO]
-        _demand(there, "stagewise", *others)
+        demand_rows(there, "stagewise", *others)
         row = rows_of(there, "stagewise")[0]
         verdict, text, found = _best(there, row, others, (metric,))
         better = sum(beside(there, row_id, row)["mean"][metric] > row["mean"][metric] for row_id in others)
@@ -325,8 +301,7 @@ def first_everywhere(context: Context) -> Verdict:
 
 
 def _mean_results(context: Context, row: Row) -> list[Mapping[str, Any]]:
-    if text := undone(row):
-        raise Missing(f"Needs {text}.")
+    demand_done([row])
     return [context.results[cell["id"]] for cell in row["cells"] if cell["id"] in context.results]
 
 
@@ -364,7 +339,7 @@ def _staged(context: Context) -> tuple[Context, list[Row]]:
     raise Missing("Needs a finished row of stage by stage with two stages or more: +table=stage_count.")
 
 
-@register(PAPER, "c11")
+@JUDGES.of("c11")
 def cost_is_that_of_one_training(context: Context) -> Verdict:
     """Operations and measured time of all phases over those of end-to-end mimicking (K = 1), for both phase lengths.
 

@@ -11,39 +11,36 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from tables.claims import (
+from tables.judging import (
+    FAILS,
+    HOLDS,
+    UNKNOWN,
     Context,
-    Missing,
+    Gap,
+    Judges,
     Row,
     Verdict,
-    agree,
+    all_hold,
+    beside,
     count_seeds,
+    demand_done,
     over_variants,
-    register,
+    rows_of,
     sampling_noise,
     show_value,
-    undone,
+    signed,
 )
-from tables.curves import FAILS, HOLDS, UNKNOWN, Gap, all_hold, signed
-from tables.gap_claims import needed
+
+JUDGES = Judges()
 
 PAIRS = ("fitnet", "ab", "rkd", "rco")  # what the transform is combined with
 STRONGLY = 2.0  # an overlap rises strongly if it becomes at least so many times as large
 FAR_BELOW = 50.0  # percent: an overlap far below 100
 
 
-def row_of(context: Context, row_id: str, like: Row | None = None) -> Row:
-    """The row of an id that has the axes of another row."""
-    found = [row for row in context.named(row_id) if like is None or agree(like, row)]
-    if not found:
-        raise Missing(needed(context, row_id))
-    return found[0]
-
-
 def difference(context: Context, row: Row, other: Row, name: str = "top1") -> Gap:
     """By how much a row is better than another, with what it may differ by chance."""
-    if lacking := [text for each in (row, other) if (text := undone(each, name))]:
-        raise Missing(f"Needs {'; '.join(lacking)}.")
+    demand_done((row, other), name)
     better = next(metric["better"] for metric in context.record.metrics if metric["name"] == name)
     sign = 1 if better == "higher" else -1
     seeds = min(len(row["cells"]), len(other["cells"]))
@@ -75,8 +72,7 @@ def compare(context: Context, pairs: Sequence[tuple[Row, Row]], name: str = "top
 
 def for_each(context: Context, row_id: str, judge_row: Callable[[Row], Verdict]) -> Verdict:
     """A verdict over all variants of a row."""
-    row_of(context, row_id)
-    return over_variants(context.named(row_id), judge_row)
+    return over_variants(rows_of(context, row_id), judge_row)
 
 
 def ordered(
@@ -85,7 +81,7 @@ def ordered(
     """Whether in every pair of row ids the first is better (or what `judge` says of the difference)."""
 
     def judge_row(row: Row) -> Verdict:
-        rows = [tuple(row_of(context, each, row) for each in pair) for pair in pairs]
+        rows = [tuple(beside(context, each, row) for each in pair) for pair in pairs]
         gaps, text = compare(context, [(first, second) for first, second in rows])
         verdicts = [judge(found) if judge else found.verdict for found in gaps]
         return all_hold(verdicts), f"top-1 in points, {text} ({count_seeds(gaps[0].seeds)})."
@@ -93,26 +89,26 @@ def ordered(
     return for_each(context, row_id, judge_row)
 
 
-@register("kcd", "c1")
+@JUDGES.of("c1")
 def bipartite_is_best(context: Context) -> Verdict:
     """Bipartite above greedy above random and no transform."""
     pairs = [("bipartite", "greedy"), ("greedy", "random"), ("greedy", "baseline")]
     return ordered(context, "bipartite", pairs)
 
 
-@register("kcd", "c2")
+@JUDGES.of("c2")
 def random_is_as_good_as_none(context: Context) -> Verdict:
     """Random and no transform differ by no more than chance."""
     return ordered(context, "random", [("random", "baseline")], same)
 
 
-@register("kcd", "c3")
+@JUDGES.of("c3")
 def learned_are_worst(context: Context) -> Verdict:
     """Both learned transforms below the random one."""
     return ordered(context, "random", [("random", "subnet_fc"), ("random", "subnet_res")])
 
 
-@register("kcd", "c4")
+@JUDGES.of("c4")
 def correlation_is_best(context: Context) -> Verdict:
     """Correlation above each other metric, and all above no transform."""
     others = ("l1", "l2", "cosine", "kl")
@@ -120,16 +116,16 @@ def correlation_is_best(context: Context) -> Verdict:
     return ordered(context, "correlation", pairs)
 
 
-@register("kcd", "c5")
+@JUDGES.of("c5")
 def only_its_own_initialisation(context: Context) -> Verdict:
     """The own initial weights above the others, and those near no transform; the same for the teacher's."""
 
     def judge_row(row: Row) -> Verdict:
         verdicts, texts = [], []
         for own in ("S", "T"):
-            others = [row_of(context, f"{own}{i}", row) for i in (1, 2, 3)]
-            gaps, text = compare(context, [(row_of(context, own, row), other) for other in others])
-            near, near_text = compare(context, [(other, row_of(context, "baseline", row)) for other in others])
+            others = [beside(context, f"{own}{i}", row) for i in (1, 2, 3)]
+            gaps, text = compare(context, [(beside(context, own, row), other) for other in others])
+            near, near_text = compare(context, [(other, beside(context, "baseline", row)) for other in others])
             verdicts += [*(found.verdict for found in gaps), *(same(found) for found in near)]
             texts += [text, near_text]
         return all_hold(verdicts), f"top-1 in points, {'; '.join(texts)}."
@@ -137,13 +133,13 @@ def only_its_own_initialisation(context: Context) -> Verdict:
     return for_each(context, "S", judge_row)
 
 
-@register("kcd", "c6")
+@JUDGES.of("c6")
 def both_must_be_trained(context: Context) -> Verdict:
     """Trained student and teacher above every other of the four."""
     return ordered(context, "S_T", [("S_T", other) for other in ("S0_T0", "S0_T", "S_T0")])
 
 
-@register("kcd", "c7")
+@JUDGES.of("c7")
 def dynamic_is_not_better(context: Context) -> Verdict:
     """Dynamic not above static by more than chance."""
 
@@ -153,12 +149,12 @@ def dynamic_is_not_better(context: Context) -> Verdict:
     return ordered(context, "dynamic", [("dynamic", "static")], not_better)
 
 
-@register("kcd", "c8")
+@JUDGES.of("c8")
 def more_transforms_help_slightly(context: Context) -> Verdict:
     """The most transforms above one, and no row with more below a row with fewer by more than chance."""
 
     def judge_row(row: Row) -> Verdict:
-        rows = [row_of(context, row_id, row) for row_id in ("K1", "K10", "K100", "K1000")]
+        rows = [beside(context, row_id, row) for row_id in ("K1", "K10", "K100", "K1000")]
         gaps, text = compare(context, [(rows[3], rows[0]), *zip(rows[1:], rows[:-1], strict=True)])
         falls = FAILS if any(found.verdict == FAILS for found in gaps[1:]) else HOLDS
         return all_hold([gaps[0].verdict, falls]), f"top-1 in points, {text} ({count_seeds(gaps[0].seeds)})."
@@ -171,7 +167,7 @@ def _students(context: Context) -> list[str]:
     return ["half", "full"] if context.record.name == "cifar100_kcd" else ["r18", "mbv2"]
 
 
-@register("kcd", "c9")
+@JUDGES.of("c9")
 def transform_improves_others(context: Context) -> Verdict:
     """Every combination above the method alone, for both students."""
     suffixes = _students(context)
@@ -179,20 +175,20 @@ def transform_improves_others(context: Context) -> Verdict:
     return ordered(context, pairs[0][0], pairs)
 
 
-@register("kcd", "c10")
+@JUDGES.of("c10")
 def named_gains(context: Context) -> Verdict:
     """Ours + RKD above RKD for the half-wide student, ours + RCO above the lone full one."""
     return ordered(context, "kcd_rkd_half", [("kcd_rkd_half", "rkd_half"), ("kcd_rco_full", "none_full")])
 
 
-@register("kcd", "c11")
+@JUDGES.of("c11")
 def detection_is_ordered(context: Context) -> Verdict:
     """AP: ours above L2 above the lone student, for both backbones."""
 
     def judge_row(row: Row) -> Verdict:
         pairs = []
         for name in ("r18", "r50"):
-            ours, plain, alone = (row_of(context, f"{kind}_{name}", row) for kind in ("kcd", "l2", "student"))
+            ours, plain, alone = (beside(context, f"{kind}_{name}", row) for kind in ("kcd", "l2", "student"))
             pairs += [(ours, plain), (plain, alone)]
         gaps, text = compare(context, pairs, "ap")
         # Nothing can be said of detectors that find nothing.
@@ -206,18 +202,17 @@ def detection_is_ordered(context: Context) -> Verdict:
 
 def _overlaps(context: Context, row: Row) -> Mapping[str, float]:
     names = [metric["name"] for metric in context.record.metrics]
-    if text := undone(row, *names):
-        raise Missing(f"Needs {text}.")
+    demand_done([row], *names)
     return {name: row["mean"][name] for name in names}
 
 
-@register("kcd", "c12")
+@JUDGES.of("c12")
 def overlap_rises_strongly(context: Context) -> Verdict:
     """Every overlap at least `STRONGLY` times as large after the transform, and below half before."""
 
     def judge_row(row: Row) -> Verdict:
         after = _overlaps(context, row)
-        before = _overlaps(context, row_of(context, "student_teacher", row))
+        before = _overlaps(context, beside(context, "student_teacher", row))
         rises = [HOLDS if after[name] >= STRONGLY * before[name] and after[name] > 0 else FAILS for name in after]
         small = [HOLDS if value < FAR_BELOW else FAILS for value in before.values()]
         shown = ", ".join(f"{before[name]:.1f} to {after[name]:.1f}" for name in after)
@@ -227,7 +222,7 @@ def overlap_rises_strongly(context: Context) -> Verdict:
     return for_each(context, "transformed", judge_row)
 
 
-@register("kcd", "c13")
+@JUDGES.of("c13")
 def initialisations_differ(context: Context) -> Verdict:
     """Every overlap of two students far below 100 percent (`FAR_BELOW`)."""
 
@@ -240,13 +235,13 @@ def initialisations_differ(context: Context) -> Verdict:
     return for_each(context, "two_students", judge_row)
 
 
-@register("kcd", "c14")
+@JUDGES.of("c14")
 def distances_fall(context: Context) -> Verdict:
     """Both distances: lower with the transform before training, lower after every method, lowest with the transform."""
 
     def judge_row(row: Row) -> Verdict:
-        solo, moved = row_of(context, "solo", row), row_of(context, "solo_transformed", row)
-        taught = [(row_of(context, f"kcd_{name}", row), row_of(context, name, row)) for name in PAIRS]
+        solo, moved = beside(context, "solo", row), beside(context, "solo_transformed", row)
+        taught = [(beside(context, f"kcd_{name}", row), beside(context, name, row)) for name in PAIRS]
         verdicts, texts = [], []
         for name, shown in (("kl_divergence", "KL"), ("l2_distance", "L2")):
             before = difference(context, moved, solo, name).verdict

@@ -5,7 +5,6 @@ The paper has no such plot; it shows whether each stage has learnt all it can be
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from tables.claims import Context, Row, count_seeds
+from kt.store import folder_of, read_records, records_file
 from tables.curves import Array, read_curve
-from tables.figures import EXTRAS, Drawing, Line, Panel, mean_line
+from tables.judging import Context, Row, count_seeds
+from tables.plotting import Drawing, Line, Panel, mean_line
 
 SCORES = {"top1": "top-1 accuracy (%)", "ap": "AP (%)", "miou": "mIoU (%)"}
 
@@ -25,7 +25,7 @@ def _cells(context: Context, row: Row) -> list[tuple[Path, Mapping[str, Any]]]:
     done = [cell["id"] for cell in row["cells"] if cell["status"] == "done"]
     results = {cell_id: context.results.get(cell_id, {}) for cell_id in done}
     return [
-        (context.output_root / "cells" / cell_id / "metrics.jsonl", result)
+        (records_file(folder_of(context.output_root, cell_id)), result)
         for cell_id, result in results.items()
         if result.get("stages")
     ]
@@ -50,7 +50,7 @@ def _scores(paths: Sequence[Path], start: float) -> Line | None:
     """Scores of the student on the test set in the last phase, mean over seeds."""
     found = []
     for path in paths:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if '"kind": "eval"' in line]
+        rows = list(read_records(path, "eval"))
         name = next((name for name in SCORES if rows and name in rows[-1]), None)
         if name is None:
             return None
@@ -103,10 +103,7 @@ def phases_of_row(context: Context, row: Row) -> Drawing | None:
     return Drawing(figure, caption, panels, f"Phases of {row['label']}")
 
 
-def all_phases(context: Context) -> list[Drawing]:
+def further(context: Context) -> list[Drawing]:
     """One drawing for each row that was trained stage by stage."""
     found = [phases_of_row(context, row) for row in context.rows if row["method"] == "stagewise"]
     return [drawing for drawing in found if drawing is not None]
-
-
-EXTRAS["stage_by_stage"] = all_phases
