@@ -28,8 +28,11 @@ from filelock import FileLock, Timeout
 
 from experiments.progress import Display, cell_log, current
 from experiments.schema import ANALYSES, METHODS, Dataset, Need
+from kt import ranks
 from kt.errors import UserError, nearest
 from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS
+from kt.ranks import launched as world_size
+from kt.ranks import launched_first as is_first
 
 Config = dict[str, Any]
 
@@ -388,31 +391,12 @@ def read_status(folder: Path, evaluation: str | None = None) -> Config:
     return {**status, "status": "failed", "error": "the process was killed", "killed": True}
 
 
-def world_size() -> int:
-    """How many processes torchrun has started for this command."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_first() -> bool:
-    """Whether this process is the one that decides, locks and writes."""
-    return world_size() == 1 or int(os.environ.get("RANK", "0")) == 0
-
-
 def agree(value: Any) -> Any:
     """The first rank's value, on every rank."""
     if world_size() == 1:
         return value
-    import datetime
-
-    import torch
-
-    if not torch.distributed.is_initialized():
-        # A rank may wait as long as the first one waits for a lock.
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        torch.distributed.init_process_group(backend, timeout=datetime.timedelta(days=7))
-    box = [value]
-    torch.distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-    return box[0]
+    ranks.join()
+    return ranks.from_first(value)
 
 
 @contextlib.contextmanager

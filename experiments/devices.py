@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from experiments.workers import CELLS_PER_GPU
 from kt.errors import UserError
+from kt.ranks import local_rank
 
 # Held until this process ends, so that cells side by side take different GPUs.
 _held: tuple[int, FileLock] | None = None
@@ -22,8 +23,9 @@ def free_gpu() -> int:
     Where each holds one, cells share them evenly; where all are full, the first one takes the rest.
     """
     global _held
-    if "LOCAL_RANK" in os.environ:
-        return int(os.environ["LOCAL_RANK"])
+    own = local_rank()
+    if own is not None:
+        return own
     if _held is None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
