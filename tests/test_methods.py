@@ -17,7 +17,7 @@ from kt.errors import UserError
 from kt.hooks.records import NonFiniteLossError
 from kt.methods import METHODS, build_method
 from kt.models import build_network
-from kt.phases import phase_folder
+from kt.phase import phase_folder
 from kt.train import fit
 from method_settings import DATASET, SCHEDULE, SETTINGS, make_data, make_model
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kt.classifier import Classifier
 from kt.dense import Backbone, DenseModel
 from kt.errors import UserError, nearest
-from kt.phases import Batch, Phase
+from kt.phase import Batch, Phase
 from kt.stages import Stage
 from kt.transfer import TransferModel
 
