@@ -65,6 +65,17 @@ def build_optimizer(schedule: Mapping[str, Any], groups: list[dict[str, Any]]) -
     raise UserError(f"schedule.optimizer={kind!r}: expected one of sgd, adam, adamw")
 
 
+def start_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Starts SGD's momentum at zero where a parameter has its first gradient: later than others, torch's kernel fails.
+
+    The first step is the same: there the momentum becomes the gradient.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("momentum") else ():
+            if parameter.grad is not None and optimizer.state[parameter].get("momentum_buffer") is None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
 def open_groups(model: TransferModel, phase: Phase) -> dict[str, list[dict[str, Any]]]:
     """The parameter groups of a phase's optimizers by name; they alone get gradients from now.
 
@@ -259,6 +270,7 @@ class PhaseLoop(BaseLoop):
             for parameter, mean in zip(parameters, ranks.mean_gradients(grads, parameters), strict=True):
                 # A copy: clipping works in place, and fused optimizers rely on a parameter's own memory layout.
                 parameter.grad = None if mean is None else torch.empty_like(parameter).copy_(mean)
+            start_momentum(self.optimizers[name].optimizer)
             self.optimizers[name].step()
             self.optimizers[name].zero_grad()
 
