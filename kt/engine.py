@@ -229,8 +229,8 @@ class PhaseLoop(BaseLoop):
                 group["lr"] = group["base_lr"] * factor
         if self.phase.step is not None:
             with self.autocast():
-                logged = self.phase.step(self, self.model.student.prepare(self.numbered(batch)))
-            return {name: value.detach() for name, value in logged.items()}
+                scalars = self.phase.step(self, self.model.student.prepare(self.numbered(batch)))
+            return {name: torch.as_tensor(value, device=self.device).detach() for name, value in scalars.items()}
         (optimizer,) = self.optimizers.values()
         with optimizer.optim_context(self.runner.model), self.autocast():
             loss, logged = self.runner.model(**self.numbered(batch), mode="loss")
@@ -343,7 +343,7 @@ class PhaseRunner(Runner):
             ranks.overwrite_from_first([*model.parameters(), *model.buffers()])
             return model
         devices = None if self.engine.device.type == "cpu" else [self.engine.device]
-        # Running statistics stay each rank's own and are averaged at the end of an epoch (`kt.hooks.SyncBuffers`).
+        # Running statistics stay each rank's own and are averaged at the end of an epoch (`kt.hooks.SyncBuffersHook`).
         return MMDistributedDataParallel(module=model, device_ids=devices, broadcast_buffers=False)
 
     def _log_env(self, env_cfg: Any) -> None:

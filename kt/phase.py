@@ -32,7 +32,7 @@ Batch = dict[str, Any]
 Model: TypeAlias = Any  # a `kt.transfer.TransferModel`; it holds the phase it is in, and so is not imported here
 Groups = Callable[[Model], list[dict[str, Any]]]
 Loss: TypeAlias = "Callable[[Model, Batch], tuple[Tensor, dict[str, Tensor]]]"
-Step: TypeAlias = "Callable[[Loop, Batch], dict[str, Tensor]]"
+Step: TypeAlias = "Callable[[Loop, Batch], Mapping[str, Tensor | float]]"
 
 MAIN = "main"  # the optimizer of a phase that has one
 TRAIN = "train"  # the loader whose batches a phase goes through

@@ -79,7 +79,7 @@ def fit(
     """
     cell = Path(folder)
     settings = {**DEFAULT_SCHEDULE, **(schedule or {})}
-    phases: list[Phase] = model.method.phases() if settings["epochs"] > 0 else []
+    phases: list[Phase] = model.method.phases() if settings["epochs"] != 0 else []
     loaders = [{TRAIN: data.train, **{name: made(data) for name, made in each.loaders.items()}} for each in phases]
     if settings["iterations"]:
         for each in loaders:

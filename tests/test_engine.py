@@ -126,7 +126,7 @@ class Auxiliary(Method):
             target = target + self.noise * torch.randn_like(target)
         return hint(self.regressor(levels[-1]), target)
 
-    def step(self, loop: Loop, batch: Batch) -> dict[str, Tensor]:
+    def step(self, loop: Loop, batch: Batch) -> dict[str, Tensor | float]:
         for _ in range(1 + batch["step"] % 2):
             other = loop.next("held_out")
             assert (other["step"], other["total"]) == (loop.iter, loop.max_iters)
@@ -141,7 +141,11 @@ class Auxiliary(Method):
         output = loop.model.student.task(levels, batch)
         match = self.mismatch(loop.model, batch, levels)
         loop.update("main", output.loss + match)
-        logged = {"loss": output.loss, "loss_match": match, "progress": torch.tensor(batch["step"] / batch["total"])}
+        logged: dict[str, Tensor | float] = {
+            "loss": output.loss,
+            "loss_match": match,
+            "progress": batch["step"] / batch["total"],
+        }
         return {**logged, "loss_aux": loss} if batch["step"] % 2 else logged
 
 
@@ -395,7 +399,7 @@ def test_a_loss_sees_where_its_batch_stands(tmp_path: Path) -> None:
         return model.student.task(model.student.extract(batch["inputs"]), batch).loss, {}
 
     model.method.phases = lambda: [Phase("train", loss, trains=only(student_alone), loaders={"train": training_part})]
-    fit(model, data, tmp_path, {**schedule, "iterations": 4, "interval": 2})
+    fit(model, data, tmp_path, {**schedule, "epochs": None, "iterations": 4, "interval": 2})
     assert seen == [(step, 4) for step in range(4)]
 
 

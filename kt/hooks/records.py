@@ -97,7 +97,8 @@ class RecordHook(Hook):
         if not self.rows:
             return
         phase = runner.train_loop.phase.name
-        values = iter(torch.stack([each.float() for _, scalars in self.rows for each in scalars.values()]).tolist())
+        buffered = [each.float() for _, scalars in self.rows for each in scalars.values()]
+        values = iter(torch.stack(buffered).tolist() if buffered else [])
         seconds = time.perf_counter() - self.started
         self.rates.append((self.images, seconds))
         rate = round(self.images / max(seconds, 1e-9), 1)
