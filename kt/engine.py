@@ -332,15 +332,13 @@ class PhaseRunner(Runner):
         return PhaseLoop(self, self.loaders, self.phase, self.phase_index, self.engine)
 
     def wrap_model(self, model_wrapper_cfg: Any, model: TransferModel) -> nn.Module:
-        """Puts the model on the engine's device; where there are several processes, all start from the first's weights.
+        """Puts the model on the engine's device; a phase with a loss goes under DDP where there are several processes.
 
-        A phase with a loss goes under DDP; a step averages its gradients itself (`PhaseLoop.update`).
+        A step averages its gradients itself (`PhaseLoop.update`). Either way mmengine then sends the first process's
+        weights and buffers to all.
         """
         model.place(self.engine.device)
-        if not self.distributed:
-            return model
-        if self.phase.step is not None:
-            ranks.overwrite_from_first([*model.parameters(), *model.buffers()])
+        if not self.distributed or self.phase.step is not None:
             return model
         devices = None if self.engine.device.type == "cpu" else [self.engine.device]
         # Running statistics stay each rank's own and are averaged at the end of an epoch (`kt.hooks.SyncBuffersHook`).

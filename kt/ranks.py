@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -82,17 +82,6 @@ def from_first(value: Any) -> Any:
     box = [value]
     group.broadcast_object_list(box, src=0, device=torch.device("cpu"))
     return box[0]
-
-
-def overwrite_from_first(tensors: Iterable[Tensor]) -> None:
-    """Gives tensors in place the first process's values."""
-    group = _group()
-    if group is None:
-        return
-    for tensor in tensors:
-        values = tensor.detach().contiguous()  # what travels must lie in one piece
-        group.broadcast(values, src=0)
-        tensor.detach().copy_(values)
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
