@@ -138,10 +138,10 @@ class Engine:
     precision: str = "fp32"
     hooks: Callable[[int, Phase], list[Hook]] = field(default=lambda index, phase: [])
 
-    def autocast(self) -> contextlib.AbstractContextManager:
-        """The mixed-precision context of every forward pass."""
+    def autocast(self, cache: bool = True) -> contextlib.AbstractContextManager:
+        """The mixed-precision context of every forward pass; without a cache it casts weights anew whenever used."""
         if self.precision == "bf16":
-            return torch.autocast(self.device.type, torch.bfloat16)
+            return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=cache)
         return contextlib.nullcontext()
 
 
@@ -228,7 +228,8 @@ class PhaseLoop(BaseLoop):
             for group in optimizer.optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
         if self.phase.step is not None:
-            with self.autocast():
+            # Cached weights would be those before an update, and without a graph where first used without one.
+            with self.engine.autocast(cache=False):
                 scalars = self.phase.step(self, self.model.student.prepare(self.numbered(batch)))
             return {name: torch.as_tensor(value, device=self.device).detach() for name, value in scalars.items()}
         (optimizer,) = self.optimizers.values()

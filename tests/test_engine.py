@@ -342,6 +342,27 @@ def test_an_update_is_torchs_own_step(loop: PhaseLoop) -> None:
         torch.testing.assert_close(value, expected, rtol=0, atol=1e-6, msg=key)
 
 
+def test_mixed_precision_sees_every_update(tmp_path: Path) -> None:
+    model, data, schedule = make_cell("still")
+    losses = []
+
+    def step(loop: Loop, batch: Batch) -> dict[str, float]:
+        with torch.no_grad():
+            assert loop.model.student.extract(batch["inputs"])[-1].dtype == torch.bfloat16
+        for _ in range(2):
+            loss = loop.model.student.task(loop.model.student.extract(batch["inputs"]), batch).loss
+            losses.append(float(loss))
+            loop.update("main", loss)
+        return {}
+
+    start = bits(model.student.state_dict())
+    model.method.phases = lambda: [Phase("train", step=step, trains=only(student_alone))]
+    schedule |= {"lr": 1.0, "clip_grad": None, "iterations": 1, "interval": 1}
+    fit(model, data, tmp_path, schedule, precision="bf16")
+    after = bits(model.student.state_dict())
+    assert losses[0] != losses[1] and all(after[key] != start[key] for key in start)
+
+
 def test_wrong_names_and_arguments_are_one_clear_line(loop: PhaseLoop) -> None:
     with pytest.raises(ValueError, match=r"^phase 'train' has no further loader 'train'; it has: held_out$"):
         loop.next("train")
