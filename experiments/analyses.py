@@ -22,7 +22,7 @@ from kt.errors import UserError
 from kt.files import replacing
 from kt.functional import channel_divergence, channel_overlap, feature_l2
 from kt.methods.kcd import FILE, ChannelTransform, LearnedTransform, read_transform
-from kt.phases import rank_and_world
+from kt.ranks import is_first, sum_over_ranks
 from kt.stages import as_map
 from kt.transfer import freeze_teacher
 
@@ -119,7 +119,7 @@ def overlap(networks: Mapping[str, Any], folder: Path, data: Data, device: torch
     shown = names.index(SHOWN_CLASS) if SHOWN_CLASS in names else 0
     counts = torch.zeros(classes, device=device)
     means = [torch.zeros(classes, channels, device=device) for _ in range(2)]
-    pictures: list[Tensor | float] = [0.0, 0.0]
+    pictures: list[Any] = [0.0, 0.0]  # tensors once there is an image
     for labels, *maps in pairs_of_maps(data.train.plain(), last_map(ours), other):
         counts.index_add_(0, labels, torch.ones(len(labels), device=device))
         for index, found in enumerate(maps):
@@ -127,13 +127,12 @@ def overlap(networks: Mapping[str, Any], folder: Path, data: Data, device: torch
             active = found.relu()
             means[index].index_add_(0, labels, active.mean((2, 3)))
             pictures[index] = pictures[index] + active[labels == shown].sum(0)
-    if rank_and_world()[1] > 1:
-        for total in (counts, *means, *pictures):
-            torch.distributed.all_reduce(total)
+    counts, means = sum_over_ranks(counts), [sum_over_ranks(mean) for mean in means]
+    pictures = [sum_over_ranks(picture) for picture in pictures]
     seen = counts > 0
     means = [mean[seen] / counts[seen][:, None] for mean in means]
-    if rank_and_world()[0] == 0:
-        arrays = [(picture / counts[shown]).cpu().numpy() for picture in pictures]  # type: ignore[union-attr]
+    if is_first():
+        arrays = [(picture / counts[shown]).cpu().numpy() for picture in pictures]
         with replacing(folder / "evaluations" / MAPS) as file:
             np.savez(file, student=arrays[0], other=arrays[1], shown_class=names[shown])
     shares, renamed = {}, {}
@@ -156,9 +155,7 @@ def distances(ours: Maps, theirs: Maps, data: Data) -> dict[str, float]:
         lengths = torch.stack([feature_l2(a[None], b[None], "sum").sqrt() for a, b in zip(mine, other, strict=True)])
         divergence = channel_divergence(mine.mean((2, 3)), other.mean((2, 3)))
         total += torch.tensor([float(divergence) * len(mine), float(lengths.sum()), len(mine)], dtype=torch.float64)
-    if rank_and_world()[1] > 1:
-        torch.distributed.all_reduce(total)
-    divergence_sum, length_sum, count = total.tolist()
+    divergence_sum, length_sum, count = sum_over_ranks(total).tolist()
     return {"kl_divergence": divergence_sum / count, "l2_distance": length_sum / count}
 
 

@@ -1,6 +1,6 @@
 """`python -m experiments.bench`: what each method's training step costs over the passes that no method could avoid.
 
-For every method the median time of a whole training step (as `kt.phases.PhaseLoop` runs it, hooks included) is divided
+For every method the median time of a whole training step (as `kt.engine.PhaseLoop` runs it, hooks included) is divided
 by the sum of the medians of its unavoidable passes: the student's forward, backward and update, the teacher's forward
 as deep as the method reads it, and whatever further passes define the method (`Method.passes`). Step and passes are
 timed in turn, in one process, on the same batch. With a detector or segmentor as the student, the images are embedded
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,13 @@ from experiments.phase_bench import bench_phases
 from experiments.schema import dataset_choice
 from kt.classifier import Classifier
 from kt.dense import DenseModel
+from kt.engine import Engine, measured_loop
 from kt.errors import UserError, nearest
 from kt.files import write_json
 from kt.hooks import RecordHook, Records
 from kt.methods import METHODS, build_method
 from kt.models import build_network
 from kt.models.names import DENSE_NETWORKS
-from kt.phases import Engine, PhaseRunner
 from kt.stages import IMAGENET
 from kt.train import DEFAULT_SCHEDULE
 from kt.transfer import TransferModel
@@ -113,13 +114,14 @@ def peak_memory_of(name: str, arguments: argparse.Namespace) -> int:
 
 def _measure_memory(name: str, arguments: argparse.Namespace, answers: Any) -> None:
     device = torch.device(arguments.device)
-    model = make_model(name, arguments).place(device)
-    model.phase = model.method.phases()[-1]  # type: ignore[operator]
+    model = make_model(name, arguments)
     batch = dense_batch(arguments)
-    model.train()
-    for _ in range(2):
-        loss, _ = model(**batch, mode="loss")
-        loss.backward()
+    with tempfile.TemporaryDirectory() as folder:
+        # Without momentum an optimizer holds nothing: the memory is that of the passes.
+        engine = Engine({**DEFAULT_SCHEDULE, "lr": arguments.lr, "momentum": 0.0}, device, Path(folder))
+        loop = measured_loop(model, model.method.phases()[-1], batch, engine)
+        for _ in range(2):
+            loop.step(batch)
     answers.put(peak_memory(device))
 
 
@@ -129,29 +131,19 @@ def bench_method(name: str, arguments: argparse.Namespace, batch: dict[str, Any]
     model = make_model(name, arguments)
     with tempfile.TemporaryDirectory() as folder:
         records = Records(Path(folder) / "metrics.jsonl")
-        phase = model.method.phases()[-1]  # type: ignore[operator]
         engine = Engine(
             {**DEFAULT_SCHEDULE, "lr": arguments.lr},
             device,
             Path(folder),
             hooks=lambda index, phase: [RecordHook(records)],
         )
-        model.phase = phase
-        runner = PhaseRunner(model, phase, 0, [batch], engine)
-        loop = runner.build_train_loop({})
-        runner._train_loop = loop
-        runner.call_hook("before_train_epoch")
-        model.train()
+        loop = measured_loop(model, model.method.phases()[-1], batch, engine)
+        loop.runner.call_hook("before_train_epoch")
         # Passes work on a copy: same weights, same layout, and gradients that nobody mixes up.
         twin = copy.deepcopy(model)
         trained = [parameter for parameter in twin.student.parameters() if parameter.requires_grad]
         optimizer = torch.optim.SGD(trained, arguments.lr, 0.9, weight_decay=5e-4, fused=True)
-        passes = twin.method.passes(twin, twin.student.prepare(copy.deepcopy(batch)))  # type: ignore[operator]
-
-        def step() -> None:
-            loop.iter += 1
-            outputs = loop.step(batch)
-            runner.call_hook("after_train_iter", batch_idx=0, data_batch=batch, outputs=outputs)
+        passes = twin.method.passes(twin, twin.student.prepare(loop.numbered(copy.deepcopy(batch))))
 
         def update() -> None:
             optimizer.step()
@@ -159,7 +151,7 @@ def bench_method(name: str, arguments: argparse.Namespace, batch: dict[str, Any]
 
         times: list[list[float]] = [[] for _ in range(len(passes) + 2)]
         for round_number in range(arguments.warmup + arguments.steps):
-            taken = [timed(function, device) for function in (step, *passes, update)]
+            taken = [timed(function, device) for function in (partial(loop.advance, batch), *passes, update)]
             if round_number >= arguments.warmup:
                 for values, value in zip(times, taken, strict=True):
                     values.append(value)
@@ -227,11 +219,7 @@ def bench_torchdistill(arguments: argparse.Namespace, batch: dict[str, Any]) -> 
         loss.item()
 
     with tempfile.TemporaryDirectory() as folder:
-        phase = ours.method.phases()[-1]  # type: ignore[operator]
-        ours.phase = phase
-        runner = PhaseRunner(ours, phase, 0, [batch], Engine(DEFAULT_SCHEDULE, device, Path(folder)))
-        loop = runner.build_train_loop({})
-        ours.train()
+        loop = measured_loop(ours, ours.method.phases()[-1], batch, Engine(DEFAULT_SCHEDULE, device, Path(folder)))
         pairs = []
         for _ in range(arguments.warmup + arguments.steps):
             pairs.append((timed(lambda: loop.step(batch), device), timed(theirs, device)))

@@ -16,10 +16,12 @@ import torch
 import kt.baselines  # noqa: F401 - registers the baselines
 from experiments.devices import pick_device
 from experiments.schema import dataset_choice
+from kt import ranks
 from kt.classifier import Classifier
 from kt.cost import few_images
 from kt.data import Data, build_data
 from kt.dense import Backbone, DenseModel, as_teacher
+from kt.engine import seed_everything
 from kt.errors import UserError, needs_mm
 from kt.evaluation.accuracy import metric_labels
 from kt.files import write_json
@@ -27,7 +29,6 @@ from kt.hooks import WandbRun
 from kt.methods import Method, build_method, find_method
 from kt.models import NETWORKS, build_network
 from kt.models.checkpoints import load_backbone, load_weights
-from kt.phases import rank_and_world, seed_everything
 from kt.settings import METHODS as SETTINGS
 from kt.stages import IMAGENET, head_of
 from kt.students import load_student
@@ -51,9 +52,8 @@ def build_classifier(
 
 def read_data(config: Mapping[str, Any], dataset: Mapping[str, Any], device: torch.device) -> Data:
     """Loaders and scores of a dataset, for this process."""
-    rank, world = rank_and_world()
     options: dict[str, Any] = {"batch_size": config["schedule"]["batch_size"], "seed": config["seed"]}
-    options |= {"rank": rank, "world": world, "cache_root": Path(config["output_root"]) / "cache"}
+    options |= {"rank": ranks.rank(), "world": ranks.world_size(), "cache_root": Path(config["output_root"]) / "cache"}
     if dataset["task"] == "classification":
         return build_data(dataset, config["data_root"], device=device, **options)
     needs_mm(f"dataset.task={dataset['task']}")
@@ -159,7 +159,6 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
     Returns:
         What the result file records of the training: metrics and their labels, speed, memory, data fingerprint, ids.
     """
-    rank, _ = rank_and_world()
     device = pick_device(config["device"])
     schedule = config["schedule"]
     set_threads(config)
@@ -180,7 +179,7 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
     table = config.get("table") or {}
     label = config["method"]["name"]
     run = None
-    if rank == 0:
+    if ranks.is_first():
         run = WandbRun(
             folder,
             config["wandb"],
@@ -208,7 +207,7 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
     finally:
         if run is not None:
             run.finish(metrics, failed=not finished)
-    if rank == 0:
+    if ranks.is_first():
         describe_student(folder, config, student, model_config, spec)
     return {
         "metrics": metrics,

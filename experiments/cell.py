@@ -27,9 +27,12 @@ from filelock import Timeout
 
 from experiments.progress import Display, cell_log, current
 from experiments.schema import ANALYSES
+from kt import ranks
 from kt.errors import UserError, nearest
 from kt.files import write_json, write_text
 from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS
+from kt.ranks import launched as world_size
+from kt.ranks import launched_first as is_first
 from kt.settings import METHODS, Dataset, Need
 from kt.store import (
     cells_of,
@@ -326,31 +329,12 @@ def identity(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def world_size() -> int:
-    """How many processes torchrun has started for this command."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_first() -> bool:
-    """Whether this process is the one that decides, locks and writes."""
-    return world_size() == 1 or int(os.environ.get("RANK", "0")) == 0
-
-
 def agree(value: Any) -> Any:
     """The first rank's value, on every rank."""
     if world_size() == 1:
         return value
-    import datetime
-
-    import torch
-
-    if not torch.distributed.is_initialized():
-        # A rank may wait as long as the first one waits for a lock.
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        torch.distributed.init_process_group(backend, timeout=datetime.timedelta(days=7))
-    box = [value]
-    torch.distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-    return box[0]
+    ranks.join()
+    return ranks.from_first(value)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from kt.errors import UserError
+from kt.ranks import local_rank
 
 if TYPE_CHECKING:
     import torch
@@ -26,8 +27,9 @@ def free_gpu() -> int:
     Where each holds one, cells share them evenly; where all are full, the first one takes the rest.
     """
     global _held
-    if "LOCAL_RANK" in os.environ:
-        return int(os.environ["LOCAL_RANK"])
+    own = local_rank()
+    if own is not None:
+        return own
     if _held is None:
         import torch
 

@@ -1,6 +1,6 @@
 """`python -m experiments.bench --phases`: what all phases of stage by stage cost over one end-to-end mimicking run.
 
-A step of every phase of K = 1 to all stages is timed as `kt.phases.PhaseLoop` runs it, in turn, in one process, on the
+A step of every phase of K = 1 to all stages is timed as `kt.engine.PhaseLoop` runs it, in turn, in one process, on the
 same batch. A phase's cost is its step's; K phases are as long as one training each (`phase_length: full`) or together
 (`split`), and the head's phase is as long as one training.
 """
@@ -12,6 +12,7 @@ import copy
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +21,20 @@ from rich.console import Console
 from rich.table import Table
 
 from kt.cost import few_images
-from kt.phases import Engine, PhaseRunner
+from kt.engine import Engine, measured_loop
+from kt.phase import Batch
 from kt.train import DEFAULT_SCHEDULE
 from kt.transfer import TransferModel
 from tables.papers.stage_by_stage.claims import total_cost
 
 
-def phase_steps(model: TransferModel, batch: Mapping[str, Any], engine: Engine) -> dict[str, Callable[[], Any]]:
+def phase_steps(model: TransferModel, batch: Batch, engine: Engine) -> dict[str, Callable[[], Any]]:
     """Phase -> one training step of it, on a copy of the model."""
     steps: dict[str, Callable[[], Any]] = {}
     for index in range(len(model.method.phases())):  # type: ignore[operator]
         twin = copy.deepcopy(model)
-        phase = twin.method.phases()[index]  # type: ignore[operator]
-        twin.phase = phase
-        loop = PhaseRunner(twin, phase, index, [batch], engine).build_train_loop({})
-        twin.train()
-
-        def step(loop: Any = loop) -> None:
-            loop.iter += 1
-            loop.step(batch)
-
-        steps[phase.name] = step
+        phase = twin.method.phases()[index]
+        steps[phase.name] = partial(measured_loop(twin, phase, batch, engine, index).advance, batch)
     return steps
 
 
@@ -65,7 +59,7 @@ def sums(costs: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
 
 def bench_phases(
     arguments: argparse.Namespace,
-    batch: Mapping[str, Any],
+    batch: Batch,
     make_model: Callable[..., TransferModel],
     timed: Callable[[Callable[[], Any], torch.device], float],
 ) -> dict[str, Any]:

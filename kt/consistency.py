@@ -11,15 +11,7 @@ from torch import Tensor
 
 from kt.errors import nearest
 from kt.functional import METRICS
-
-
-def _reduce(value: Tensor, operation: str = "sum") -> Tensor:
-    """A tensor summed (or maximised) over all processes."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        kinds = {"sum": torch.distributed.ReduceOp.SUM, "max": torch.distributed.ReduceOp.MAX}
-        value = value.clone()
-        torch.distributed.all_reduce(value, kinds[operation])
-    return value
+from kt.ranks import max_over_ranks, sum_over_ranks
 
 
 class _Sums:
@@ -41,12 +33,12 @@ class _Sums:
         self.products += teacher.t() @ student
 
     def matrix(self) -> Tensor:
-        count, products = _reduce(self.count), _reduce(self.products)
-        theirs, ours = (_reduce(square) for square in self.squares)
+        count, products = sum_over_ranks(self.count), sum_over_ranks(self.products)
+        theirs, ours = (sum_over_ranks(square) for square in self.squares)
         if self.metric == "l2":
             return (theirs[:, None] + ours - 2 * products).clamp(min=0).rsqrt()
         if self.metric == "correlation":
-            means = [_reduce(total) / count for total in self.sums]
+            means = [sum_over_ranks(total) / count for total in self.sums]
             products = products - count * means[0][:, None] * means[1]
             theirs, ours = (square - count * mean**2 for square, mean in zip((theirs, ours), means, strict=True))
         # Rounding may leave a constant channel a sum of squares below zero; it is consistent with nothing.
@@ -64,7 +56,7 @@ class _Absolute:
         self.distance += torch.cdist(teacher.t().contiguous(), student.t().contiguous(), p=1.0)
 
     def matrix(self) -> Tensor:
-        return 1 / _reduce(self.distance)
+        return 1 / sum_over_ranks(self.distance)
 
 
 class _Divergence:
@@ -99,10 +91,10 @@ class _Divergence:
         self.cross += weights[0].t() @ student
 
     def matrix(self) -> Tensor:
-        self._raise([_reduce(peak, "max") for peak in self.peaks])
-        theirs, ours = (_reduce(total) for total in self.sums)
-        entropy = _reduce(self.own) / theirs - (theirs.log() + self.peaks[0])
-        return _reduce(self.cross) / theirs[:, None] - (ours.log() + self.peaks[1]) - entropy[:, None]
+        self._raise([max_over_ranks(peak) for peak in self.peaks])
+        theirs, ours = (sum_over_ranks(total) for total in self.sums)
+        entropy = sum_over_ranks(self.own) / theirs - (theirs.log() + self.peaks[0])
+        return sum_over_ranks(self.cross) / theirs[:, None] - (ours.log() + self.peaks[1]) - entropy[:, None]
 
 
 class StreamingConsistency:

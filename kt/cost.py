@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch.utils.flop_counter import FlopCounterMode
 
-from kt.phases import Batch, Phase, open_groups
+from kt.engine import Engine, measured_loop
+from kt.phase import Batch, Phase
+from kt.train import DEFAULT_SCHEDULE
 from kt.transfer import TransferModel
 
 IMAGES = 2  # the least that batch normalisation can work with
@@ -22,7 +26,7 @@ def count_flops(model: TransferModel, phase: Phase, batch: Batch) -> float:
     """Floating-point operations per image of one step of a phase: student and teacher, forward and backward.
 
     Convolutions and matrix products are counted, a multiplication and an addition as two, as torch's counter does;
-    the update is not. The model ends with gradients, moved running statistics and the phase's parameters open: count on
+    the update is not. The model ends with moved running statistics and the phase's parameters open: count on
     a copy.
 
     Args:
@@ -30,10 +34,10 @@ def count_flops(model: TransferModel, phase: Phase, batch: Batch) -> float:
         phase: One of its phases.
         batch: As a loader yields it; it may be short, see `few_images`.
     """
-    open_groups(model, phase)
-    model.phase = phase
-    model.train()
-    with FlopCounterMode(display=False) as counter:
-        loss, _ = model(**batch, mode="loss")
-        loss.backward()
+    device = next(model.parameters()).device
+    with tempfile.TemporaryDirectory() as folder:
+        # Weights stay as they are, so that the phases counted next do what these networks do.
+        loop = measured_loop(model, phase, batch, Engine({**DEFAULT_SCHEDULE, "lr": 0.0}, device, Path(folder)))
+        with FlopCounterMode(display=False) as counter:
+            loop.step(batch)
     return counter.get_total_flops() / len(batch["inputs"])

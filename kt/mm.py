@@ -35,7 +35,8 @@ class KnowledgeTransfer(BaseModel):
         teacher: `config`, a file of mmdet or mmseg, or `model`, such a file's model; and `checkpoint`, its weights.
 
     Raises:
-        UserError: The method needs a teacher, the teacher has no checkpoint, or the method trains in several phases.
+        UserError: The method needs a teacher, the teacher has no checkpoint, or the method trains in several phases or
+            makes its updates itself.
     """
 
     def __init__(self, student: Mapping[str, Any], method: Mapping[str, Any], teacher: Mapping[str, Any] | None = None):
@@ -44,9 +45,10 @@ class KnowledgeTransfer(BaseModel):
         taught, frozen = DenseModel(build_dense(dict(student), "student")), _read_teacher(teacher) if teacher else None
         built = build_method(options.pop("type"), taught, frozen, **options)
         phases = built.phases()
-        if len(phases) > 1:
+        if len(phases) > 1 or phases[0].loss is None:
             names = ", ".join(phase.name for phase in phases)
-            raise UserError(f"method={method['type']}: trains in the phases {names}; use `python -m experiments.run`")
+            what = f"trains in the phases {names}" if len(phases) > 1 else "makes its updates itself"
+            raise UserError(f"method={method['type']}: {what}; use `python -m experiments.run`")
         self.transfer = TransferModel(taught, built, {"teacher": frozen} if frozen is not None else None)
         self.transfer.phase = phases[0]
 

@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from mmengine.hooks import Hook
 
+from kt import ranks
 from kt.classifier import Classifier
 from kt.data.loaders import by_iterations
+from kt.engine import Engine, run_phase
 from kt.files import replacing, write_json
 from kt.hooks import CheckpointHook, EvaluateHook, ProgressHook, RecordHook, Records, SnapshotHook, SyncBuffersHook
 from kt.hooks.checkpoint import load_checkpoint
-from kt.phases import Engine, Phase, phase_folder, rank_and_world, run_phase
+from kt.phase import TRAIN, Phase, phase_folder
 from kt.transfer import TransferModel, export_student
 
 # The field's CIFAR-100 recipe.
@@ -78,15 +80,16 @@ def fit(
     """
     cell = Path(folder)
     settings = {**DEFAULT_SCHEDULE, **(schedule or {})}
-    train = data.train
-    if settings["iterations"] and settings["epochs"] != 0:
-        train, settings["epochs"] = by_iterations(train, settings["iterations"], settings["interval"])
-    phases: list[Phase] = model.method.phases() if settings["epochs"] > 0 else []  # type: ignore[operator]
-    rank, _ = rank_and_world()
+    phases: list[Phase] = model.method.phases() if settings["epochs"] != 0 else []
+    loaders = [{TRAIN: data.train, **{name: made(data) for name, made in each.loaders.items()}} for each in phases]
+    if settings["iterations"]:
+        for each in loaders:
+            each[TRAIN], settings["epochs"] = by_iterations(each[TRAIN], settings["iterations"], settings["interval"])
+    first = ranks.is_first()
     for index, phase in enumerate(phases):
         phase_folder(cell, index, phase).mkdir(parents=True, exist_ok=True)
     (cell / "evaluations").mkdir(parents=True, exist_ok=True)
-    records = Records(cell / "metrics.jsonl", mirror) if rank == 0 else None
+    records = Records(cell / "metrics.jsonl", mirror) if first else None
     finished, fresh_offset = _finished_phases(cell, phases), 0
 
     def hooks(index: int, phase: Phase) -> list[Hook]:
@@ -99,13 +102,13 @@ def fit(
         ]
         if snapshots and phase.name == "train":
             made.append(SnapshotHook(cell, snapshots))
-        if progress is not None and rank == 0:
+        if progress is not None and first:
             made.append(ProgressHook(progress))
         return made
 
     engine = Engine(settings, torch.device(device), cell, seed, precision, hooks)
-    steps = [phase.epochs(settings) * len(train) for phase in phases]
-    if progress is not None and rank == 0:
+    steps = [phase.epochs(settings) * len(each[TRAIN]) for phase, each in zip(phases, loaders, strict=True)]
+    if progress is not None and first:
         progress.start(sum(steps), cell.name)
     try:
         model.place(engine.device)
@@ -115,7 +118,7 @@ def fit(
         if records is not None and finished == len(phases):
             records.cut(fresh_offset)
         for index in range(finished, len(phases)):
-            run_phase(model, phases[index], index, train, engine)
+            run_phase(model, phases[index], index, loaders[index], engine)
         metrics = data.score(model.student)
         if records is not None:
             total = phases[-1].epochs(settings) if phases else 0
@@ -127,7 +130,7 @@ def fit(
     finally:
         if records is not None:
             records.close()
-        if progress is not None and rank == 0:
+        if progress is not None and first:
             progress.stop()
     return metrics
 

@@ -11,8 +11,9 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from kt.phase import Phase
+
 if TYPE_CHECKING:
-    from kt.phases import Phase
     from kt.stages import Stage
 
 TEACHER_NORMS = ("eval", "batch")
@@ -138,8 +139,8 @@ class TransferModel(BaseModel):
         """Mode `loss` gives the current phase's `(loss, logged scalars)`; every other mode is the plain student's."""
         if mode != "loss":
             return self.student(inputs, mode=mode)
-        if self.phase is None:
-            raise RuntimeError("no phase entered: set TransferModel.phase (kt.phases.run_phase does)")
+        if self.phase is None or self.phase.loss is None:
+            raise RuntimeError("no phase with a loss entered: set TransferModel.phase (kt.engine.run_phase does)")
         loss, logged = self.phase.loss(self, self.student.prepare({"inputs": inputs, **rest}))
         return loss, {name: value.detach() for name, value in logged.items()}
 
@@ -148,12 +149,3 @@ def export_student(model: TransferModel) -> dict[str, Tensor]:
     """The plain student's state dict on the CPU, free of prefixes, teachers, adapters and memory formats."""
     plain = getattr(model.student, "network", model.student)
     return {key: value.detach().cpu().contiguous().clone() for key, value in plain.state_dict().items()}
-
-
-def average_over_ranks(value: Tensor) -> Tensor:
-    """The mean of a detached tensor over all processes; the tensor itself where there is one process."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        value = value.detach().clone()
-        torch.distributed.all_reduce(value)
-        value /= torch.distributed.get_world_size()
-    return value

@@ -13,9 +13,9 @@ import kt.baselines  # noqa: F401 - registers the baselines
 from kt.data import Data
 from kt.data.dense import build_dense_data
 from kt.dense import DenseModel
+from kt.engine import seed_everything
 from kt.methods import build_method
 from kt.models.dense import build_dense, dense_config
-from kt.phases import seed_everything
 from kt.transfer import TransferModel
 
 SIZE = (32, 64)

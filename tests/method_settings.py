@@ -11,9 +11,9 @@ import torch
 import kt.baselines  # noqa: F401 - registers the baselines
 from kt.classifier import Classifier
 from kt.data import build_data
+from kt.engine import seed_everything
 from kt.methods import build_method
 from kt.models import build_network
-from kt.phases import seed_everything
 from kt.transfer import TransferModel
 
 

@@ -33,13 +33,13 @@ from experiments.build import describe_student
 from kt.classifier import Classifier
 from kt.data.dense import AVERAGE_PRECISIONS
 from kt.dense import Backbone, DenseModel, as_teacher
+from kt.engine import open_groups
 from kt.errors import UserError
 from kt.methods import build_method
 from kt.models import build_network
 from kt.models.backbone import DeepLabV2Head, StagedBackbone
 from kt.models.checkpoints import load_backbone
 from kt.models.dense import build_dense, dense_config, read_config
-from kt.phases import open_groups
 from kt.stages import outputs_of, stages_of
 from kt.train import fit
 from kt.transfer import TransferModel

@@ -13,7 +13,7 @@ from kt.classifier import Classifier
 from kt.errors import UserError
 from kt.methods import build_method
 from kt.models import build_network
-from kt.phases import Phase
+from kt.phase import Phase
 from kt.transfer import TransferModel
 from method_settings import make_classifier, make_model
 

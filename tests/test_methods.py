@@ -18,7 +18,7 @@ from kt.errors import UserError
 from kt.hooks.records import NonFiniteLossError
 from kt.methods import METHODS, build_method, find_method
 from kt.models import build_network
-from kt.phases import phase_folder
+from kt.phase import phase_folder
 from kt.settings import METHODS as METHOD_SETTINGS
 from kt.settings import Dataset, Schedule, defaults, fits, kinds
 from kt.train import fit

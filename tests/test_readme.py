@@ -22,9 +22,9 @@ from experiments.build import describe_student
 from experiments.run import main as run_command
 from kt.classifier import Classifier
 from kt.data import DataSpec
+from kt.engine import seed_everything
 from kt.methods import build_method
 from kt.models import build_network
-from kt.phases import seed_everything
 from kt.train import fit
 from kt.transfer import TransferModel
 from method_settings import SCHEDULE, SETTINGS, make_data

@@ -20,12 +20,12 @@ from experiments.build import phase_records
 from experiments.cell import identity, needs_of, settle
 from kt.baselines.features import choose_pairs
 from kt.cost import few_images
+from kt.engine import open_groups, seed_everything
 from kt.errors import UserError
 from kt.methods import build_method
 from kt.methods.blocks import pair_blocks
 from kt.methods.stagewise import Stagewise
 from kt.models import build_network
-from kt.phases import open_groups, seed_everything
 from kt.stages import stages_of
 from kt.train import fit
 from kt.transfer import TransferModel, evaluating

@@ -14,7 +14,7 @@ from kt.errors import UserError, nearest
 from kt.functional import activation_boundary, attention_transfer, factor_transfer, hint, nst, soft_target
 from kt.methods.base import METHODS, Method, Student, Teacher, pair_stages, teacher_levels
 from kt.methods.blocks import match_size, pair_blocks
-from kt.phases import Batch, Phase
+from kt.phase import CONSTANT, Batch, Phase, only, student_alone
 from kt.stages import as_map
 from kt.transfer import TransferModel
 
@@ -254,14 +254,15 @@ class FactorTransfer(Method):
             Phase(
                 "paraphraser",
                 self.reconstruction,
-                groups=lambda model: [{"params": [*self.encoder.parameters(), *self.decoder.parameters()]}],
+                trains=only(self._autoencoder, lr=self.paraphraser_lr, **CONSTANT),
                 fraction=self.init_fraction,
-                lr=self.paraphraser_lr,
-                constant_lr=True,
                 evaluate=False,
             ),
-            Phase("train", self.loss, groups=self._groups),
+            Phase("train", self.loss, trains=only(self._groups)),
         ]
+
+    def _autoencoder(self, model: TransferModel) -> list[dict[str, Any]]:
+        return [{"params": [*self.encoder.parameters(), *self.decoder.parameters()]}]
 
     def _groups(self, model: TransferModel) -> list[dict[str, Any]]:
         return [{"params": [*model.student.parameters(), *self.translator.parameters()]}]
@@ -336,12 +337,11 @@ class ActivationBoundary(Method):
             Phase(
                 "boundaries",
                 self.boundary,
-                groups=self._body,
+                trains=only(self._body, **CONSTANT),
                 fraction=self.init_fraction,
-                constant_lr=True,
                 evaluate=False,
             ),
-            Phase("train", self.loss, groups=lambda model: [{"params": list(model.student.parameters())}]),
+            Phase("train", self.loss, trains=only(student_alone)),
         ]
 
     def _body(self, model: TransferModel) -> list[dict[str, Any]]:

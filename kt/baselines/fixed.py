@@ -16,7 +16,7 @@ from kt.baselines.plain import Scratch
 from kt.classifier import Classifier
 from kt.methods.base import METHODS
 from kt.methods.blocks import pair_blocks, parameters_outside
-from kt.phases import Batch, Phase
+from kt.phase import Batch, Phase, only, student_alone
 from kt.transfer import TransferModel, evaluating
 
 
@@ -54,7 +54,7 @@ class FixedFeature(Scratch):
 
     def phases(self) -> list[Phase]:
         """The only one: what is not frozen."""
-        return [Phase("train", self.loss, groups=self._rest)]
+        return [Phase("train", self.loss, trains=only(self._rest))]
 
     def _rest(self, model: TransferModel) -> list[dict[str, Any]]:
         return [{"params": parameters_outside(model.student, model.student.stages[: self.count])}]
@@ -103,8 +103,8 @@ class DistilledFixedFeature(KnowledgeDistillation):
     def phases(self) -> list[Phase]:
         """KD, then what is not frozen."""
         return [
-            Phase("kd", self.whole, groups=self._student),
-            Phase("train", self.loss, groups=self._rest, enter=self.draw_classifier),
+            Phase("kd", self.whole, trains=only(student_alone)),
+            Phase("train", self.loss, trains=only(self._rest), enter=self.draw_classifier),
         ]
 
     def whole(self, model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -116,9 +116,6 @@ class DistilledFixedFeature(KnowledgeDistillation):
         """Replaces the classifier's weights by fresh ones."""
         for name, value in model.student.head.classifier.state_dict().items():
             value.copy_(getattr(self, f"fresh_{name}"))
-
-    def _student(self, model: TransferModel) -> list[dict[str, Any]]:
-        return [{"params": list(model.student.parameters())}]
 
     def _rest(self, model: TransferModel) -> list[dict[str, Any]]:
         return [{"params": parameters_outside(model.student, model.student.stages[: self.count])}]

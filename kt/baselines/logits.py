@@ -9,7 +9,7 @@ from kt.classifier import Classifier
 from kt.errors import UserError
 from kt.functional import soft_target
 from kt.methods.base import METHODS, Method
-from kt.phases import Batch
+from kt.phase import Batch
 from kt.transfer import TransferModel
 
 

@@ -10,7 +10,7 @@ from kt.classifier import Classifier
 from kt.errors import UserError
 from kt.functional import feature_l2, rkd_angle, rkd_distance
 from kt.methods.base import METHODS, Method, Student, Teacher
-from kt.phases import Batch, Phase, PhaseLoop
+from kt.phase import Batch, Loop, Phase
 from kt.stages import as_map
 from kt.transfer import TransferModel
 
@@ -132,7 +132,7 @@ class RouteConstrained(FeatureL2):
         """One phase, whose target changes between epochs."""
         return [Phase("train", self.loss, before_epoch=self.choose_anchor)]
 
-    def choose_anchor(self, model: TransferModel, loop: PhaseLoop) -> None:
+    def choose_anchor(self, model: TransferModel, loop: Loop) -> None:
         """The anchor of an epoch: anchors share the epochs equally."""
         route = self.route(model)
         self.anchor = route[loop.epoch * len(route) // loop.max_epochs]

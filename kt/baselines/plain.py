@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kt.classifier import Classifier
 from kt.methods.base import METHODS, Method
-from kt.phases import Batch, Phase
+from kt.phase import Batch, Phase, only
 from kt.transfer import TransferModel
 
 
@@ -44,7 +44,7 @@ class Finetune(Scratch):
 
     def phases(self) -> list[Phase]:
         """One phase with two parameter groups."""
-        return [Phase("train", self.loss, groups=self._groups)]
+        return [Phase("train", self.loss, trains=only(self._groups))]
 
     def _groups(self, model: TransferModel) -> list[dict[str, Any]]:
         head = list(model.student.head.classifier.parameters())

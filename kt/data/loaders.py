@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -33,6 +34,13 @@ class Loader(Protocol):
         """The same images, each once over all processes and without augmentation, class by class if asked for."""
 
 
+def endless(loader: Loader, first: int = 0) -> Iterator[Batch]:
+    """A loader's batches from number `first` on, epoch after epoch; a pure function of the two."""
+    turn, start = divmod(first, len(loader))
+    for epoch in itertools.count(turn):
+        yield from loader.epoch(epoch, start if epoch == turn else 0)
+
+
 class _Stretches:
     """A loader whose epochs are stretches of equal length of another one's endless stream of batches."""
 
@@ -44,14 +52,7 @@ class _Stretches:
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """One stretch."""
-        at, end = epoch * self.length + first, (epoch + 1) * self.length
-        while at < end:
-            turn, start = divmod(at, len(self.loader))
-            for batch in self.loader.epoch(turn, start):
-                yield batch
-                at += 1
-                if at == end:
-                    return
+        return itertools.islice(endless(self.loader, epoch * self.length + first), self.length - first)
 
     def plain(self, by_class: bool = False) -> Loader:
         """The whole set that the stretches are taken from."""

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from kt.ranks import sum_over_ranks
+
 
 def top_k_of(num_classes: int) -> int:
     """The k that "top5" stands for: 5, shrunk to 2 where 5 of the classes would be more than a quarter of them."""
@@ -39,9 +41,7 @@ def evaluate_accuracy(model: nn.Module, loader: Any, num_classes: int) -> dict[s
         module.training = mode
     if counts is None:
         raise ValueError("the evaluation set is empty")
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(counts)
-    top1, topk, total = counts.tolist()
+    top1, topk, total = sum_over_ranks(counts).tolist()
     return {"top1": 100.0 * top1 / total, "top5": 100.0 * topk / total}
 
 

@@ -9,9 +9,10 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from kt import ranks
 from kt.files import replacing
 from kt.hooks.records import Records
-from kt.phases import phase_folder, rank_and_world
+from kt.phase import phase_folder
 from kt.transfer import TransferModel, export_student
 
 
@@ -25,7 +26,7 @@ def load_checkpoint(path: Path, model: TransferModel) -> dict[str, Any]:
 class CheckpointHook(Hook):
     """Saves at the end of every epoch and picks up from the last save.
 
-    Random states are no part of it: every epoch seeds itself (`kt.phases.PhaseLoop`).
+    Random states are no part of it: every epoch seeds itself (`kt.engine.PhaseLoop`).
 
     Args:
         cell: The cell's folder.
@@ -45,28 +46,28 @@ class CheckpointHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Resumes, or enters the phase from scratch."""
         loop, path = runner.train_loop, self._path(runner)
-        model = getattr(runner.model, "module", runner.model)
         if not path.exists():
             if self.records is not None and self.fresh_offset is not None:
                 self.records.cut(self.fresh_offset)
             if loop.phase.enter is not None:
-                loop.phase.enter(model)
+                loop.phase.enter(loop.model)
             return
-        state = load_checkpoint(path, model)
-        runner.optim_wrapper.load_state_dict(state["optimizer"])
+        state = load_checkpoint(path, loop.model)
+        runner.optim_wrapper.load_state_dict(state["optimizers"])
         loop.epoch, loop.iter = state["epoch"], state["step"]
+        loop.drawn.update(state["drawn"])
         if self.records is not None:
             self.records.cut(state["offset"])
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Saves everything that the rest of the run depends on."""
-        if rank_and_world()[0] != 0:
+        if not ranks.is_first():
             return
         loop = runner.train_loop
-        model = getattr(runner.model, "module", runner.model)
         state = {
-            "model": model.state_dict(),
-            "optimizer": runner.optim_wrapper.state_dict(),
+            "model": loop.model.state_dict(),
+            "optimizers": runner.optim_wrapper.state_dict(),
+            "drawn": loop.drawn,
             "epoch": loop.epoch,
             "step": loop.iter,
             "offset": self.records.offset if self.records is not None else 0,
@@ -93,9 +94,8 @@ class SnapshotHook(Hook):
         """Writes the plain network's weights where an anchor falls."""
         loop = runner.train_loop
         anchors = {max(1, round(loop.max_epochs * i / self.count)) for i in range(1, self.count + 1)}
-        if loop.epoch in anchors and rank_and_world()[0] == 0:
+        if loop.epoch in anchors and ranks.is_first():
             folder = self.cell / "snapshots"
             folder.mkdir(exist_ok=True)
-            model = getattr(runner.model, "module", runner.model)
             with replacing(folder / f"epoch_{loop.epoch}.pth") as file:
-                torch.save(export_student(model), file)
+                torch.save(export_student(loop.model), file)

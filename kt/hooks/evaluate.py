@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from kt.hooks.records import Records
-from kt.phases import rank_and_world
+from kt.ranks import mean_over_ranks
 
 
 class SyncBuffersHook(Hook):
@@ -19,14 +18,10 @@ class SyncBuffersHook(Hook):
     priority = "ABOVE_NORMAL"
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """All-reduces floating-point buffers; counters are equal already."""
-        _, world = rank_and_world()
-        if world == 1:
-            return
+        """Averages floating-point buffers; counters are equal already."""
         for buffer in runner.model.buffers():
             if buffer.is_floating_point():
-                torch.distributed.all_reduce(buffer)
-                buffer /= world
+                buffer.copy_(mean_over_ranks(buffer))
 
 
 class EvaluateHook(Hook):
@@ -50,8 +45,7 @@ class EvaluateHook(Hook):
         due = loop.phase.name != "train" if last else loop.epoch % self.every == 0
         if not (loop.phase.evaluate and due):
             return
-        model = getattr(runner.model, "module", runner.model)
-        metrics = self.score(model.student)
+        metrics = self.score(loop.model.student)
         if self.records is not None:
             row = {"kind": "eval", "phase": loop.phase.name, "step": loop.iter, "epoch": loop.epoch, **metrics}
             self.records.write([row])

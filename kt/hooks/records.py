@@ -70,7 +70,7 @@ class RecordHook(Hook):
 
     def __init__(self, records: Records | None, interval: int = 50):
         self.records, self.interval = records, interval
-        self.rows: list[tuple[int, float, float, dict[str, Tensor]]] = []
+        self.rows: list[tuple[dict[str, float], dict[str, Tensor]]] = []
         self.images = 0
         self.started = time.perf_counter()
         self.rates: list[tuple[int, float]] = []
@@ -82,8 +82,8 @@ class RecordHook(Hook):
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Keeps the step's scalars as they are, on the device."""
         loop = runner.train_loop
-        lr = max(group["lr"] for group in runner.optim_wrapper.optimizer.param_groups)
-        self.rows.append((loop.iter, loop.iter / len(loop.dataloader), lr, outputs))
+        place = {"step": loop.iter, "epoch": loop.iter / len(loop.dataloader)}
+        self.rows.append(({**place, **loop.learning_rates()}, outputs))
         self.images += len(data_batch["inputs"])
         if loop.iter % self.interval == 0:
             self.flush(runner)
@@ -97,21 +97,22 @@ class RecordHook(Hook):
         if not self.rows:
             return
         phase = runner.train_loop.phase.name
-        names = list(self.rows[0][3])
-        values = torch.stack([torch.stack([row[3][name].float() for name in names]) for row in self.rows]).tolist()
+        buffered = [each.float() for _, scalars in self.rows for each in scalars.values()]
+        values = iter(torch.stack(buffered).tolist() if buffered else [])
         seconds = time.perf_counter() - self.started
         self.rates.append((self.images, seconds))
         rate = round(self.images / max(seconds, 1e-9), 1)
         rows = []
-        for (step, epoch, lr, _), scalars in zip(self.rows, values, strict=True):
-            row: dict[str, Any] = {"kind": "train", "phase": phase, "step": step, "epoch": epoch, "lr": lr}
-            row.update(zip(names, scalars, strict=True), images_per_second=rate)
-            for name, value in zip(names, scalars, strict=True):
+        for place, scalars in self.rows:
+            row: dict[str, Any] = {"kind": "train", "phase": phase, **place}
+            for name in scalars:
+                row[name] = value = next(values)
                 if not math.isfinite(value):
+                    step, lr = place["step"], place["lr"]
                     raise NonFiniteLossError(
                         f"{name} is {value} at step {step} of phase '{phase}' (learning rate {lr:g})"
                     )
-            rows.append(row)
+            rows.append({**row, "images_per_second": rate})
         self.rows = []
         self.started, self.images = time.perf_counter(), 0
         if self.records is not None:

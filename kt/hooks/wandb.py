@@ -85,7 +85,7 @@ class WandbRun:
         self.steps[phase] = row["step"]
         prefix = "test/" if row["kind"] == "eval" else f"{phase}/"
         values = {
-            (key if key in ("lr", "images_per_second") else prefix + key): value
+            (key if key in ("lr", "images_per_second") or key.startswith("lr_") else prefix + key): value
             for key, value in row.items()
             if isinstance(value, int | float) and key not in ("step", "epoch")
         }

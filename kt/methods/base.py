@@ -14,7 +14,7 @@ from kt.classifier import Classifier
 from kt.dense import Backbone, DenseModel
 from kt.errors import UserError, nearest
 from kt.outside import load_outside
-from kt.phases import Batch, Phase
+from kt.phase import Batch, Phase
 from kt.settings import METHODS as SETTINGS
 from kt.settings import complete
 from kt.stages import Stage

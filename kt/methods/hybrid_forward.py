@@ -35,9 +35,10 @@ from kt.classifier import Classifier
 from kt.errors import UserError
 from kt.functional import dynamic_balance
 from kt.methods.base import METHODS, Method, Student, Teacher, student_update
-from kt.phases import Batch
+from kt.phase import Batch
+from kt.ranks import mean_over_ranks
 from kt.stages import Stage
-from kt.transfer import TransferModel, average_over_ranks, frozen_statistics
+from kt.transfer import TransferModel, frozen_statistics
 
 STUDENT, TEACHER = "student", "teacher"
 IMAGENET_GROUPS = ((1, 2), (4, 8), (16,), (32,))
@@ -177,7 +178,7 @@ class HybridForward(Method):
             outputs = [model.student.task(path, batch) for path in (first, second)]
         l1, l2, l3 = outputs[0].loss, outputs[1].loss, plain.loss
         if self.balance == "dynamic":
-            balance = dynamic_balance(*average_over_ranks(torch.stack([l1, l2, l3]).detach()))
+            balance = dynamic_balance(*mean_over_ranks(torch.stack([l1, l2, l3]).detach()))
         else:
             balance = torch.full_like(l3, float(self.balance))
         logged = {"l1": l1, "l2": l2, "l3": l3, "balance": balance, **plain.scalars}

@@ -34,12 +34,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kt import ranks
 from kt.consistency import StreamingConsistency
 from kt.errors import UserError
 from kt.files import replacing
 from kt.functional import channel_consistency, match_channels
 from kt.methods.base import METHODS, Method, Student, Teacher, build_method, find_method
-from kt.phases import Batch, Loss, Phase, PhaseLoop, everything, rank_and_world
+from kt.phase import CONSTANT, TRAIN, Batch, Loop, Loss, Phase, everything, only, student_alone
 from kt.stages import Stage, as_map
 from kt.transfer import TransferModel, evaluating
 
@@ -296,25 +297,39 @@ class KnowledgeConsistent(Method):
         found: list[Phase] = []
         matched = self.strategy not in FIXED
         if matched and self.student_state == "trained" and SOLO not in self.hidden:
-            found.append(Phase("solo", self._task, groups=lambda model: [{"params": [*model.student.parameters()]}]))
+            found.append(Phase("solo", self._task, trains=only(student_alone)))
         if self.strategy in LEARNED:
             found.append(
                 Phase(
                     "transform",
                     self.inconsistency,
-                    groups=lambda model: [{"params": [*self.transform.parameters()]}],
+                    trains=only(self._transform, **CONSTANT),
                     fraction=self.learn_fraction,
-                    constant_lr=True,
                     evaluate=False,
                 )
             )
         for number, phase in enumerate(self.base.phases()):
-            groups = self._groups if phase.groups is everything else phase.groups
+            trains = {
+                name: dataclasses.replace(each, groups=self._groups) if each.groups is everything else each
+                for name, each in phase.trains.items()
+            }
             starts = partial(self._before_epoch, phase.before_epoch, number == 0)
-            found.append(
-                dataclasses.replace(phase, loss=partial(self._loss, phase.loss), groups=groups, before_epoch=starts)
-            )
+            loss = partial(self._loss, self._loss_of(phase))
+            found.append(dataclasses.replace(phase, loss=loss, trains=trains, before_epoch=starts))
         return found
+
+    def _loss_of(self, phase: Phase) -> Loss:
+        """The loss of one of the base's phases, which this method computes on the view.
+
+        Raises:
+            UserError: The phase makes its updates itself.
+        """
+        if phase.loss is None:
+            raise UserError(f"method.base: its phase '{phase.name}' has no loss that could be computed on the view")
+        return phase.loss
+
+    def _transform(self, model: TransferModel) -> list[dict[str, Any]]:
+        return [{"params": [*self.transform.parameters()]}]
 
     def _groups(self, model: TransferModel) -> list[dict[str, Any]]:
         """The student and what the losses train beside it, without the transform."""
@@ -327,10 +342,10 @@ class KnowledgeConsistent(Method):
 
     def _before_epoch(
         self,
-        base: Callable[[TransferModel, PhaseLoop], None] | None,
+        base: Callable[[TransferModel, Loop], None] | None,
         first: bool,
         model: TransferModel,
-        loop: PhaseLoop,
+        loop: Loop,
     ) -> None:
         """Finds the transform and resets the student before the first epoch; finds it again where it is dynamic."""
         if first and loop.epoch == 0:
@@ -341,12 +356,12 @@ class KnowledgeConsistent(Method):
             self.reset(model)
         elif self._is_due(loop):
             self.match_teacher(model, loop, model.student)
-        elif "seconds" not in self.facts["transform"] and (loop.engine.folder / FILE).exists():  # type: ignore[operator]
-            self.facts["transform"] = _described(read_transform(loop.engine.folder))
+        elif "seconds" not in self.facts["transform"] and (loop.folder / FILE).exists():  # type: ignore[operator]
+            self.facts["transform"] = _described(read_transform(loop.folder))
         if base is not None:
             base(model, loop)
 
-    def _is_due(self, loop: PhaseLoop) -> bool:
+    def _is_due(self, loop: Loop) -> bool:
         """Whether a dynamic transform is to be computed again before this epoch."""
         if self.update_every is None or loop.epoch == 0:
             return False
@@ -360,20 +375,20 @@ class KnowledgeConsistent(Method):
 
     # The transform
 
-    def match_teacher(self, model: TransferModel, loop: PhaseLoop, student: Any) -> None:
+    def match_teacher(self, model: TransferModel, loop: Loop, student: Any) -> None:
         """Finds T from one pass over the unaugmented training set; only one group's sums are held at a time."""
         started = time.perf_counter()
         teacher = model.teachers.get(SOURCE, model.teacher)
         ours, theirs = self.ours, teacher.stages[-1].channels
-        device, images = loop.engine.device, 0
+        device, images = loop.device, 0
         matched: list[Tensor] = []
 
         def fresh() -> StreamingConsistency:
             return StreamingConsistency(self.metric, theirs, ours, device)
 
         sums = fresh()
-        with evaluating(student), loop.engine.autocast():
-            for raw in loop.dataloader.plain(by_class=self.groups > 1).epoch(0):
+        with evaluating(student), loop.autocast():
+            for raw in loop.loaders[TRAIN].plain(by_class=self.groups > 1).epoch(0):
                 batch = model.student.prepare(raw)
                 features = pooled(student, batch["inputs"]), pooled(teacher, batch["inputs"])
                 images += len(features[0])
@@ -412,13 +427,13 @@ class KnowledgeConsistent(Method):
         assert isinstance(self.transform, ChannelTransform)
         self.transform.channels.copy_(torch.stack(list(channels)))
 
-    def _keep(self, loop: PhaseLoop, images: int, seconds: float) -> None:
+    def _keep(self, loop: Loop, images: int, seconds: float) -> None:
         """Writes the transform into the cell, with what it was found from and how long that took."""
         found = {"strategy": self.strategy, "metric": self.metric, "match": self.match, "images": images}
         found |= {"seconds": seconds, "epoch": loop.epoch}
-        if rank_and_world()[0] == 0:
+        if ranks.is_first():
             state = {key: value.detach().cpu() for key, value in self.transform.state_dict().items()}
-            with replacing(loop.engine.folder / FILE) as file:
+            with replacing(loop.folder / FILE) as file:
                 torch.save({**found, "transform": state}, file)
         self.facts["transform"] = found
 
@@ -467,7 +482,7 @@ class KnowledgeConsistent(Method):
 
     def loss(self, model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The main phase's loss."""
-        return self._loss(self.base.phases()[-1].loss, model, batch)
+        return self._loss(self._loss_of(self.base.phases()[-1]), model, batch)
 
     def teacher_depth(self, model: TransferModel) -> int | None:
         """As deep as the base reads, and to the last stage where there is a loss beside it."""

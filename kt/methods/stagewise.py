@@ -33,7 +33,7 @@ from kt.errors import UserError
 from kt.functional import hint
 from kt.methods.base import METHODS, Method, Student, Teacher, teacher_levels
 from kt.methods.blocks import match_size, pair_blocks, parameters_of, parameters_outside
-from kt.phases import Batch, Phase
+from kt.phase import Batch, Phase, only, student_alone
 from kt.stages import Stage, as_map
 from kt.transfer import TransferModel, evaluating
 
@@ -138,14 +138,14 @@ class Stagewise(Method):
             Phase(
                 name,
                 partial(self.mimic, first, number),
-                groups=partial(self._features, first, number),
+                trains=only(partial(self._features, first, number)),
                 fraction=share,
                 # The head has learnt nothing yet.
                 evaluate=False,
             )
             for number, (name, (first, _)) in enumerate(zip(self.feature_phases, self.spans, strict=True))
         ]
-        return [*found, Phase("train", self.loss, groups=self._head, fraction=self.head_length)]
+        return [*found, Phase("train", self.loss, trains=only(self._head), fraction=self.head_length)]
 
     def _features(self, first: int, number: int, model: TransferModel) -> list[dict[str, Any]]:
         last = self.blocks[number][0]
@@ -202,14 +202,10 @@ class Stagewise(Method):
         """Of each phase, of end-to-end mimicking (`end_to_end`, K = 1) and of the student's own training (`task`)."""
         twin = copy.deepcopy(model)
         method, last = twin.method, len(self.blocks) - 1
-        whole = Phase("end_to_end", partial(method.mimic, 0, last), groups=partial(method._features, 0, last))
-        phases = [*method.phases(), whole, Phase("task", self._task, groups=self._student)]
+        whole = Phase("end_to_end", partial(method.mimic, 0, last), trains=only(partial(method._features, 0, last)))
+        phases = [*method.phases(), whole, Phase("task", self._task, trains=only(student_alone))]
         return {phase.name: count_flops(twin, phase, batch) for phase in phases}
 
     @staticmethod
     def _task(model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return model.student.task(model.student.extract(batch["inputs"]), batch).loss, {}
-
-    @staticmethod
-    def _student(model: TransferModel) -> list[dict[str, Any]]:
-        return [{"params": list(model.student.parameters())}]
