@@ -32,10 +32,11 @@ from experiments.cell import (
 from experiments.groups import choices
 from experiments.launch import ByLauncher, Report, SideBySide, refresh
 from experiments.plan import Config, Job, plan_lines
+from experiments.schema import Config as Schema
 from experiments.schema import is_group, known_keys, plain, sign, unknown, with_recipe
 from experiments.workers import default_workers
 from kt.errors import UserError, nearest
-from kt.settings import METHODS, kinds
+from kt.settings import METHODS, check_value, kinds
 from kt.store import finished_cells, folder_of, read_result
 from tables.records import find_table
 
@@ -502,7 +503,8 @@ def run_table(sweeper: Any, arguments: Sequence[str]) -> int:
         UserError: A mistake in the overrides, or one that kept every cell from being trained.
     """
     master, launcher = sweeper.config, sweeper.launcher
-    plain(master)  # keys such as `plan` and `workers` are read from it below
+    for key in ("plan", "workers"):  # read here, before any cell's config is checked
+        check_value(master[key], Schema, key, key)
     loader = sweeper.hydra_context.config_loader
     output_root, scale = str(master.output_root), OmegaConf.to_container(master.scale)
     assert isinstance(scale, dict)

@@ -18,7 +18,7 @@ import pytest
 
 from experiments.launch import Report
 from experiments.lifeline import started
-from experiments.plan import Agenda, Job, Times, makespan
+from experiments.plan import Agenda, Job, Times, makespan, plan_lines
 from experiments.progress import Display
 from experiments.workers import Pool, default_workers
 from kt.store import folder_of, read_status
@@ -149,6 +149,28 @@ def test_the_packing_is_close_to_the_best_there_is() -> None:
         best = best_packing(seconds, needs, 2)
         assert best - 1e-9 <= found <= 4 / 3 * best
         assert makespan(jobs, Times(seconds, 0), 1) == pytest.approx(sum(seconds.values()))
+
+
+def test_a_plan_says_what_the_workers_will_take(tmp_path: Path) -> None:
+    def planned(name: str, *needs: str, method: str = "kd") -> Job:
+        network = {"name": "resnet8", "width": 1.0}
+        dataset = dict.fromkeys(("name", "task", "image_size", "subset", "train_size"))
+        config = {"dataset": dataset, "student": {"network": network}, "teacher": {"network": None}}
+        config |= {"schedule": {"epochs": 1, "iterations": None}, "scale": {"cell_minutes": 1.0}}
+        return Job(name, [], {**config, "method": {"name": method}}, name, list(needs), {"status": "missing"})
+
+    jobs = [
+        planned("t", method="none"),
+        planned("a", "t"),
+        planned("b", "t"),
+        planned("c", "t", method="hybrid_forward"),
+    ]
+    # A minute for the student alone, 1.5 for one that is taught, 3 for hybrid forward; the teacher first.
+    alone, two = (plan_lines({job.id: job for job in jobs}, str(tmp_path), workers) for workers in (1, 2))
+    assert (
+        alone[-1] == "4 cells, 0 done, 4 to train: about 7 min one after the other (from no finished cells like them)"
+    )
+    assert "about 7 min one after the other, 4 min by 2 workers" in two[-1]
 
 
 def test_workers_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
