@@ -38,8 +38,8 @@ from kt.hooks import RecordHook, Records
 from kt.methods import METHODS, build_method
 from kt.models import build_network
 from kt.models.names import DENSE_NETWORKS
+from kt.settings import Schedule, defaults
 from kt.stages import IMAGENET
-from kt.train import DEFAULT_SCHEDULE
 from kt.transfer import TransferModel
 
 CLASSES, SIZE = 100, 32
@@ -118,7 +118,7 @@ def _measure_memory(name: str, arguments: argparse.Namespace, answers: Any) -> N
     batch = dense_batch(arguments)
     with tempfile.TemporaryDirectory() as folder:
         # Without momentum an optimizer holds nothing: the memory is that of the passes.
-        engine = Engine({**DEFAULT_SCHEDULE, "lr": arguments.lr, "momentum": 0.0}, device, Path(folder))
+        engine = Engine({**defaults(Schedule), "lr": arguments.lr, "momentum": 0.0}, device, Path(folder))
         loop = measured_loop(model, model.method.phases()[-1], batch, engine)
         for _ in range(2):
             loop.step(batch)
@@ -132,7 +132,7 @@ def bench_method(name: str, arguments: argparse.Namespace, batch: dict[str, Any]
     with tempfile.TemporaryDirectory() as folder:
         records = Records(Path(folder) / "metrics.jsonl")
         engine = Engine(
-            {**DEFAULT_SCHEDULE, "lr": arguments.lr},
+            {**defaults(Schedule), "lr": arguments.lr},
             device,
             Path(folder),
             hooks=lambda index, phase: [RecordHook(records)],
@@ -219,7 +219,7 @@ def bench_torchdistill(arguments: argparse.Namespace, batch: dict[str, Any]) -> 
         loss.item()
 
     with tempfile.TemporaryDirectory() as folder:
-        loop = measured_loop(ours, ours.method.phases()[-1], batch, Engine(DEFAULT_SCHEDULE, device, Path(folder)))
+        loop = measured_loop(ours, ours.method.phases()[-1], batch, Engine(defaults(Schedule), device, Path(folder)))
         pairs = []
         for _ in range(arguments.warmup + arguments.steps):
             pairs.append((timed(lambda: loop.step(batch), device), timed(theirs, device)))

@@ -23,7 +23,7 @@ from rich.table import Table
 from kt.cost import few_images
 from kt.engine import Engine, measured_loop
 from kt.phase import Batch
-from kt.train import DEFAULT_SCHEDULE
+from kt.settings import Schedule, defaults
 from kt.transfer import TransferModel
 from tables.papers.stage_by_stage.claims import total_cost
 
@@ -77,7 +77,7 @@ def bench_phases(
     models += [make_model("stagewise", arguments, stages=stages) for stages in range(2, count + 1)]
     flops = [model.method.flops(model.to(device), few_images(batch)) for model in models]  # type: ignore[operator]
     with tempfile.TemporaryDirectory() as folder:
-        engine = Engine({**DEFAULT_SCHEDULE, "lr": arguments.lr}, device, Path(folder))
+        engine = Engine({**defaults(Schedule), "lr": arguments.lr}, device, Path(folder))
         steps = [phase_steps(model, batch, engine) for model in models]
         times: dict[tuple[int, str], list[float]] = {}
         for number in range(arguments.warmup + arguments.steps):

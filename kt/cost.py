@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kt.engine import Engine, measured_loop
 from kt.phase import Batch, Phase
-from kt.train import DEFAULT_SCHEDULE
+from kt.settings import Schedule, defaults
 from kt.transfer import TransferModel
 
 IMAGES = 2  # the least that batch normalisation can work with
@@ -37,7 +37,7 @@ def count_flops(model: TransferModel, phase: Phase, batch: Batch) -> float:
     device = next(model.parameters()).device
     with tempfile.TemporaryDirectory() as folder:
         # Weights stay as they are, so that the phases counted next do what these networks do.
-        loop = measured_loop(model, phase, batch, Engine({**DEFAULT_SCHEDULE, "lr": 0.0}, device, Path(folder)))
+        loop = measured_loop(model, phase, batch, Engine({**defaults(Schedule), "lr": 0.0}, device, Path(folder)))
         with FlopCounterMode(display=False) as counter:
             loop.step(batch)
     return counter.get_total_flops() / len(batch["inputs"])

@@ -21,27 +21,8 @@ from kt.files import replacing, write_json
 from kt.hooks import CheckpointHook, EvaluateHook, ProgressHook, RecordHook, Records, SnapshotHook, SyncBuffersHook
 from kt.hooks.checkpoint import load_checkpoint
 from kt.phase import TRAIN, Phase, phase_folder
+from kt.settings import Schedule, defaults
 from kt.transfer import TransferModel, export_student
-
-# The field's CIFAR-100 recipe.
-DEFAULT_SCHEDULE: dict[str, Any] = {
-    "epochs": 240,
-    "iterations": None,
-    "interval": None,
-    "batch_size": 64,
-    "optimizer": "sgd",
-    "lr": 0.05,
-    "momentum": 0.9,
-    "nesterov": False,
-    "weight_decay": 5e-4,
-    "policy": "step",
-    "milestones": [150 / 240, 180 / 240, 210 / 240],
-    "gamma": 0.1,
-    "warmup_epochs": 0,
-    "clip_grad": None,
-    "accumulate": 1,
-    "evaluate_every": 1,
-}
 
 
 def fit(
@@ -65,8 +46,8 @@ def fit(
         data: `kt.data.Data`.
         folder: Gets `phases/`, `metrics.jsonl`, `evaluations/test.json` and `student.pth`. Called again with the same
             folder, it goes on after the last epoch saved and ends at the numbers of an uninterrupted run.
-        schedule: Changes to `DEFAULT_SCHEDULE`; 0 epochs score the student as it is. With `iterations` the length is
-            that many steps, and every `interval` of them counts as an epoch.
+        schedule: Changes to the defaults of `kt.settings.Schedule`; 0 epochs score the student as it is. With
+            `iterations` the length is that many steps, and every `interval` of them counts as an epoch.
         seed: Of everything random in training.
         device: Where to train.
         precision: `fp32` or `bf16`.
@@ -79,7 +60,7 @@ def fit(
         The last epoch's metrics.
     """
     cell = Path(folder)
-    settings = {**DEFAULT_SCHEDULE, **(schedule or {})}
+    settings = {**defaults(Schedule), **(schedule or {})}
     phases: list[Phase] = model.method.phases() if settings["epochs"] != 0 else []
     loaders = [{TRAIN: data.train, **{name: made(data) for name, made in each.loaders.items()}} for each in phases]
     if settings["iterations"]:
@@ -174,4 +155,4 @@ def phase_records(cell: Path, batch_size: int) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-__all__ = ["DEFAULT_SCHEDULE", "Classifier", "fit", "images_per_second", "phase_records"]
+__all__ = ["Classifier", "fit", "images_per_second", "phase_records"]

@@ -26,8 +26,9 @@ from kt.errors import UserError
 from kt.functional import hint
 from kt.methods.base import Method, teacher_levels
 from kt.phase import Batch, Loop, Phase, Trained, only, student_alone
+from kt.settings import Schedule, defaults
 from kt.stages import Head, Piece, Stage, head_of, stages_of
-from kt.train import DEFAULT_SCHEDULE, fit
+from kt.train import fit
 from kt.transfer import TransferModel
 from method_settings import DATASET, make_model
 
@@ -270,7 +271,7 @@ def test_two_processes_do_what_one_does_with_the_same_images(whole: Any, pair: A
 def loop(tmp_path: Path) -> PhaseLoop:
     """The loop of the phase with a step, before it."""
     model, data, schedule = make_cell("still")
-    engine = Engine({**DEFAULT_SCHEDULE, **schedule}, torch.device("cpu"), tmp_path)
+    engine = Engine({**defaults(Schedule), **schedule}, torch.device("cpu"), tmp_path)
     return measured_loop(model, model.method.phases()[-1], next(data.train.epoch(0)), engine)
 
 
