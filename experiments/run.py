@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import os
 import re
 import signal
@@ -91,14 +90,13 @@ def isolated(config: dict[str, Any]) -> None:
     """
     sys.stdout.flush()
     sys.stderr.flush()
+    worker = os.getpid(), lifeline.started(os.getpid())
     child = os.fork()
     if child == 0:
         status = 1
-        with contextlib.suppress(AttributeError, OSError):
-            # When the worker goes, the kernel interrupts the child as Ctrl-C would.
-            ctypes.CDLL(None).prctl(1, signal.SIGINT)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         lifeline.follow_leader()
+        lifeline.follow(*worker)
         # What happened is in the cell's status file.
         with contextlib.suppress(BaseException):
             cell.run_cell(config)

@@ -12,6 +12,7 @@ import importlib.machinery
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 import types
@@ -110,3 +111,34 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 def install() -> None:
     """Puts the stand-ins before the real modules."""
     sys.meta_path.insert(0, _Finder())
+
+
+def write_site(folder: Path) -> None:
+    """Makes a folder whose `sitecustomize` installs the stand-ins in every process that has it on its path."""
+    folder.mkdir()
+    tests = str(Path(__file__).parent)
+    text = f"import sys\nsys.path.append({tests!r})\nimport fake_training\nfake_training.install()\n"
+    (folder / "sitecustomize.py").write_text(text)
+
+
+def start(tmp_path: Path, *arguments: str, **does: Any) -> subprocess.Popen[str]:
+    """A command in a process of its own, whose workers see the stand-ins in `<tmp_path>/site` too.
+
+    Args:
+        tmp_path: Results go to `out` in it.
+        arguments: Of `python -m experiments.run`.
+        does: What the cells of each method do, see above.
+    """
+    root = Path(__file__).resolve().parent.parent
+    found = os.pathsep.join([str(tmp_path / "site"), str(root)])
+    environment = {**os.environ, "PYTHONPATH": found, "FAKE_TRAINING": json.dumps(does), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.run", *arguments, f"output_root={tmp_path / 'out'}"],
+        cwd=root,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs, and what they start, ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )

@@ -31,33 +31,12 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name, module in fake_training.modules().items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(progress, "_current", None)
-    (tmp_path / "site").mkdir()
-    path = str(Path(__file__).parent)
-    text = f"import sys\nsys.path.append({path!r})\nimport fake_training\nfake_training.install()\n"
-    (tmp_path / "site" / "sitecustomize.py").write_text(text)
+    fake_training.write_site(tmp_path / "site")
 
 
 def run(tmp_path: Path, *arguments: str) -> int:
     """A command in this process."""
     return main([*arguments, f"output_root={tmp_path / 'out'}"])
-
-
-def start(tmp_path: Path, *arguments: str, **does: Any) -> subprocess.Popen[str]:
-    """A command in a process of its own; its workers see the stand-in too."""
-    found = os.pathsep.join([str(tmp_path / "site"), str(ROOT)])
-    environment = {**os.environ, "PYTHONPATH": found, "FAKE_TRAINING": json.dumps(does), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "experiments.run", *arguments, f"output_root={tmp_path / 'out'}"]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        stdout=pipe,
-        stderr=pipe,
-        text=True,
-        # A shell's background jobs, and what they start, ignore Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
 
 
 def given(tmp_path: Path) -> dict[str, dict[str, Any]]:
@@ -293,7 +272,7 @@ def test_second_run_needs_no_torch(tmp_path: Path) -> None:
 
 def test_joblib_survives_a_killed_cell(tmp_path: Path) -> None:
     launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    process = start(tmp_path, TABLE, "rows=baseline,kd,at,ft", *launcher, at="kill", kd=0.5, ft=0.5)
+    process = fake_training.start(tmp_path, TABLE, "rows=baseline,kd,at,ft", *launcher, at="kill", kd=0.5, ft=0.5)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 3, out + err
     expected = {"teacher": "done", "baseline": "done", "kd": "done", "at": "failed", "ft": "done"}
@@ -304,7 +283,7 @@ def test_joblib_survives_a_killed_cell(tmp_path: Path) -> None:
 
 def test_joblib_starts_again_what_a_killed_worker_left(tmp_path: Path) -> None:
     launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    process = start(tmp_path, TABLE, "rows=baseline,kd,at,ft,ab", *launcher, kd=3, at=3)
+    process = fake_training.start(tmp_path, TABLE, "rows=baseline,kd,at,ft,ab", *launcher, kd=3, at=3)
     cells = tmp_path / "out" / "cells"
     worker = None
     while worker is None and process.poll() is None:
@@ -323,14 +302,16 @@ def test_joblib_starts_again_what_a_killed_worker_left(tmp_path: Path) -> None:
 
 def test_submitit_local(tmp_path: Path) -> None:
     folder = f"hydra.launcher.submitit_folder={tmp_path / 'submitit'}"
-    process = start(tmp_path, TABLE, "rows=baseline,kd", "hydra/launcher=submitit_local", folder, kd="error")
+    process = fake_training.start(
+        tmp_path, TABLE, "rows=baseline,kd", "hydra/launcher=submitit_local", folder, kd="error"
+    )
     out, err = process.communicate(timeout=120)
     assert process.returncode == 3, out + err
     assert statuses(tmp_path) == {"teacher": "done", "baseline": "done", "kd": "failed"}
 
 
 def test_ctrl_c(tmp_path: Path) -> None:
-    process = start(tmp_path, TABLE, "rows=baseline,kd", kd=60)
+    process = fake_training.start(tmp_path, TABLE, "rows=baseline,kd", kd=60)
     while len(list((tmp_path / "out").glob("cells/*/calls"))) < 3:
         assert process.poll() is None
         time.sleep(0.05)

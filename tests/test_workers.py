@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import random
 import signal
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import fake_training
 from experiments.launch import Report
 from experiments.lifeline import started
 from experiments.plan import Agenda, Job, Times, makespan, plan_lines
@@ -31,26 +31,12 @@ PATIENCE = 20.0
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts a command whose workers see the stand-in; its method's cells do what `does` says."""
-    (tmp_path / "site").mkdir()
-    text = f"import sys\nsys.path.append({str(ROOT / 'tests')!r})\nimport fake_training\nfake_training.install()\n"
-    (tmp_path / "site" / "sitecustomize.py").write_text(text)
+    fake_training.write_site(tmp_path / "site")
     begun = []
 
     def begin(*arguments: str, **does: Any) -> subprocess.Popen[str]:
-        found = os.pathsep.join([str(tmp_path / "site"), str(ROOT)])
-        environment = {**os.environ, "PYTHONPATH": found, "FAKE_TRAINING": json.dumps(does)}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "experiments.run", *arguments, f"output_root={tmp_path / 'out'}"],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            # A shell's background jobs, and what they start, ignore Ctrl-C.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
-        begun.append(process)
-        return process
+        begun.append(fake_training.start(tmp_path, *arguments, **does))
+        return begun[-1]
 
     yield begin
     for process in begun:
