@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.build import build_student, build_teacher, copy_with, read_data, set_threads
+from experiments.build import build_teacher, needed_networks, read_data, set_threads
 from experiments.devices import pick_device
 from kt.classifier import Classifier
 from kt.data import Data
@@ -22,8 +22,10 @@ from kt.errors import UserError
 from kt.files import replacing
 from kt.functional import channel_divergence, channel_overlap, feature_l2
 from kt.methods.kcd import FILE, ChannelTransform, LearnedTransform, read_transform
+from kt.needs import WEIGHTS
 from kt.ranks import is_first, sum_over_ranks
 from kt.stages import as_map
+from kt.students import load_model
 from kt.transfer import freeze_teacher
 
 Maps = Callable[[Tensor, Tensor], Tensor]  # inputs and labels -> maps (n, c, h, w)
@@ -51,9 +53,7 @@ def analyse_cell(config: Mapping[str, Any], folder: Path, needs: Mapping[str, Pa
     set_threads(config)
     data = read_data(config, config["dataset"], device)
     teacher = build_teacher(config, data.spec, needs["teacher"]) if "teacher" in needs else None
-    student, _ = build_student(config, data.spec, teacher)
-    networks = {name: copy_with(student, needs[name], name) for name in ("solo", "other") if name in needs}
-    networks["own"] = copy_with(student, folder / "student.pth", "evaluation")
+    networks: dict[str, Any] = {**needed_networks(needs, data.spec), "own": load_model(folder / WEIGHTS, "evaluation")}
     if teacher is not None:
         networks["teacher"] = teacher
     for network in networks.values():

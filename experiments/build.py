@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import re
@@ -29,16 +28,17 @@ from kt.hooks import WandbRun
 from kt.methods import Method, build_method, find_method
 from kt.models import NETWORKS, build_network
 from kt.models.checkpoints import load_backbone, load_weights
+from kt.needs import SNAPSHOTS, WEIGHTS
 from kt.settings import METHODS as SETTINGS
 from kt.stages import IMAGENET, head_of
-from kt.students import load_student
+from kt.students import DESCRIPTION, load_model
 from kt.train import fit, images_per_second, phase_records
 from kt.transfer import TransferModel
 
 logger = logging.getLogger(__name__)
 
 # Weights are drawn from their own stream, so that every method of a seed starts from the same student.
-WEIGHTS, CLASSIFIER = 1_000_003, 1_000_033
+WEIGHTS_STREAM, CLASSIFIER_STREAM = 1_000_003, 1_000_033
 
 
 def build_classifier(
@@ -87,24 +87,20 @@ def build_teacher(config: Mapping[str, Any], spec: Any, path: Path | None) -> Cl
     network = teacher["network"]
     if path is None:
         raise UserError(f"teacher={network['name']}: it has neither a checkpoint nor a cell to take it from")
-    num_classes, image_size, normalisation = spec.num_classes, spec.image_size, (spec.mean, spec.std)
-    described = path.with_name("student.json")
-    record = json.loads(described.read_text()) if described.exists() else None
-    if record is not None:
-        num_classes, image_size = record["num_classes"], record["image_size"]
-        normalisation = (record["mean"], record["std"])
+    if path.with_name(DESCRIPTION).exists():
+        return _as_hidden(load_model(path, "teacher.checkpoint", network), spec)
     if network["name"] not in NETWORKS:
-        size = image_size if record is not None else config["dataset"]["image_size"]
-        normalisation = normalisation if record is not None else IMAGENET
-        model, _ = build_dense_model(network, num_classes, size, normalisation)
-        if record is not None:
-            load_weights(model.network, path, "teacher.checkpoint")
-        else:
-            load_backbone(model.network.backbone, path, "teacher.checkpoint")
+        model, _ = build_dense_model(network, spec.num_classes, config["dataset"]["image_size"], IMAGENET)
+        load_backbone(model.network.backbone, path, "teacher.checkpoint")
         return model
-    built = build_classifier(network, num_classes, image_size, normalisation)
+    built = build_classifier(network, spec.num_classes, spec.image_size, (spec.mean, spec.std))
     load_weights(built.network, path, "teacher.checkpoint")
-    return built if spec.task == "classification" else as_teacher(built)
+    return _as_hidden(built, spec)
+
+
+def _as_hidden(model: Classifier | DenseModel, spec: Any) -> Classifier | Backbone:
+    """A network for a student of the task; detectors and segmentors take a classifier's stages."""
+    return model if spec.task == "classification" and isinstance(model, Classifier) else as_teacher(model)
 
 
 def build_student(
@@ -115,7 +111,7 @@ def build_student(
     Returns:
         The student, and for a detector or segmentor the config that mmdet or mmseg build it from.
     """
-    seed_everything(config["seed"], WEIGHTS)
+    seed_everything(config["seed"], WEIGHTS_STREAM)
     normalisation = (spec.mean, spec.std)
     pretrained = config["student"].get("pretrained")
     network, checkpoint = config["student"]["network"], config["student"].get("checkpoint")
@@ -153,7 +149,7 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
     Args:
         config: The resolved config as plain containers.
         folder: The cell's folder.
-        needs: `teacher`: the file with the teacher's weights.
+        needs: What it needs, by name: `teacher` the file of the teacher's weights, others see `kt.needs.Need`.
         progress: Where to report steps, see `kt.train.fit`.
 
     Returns:
@@ -168,11 +164,14 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
     unused = ("name", *SETTINGS[name].cell_keys)
     method = {key: value for key, value in config["method"].items() if key not in unused}
     teacher = build_teacher(config, spec, needs.get("teacher")) if find_method(name).needs_teacher else None
+    # Before the student's seed: drawing the weights that are then replaced shifts nobody's random numbers.
+    hidden = needed_networks(needs, spec) | ({} if teacher is None else {"teacher": teacher})
     student, model_config = build_student(config, spec, teacher)
-    seed_everything(config["seed"], CLASSIFIER)
-    built = build_method(name, student, teacher, **method)
+    seed_everything(config["seed"], CLASSIFIER_STREAM)
+    files = {need: path for need, path in needs.items() if need != "teacher" and path.name not in (WEIGHTS, SNAPSHOTS)}
+    built = build_method(name, student, teacher, data=spec, files=files, **method)
     norm = (config["teacher"] or {}).get("norm") or "eval"
-    model = TransferModel(student, built, hidden_networks(built, student, teacher, needs), norm)
+    model = TransferModel(student, built, hidden, norm)
     if isinstance(teacher, Classifier) and config["teacher"].get("checkpoint"):
         _score_teacher(teacher, data, device, folder)
 
@@ -232,34 +231,24 @@ def count_operations(model: TransferModel, data: Data) -> dict[str, Any]:
     return {"flops": model.method.flops(model, few_images(next(iter(data.train.epoch(0)))))}
 
 
-def hidden_networks(
-    method: Method, student: Classifier | DenseModel, teacher: Any, needs: Mapping[str, Path]
-) -> dict[str, Any]:
-    """All networks that a method reads and nobody trains, by name: the teacher and what else it is to be given."""
-    if teacher is None:
-        return {}
-    hidden: dict[str, Any] = {}
-    for name, whose in method.companions.items():
-        if name in needs:
-            hidden[name] = copy_with(student if whose == "student" else teacher, needs[name], name)
-    if method.wants_snapshots:
-        # The last snapshot is the teacher itself.
-        for number, path in enumerate(snapshots_of(needs["teacher"])[:-1]):
-            hidden[f"anchor{number}"] = copy_with(teacher, path, "teacher")
-    return {**hidden, "teacher": teacher}
+def needed_networks(needs: Mapping[str, Path], spec: Any) -> dict[str, Any]:
+    """The networks beside the teacher that a cell needs of other cells, by name, each built as its own cell's student.
+
+    Of the snapshots of a training, the last one is that cell's student itself and left out.
+    """
+    found: dict[str, Any] = {}
+    for name, path in needs.items():
+        if name != "teacher" and path.name == WEIGHTS:
+            found[name] = _as_hidden(load_model(path, name), spec)
+        elif path.name == SNAPSHOTS:
+            for number, snapshot in enumerate(snapshots_of(path)[:-1]):
+                found[f"{name}{number}"] = _as_hidden(load_model(snapshot, name), spec)
+    return found
 
 
-def copy_with(model: Any, path: Path, key: str) -> Any:
-    """A copy of a network with the weights of a file."""
-    twin = copy.deepcopy(model)
-    load_weights(twin.network, path, f"{key}.checkpoint")
-    return twin
-
-
-def snapshots_of(weights: Path) -> list[Path]:
-    """The weights-only snapshots beside a cell's student, from the first epoch to the last."""
-    found = (weights.parent / "snapshots").glob("epoch_*.pth")
-    return sorted(found, key=lambda path: int(path.stem.removeprefix("epoch_")))
+def snapshots_of(folder: Path) -> list[Path]:
+    """A cell's weights-only snapshots, from the first epoch to the last."""
+    return sorted(folder.glob("epoch_*.pth"), key=lambda path: int(path.stem.removeprefix("epoch_")))
 
 
 def set_threads(config: Mapping[str, Any]) -> None:
@@ -297,7 +286,7 @@ def describe_student(
         used = sorted({module for name, module in own.items() if f'"{name}"' in json.dumps(model_config, default=str)})
         imports = {"custom_imports": {"imports": used, "allow_failed_imports": False}} if used else {}
         Config({**imports, "model": _without_pretrained(model_config)}).dump(folder / "student_config.py")
-    write_json(folder / "student.json", {**record, "mean": mean, "std": std})
+    write_json(folder / DESCRIPTION, {**record, "mean": mean, "std": std})
 
 
 def _without_pretrained(model: Any) -> Any:
@@ -333,16 +322,13 @@ def evaluate_cell(config: Mapping[str, Any], folder: Path) -> dict[str, float]:
     device = pick_device(config["device"])
     set_threads(config)
     data = read_data(config, dataset, device)
-    record = json.loads((folder / "student.json").read_text())
+    record = json.loads((folder / DESCRIPTION).read_text())
     if data.spec.num_classes != record["num_classes"]:
         raise UserError(
             f"evaluation={config['evaluation']}: it has {data.spec.num_classes} classes, the student was trained with "
             f"{record['num_classes']}"
         )
-    network = load_student(folder)
-    classifies = dataset["task"] == "classification"
-    student = Classifier(network, (record["mean"], record["std"])) if classifies else DenseModel(network)
-    return data.score(student.to(device))
+    return data.score(load_model(folder / WEIGHTS, "student").eval().to(device))
 
 
 def _score_teacher(teacher: Classifier, data: Any, device: torch.device, folder: Path) -> None:

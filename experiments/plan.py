@@ -5,10 +5,9 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from experiments.cell import all_needs, identity, settle
+from experiments.meaning import identity, needed_cells, settle
 from kt.settings import METHODS
 from kt.store import finished_cells, folder_of, read_result, read_status
 
@@ -210,8 +209,7 @@ def print_plan(configs: Sequence[Config], config: Config) -> None:
 
     def add(settled: Config, text: str) -> str:
         cell_id = identity(settled)
-        cells = {name: need for name, need in all_needs(settled).items() if not isinstance(need, Path)}
-        needs = [add(need, name) for name, need in cells.items()]
+        needs = list(dict.fromkeys(add(need, name) for name, need in needed_cells(settled).items()))
         jobs[cell_id] = Job(cell_id, [], settled, text, needs)
         jobs[cell_id].status = read_status(folder_of(config["output_root"], cell_id))
         return cell_id

@@ -27,8 +27,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments import cell, lifeline, progress
+from experiments.checking import plain
 from experiments.groups import CONF, GROUPS, choices
-from experiments.schema import is_group, plain, sign, with_recipe
+from experiments.meaning import identity
+from experiments.schema import is_group, sign, with_recipe
 from kt.errors import UserError, nearest
 from kt.store import folder_of, read_result
 
@@ -52,7 +54,7 @@ def explain(error: Exception) -> str:
 def normalise(overrides: Sequence[str]) -> list[str]:
     """Overrides in the one form the rest works with: `++key=value` for values, no sign for group choices.
 
-    With `++` Hydra lets every key in, and `experiments.schema` then refuses the wrong ones with a better message. It
+    With `++` Hydra lets every key in, and `experiments.checking` then refuses the wrong ones with a better message. It
     also lets `method.balance=1` through where only some rows of a table have a balance.
 
     Raises:
@@ -104,7 +106,7 @@ def isolated(config: dict[str, Any]) -> None:
         os._exit(status)
     _, ended = os.waitpid(child, 0)
     if os.waitstatus_to_exitcode(ended) != 0:
-        raise cell.CellFailed(f"cell {cell.identity(config)} failed")
+        raise cell.CellFailed(f"cell {identity(config)} failed")
 
 
 def task(config: DictConfig) -> str | Exception:
@@ -129,7 +131,7 @@ def _task(config: DictConfig) -> str:
         progress.use(progress.Display(quiet=True))
     if "joblib" in launcher and HydraConfig.get().mode == RunMode.MULTIRUN:
         isolated(values)
-        return cell.identity(values)
+        return identity(values)
     return str(cell.run_cell(values)["id"])
 
 

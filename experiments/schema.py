@@ -1,42 +1,19 @@
-"""What a config may contain beside the settings of `kt.settings`, and errors that name the key and the cure.
-
-Hydra's own struct check stops at `+key=value`, and its messages span many lines. So nothing is left to it: the command
-line's keys are all let in, and the composed config is compared with classes of settings.
-"""
+"""What a config may contain beside the settings of `kt.settings`, and the choices that its keys have."""
 
 from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
 
 from experiments.groups import CONF, GROUPS, choices
-from kt.errors import UserError, nearest
-from kt.settings import (
-    KCD,
-    METHODS,
-    Count,
-    Dataset,
-    Method,
-    Need,
-    Positive,
-    Schedule,
-    Settings,
-    Share,
-    Whole,
-    check_value,
-    defaults,
-    describe,
-    kinds,
-    shown,
-)
+from kt.errors import UserError
+from kt.needs import Need, alone
+from kt.settings import Count, Dataset, Method, Positive, Schedule, Settings, Share, Whole, defaults
 
 
 def is_group(key: str) -> bool:
@@ -150,25 +127,24 @@ class TableLabels(Settings):
     label: str | None
 
 
-@dataclass(frozen=True)
-class Analysis:
-    """A measurement on a finished cell, as `evaluation=` takes it.
-
-    Attributes:
-        needs: The cells that it needs beside those of the cell itself.
-        needs_untaught: The same for a cell without a teacher.
-    """
-
-    needs: Mapping[str, Need]
-    needs_untaught: Mapping[str, Need] | None = None
+def _overlapping(config: Mapping[str, Any]) -> dict[str, Need]:
+    """The student trained alone against the (transformed) teacher; without one, against another initialisation."""
+    taught = config["teacher"]["network"] is not None
+    return {"solo": Need(alone(config))} if taught else {"other": Need(alone(config, seed_offset=1))}
 
 
-ANALYSES: dict[str, Analysis] = {
-    # The student trained alone against the (transformed) teacher; without a teacher, against another initialisation.
-    "channel_overlap": Analysis({"solo": Need("student")}, {"other": Need("student", 1)}),
-    # Distance of outputs: of the student trained alone, and of the cell's own student.
-    "consistency_solo": Analysis({"solo": Need("student")}),
-    "consistency": Analysis({}),
+def _distant(solo: bool, config: Mapping[str, Any]) -> dict[str, Need]:
+    """Distance of the teacher's outputs and those of the student trained alone, or of the cell's own student."""
+    if config["teacher"]["network"] is None:
+        raise UserError(f"evaluation={config['evaluation']}: compares with the teacher; the cell has none")
+    return {"solo": Need(alone(config))} if solo else {}
+
+
+# A measurement on a finished cell, as `evaluation=` takes it: what it needs beside the cell's own needs.
+ANALYSES: dict[str, Callable[[Mapping[str, Any]], dict[str, Need]]] = {
+    "channel_overlap": _overlapping,
+    "consistency_solo": functools.partial(_distant, True),
+    "consistency": functools.partial(_distant, False),
 }
 
 
@@ -183,7 +159,7 @@ class Config(Settings):
     scale: Scale
     wandb: Wandb
     table: TableLabels
-    cell: Literal["student", "teacher", "solo", "source", "other"]
+    cell: str
     seed: Whole
     data_root: str
     output_root: str
@@ -195,122 +171,6 @@ class Config(Settings):
     rows: str | list[str] | None
     role: str | list[str] | None
     plan: bool
-
-
-def _nested(kind: Any) -> type[Settings] | None:
-    """The class of settings that a type is, or is if not null."""
-    candidates = [kind, *get_args(kind)]
-    return next((c for c in candidates if isinstance(c, type) and issubclass(c, Settings)), None)
-
-
-def known_keys(method: str | None = None) -> Iterator[str]:
-    """Every dotted key of a config, with the keys of one method or of all."""
-
-    def walk(schema: type[Settings], prefix: str) -> Iterator[str]:
-        for key, kind in kinds(schema).items():
-            yield prefix + key
-            nested = _nested(kind)
-            if nested is Method:
-                inner = prefix != ""
-                kinds_known = [METHODS[method]] if method in METHODS and not inner else METHODS.values()
-                for known in kinds_known:
-                    if not inner or known is not KCD:
-                        yield from walk(known, f"{prefix}{key}.")
-            elif nested is not None:
-                yield from walk(nested, f"{prefix}{key}.")
-        if schema is Teacher:
-            for key, part in (("dataset", Dataset), ("schedule", Schedule)):
-                yield from walk(part, f"{prefix}{key}.")
-
-    return walk(Config, "")
-
-
-def unknown(key: str, method: str | None = None) -> UserError:
-    """The error for a key that no config has; knows where a bare name belongs and what a misspelt one resembles."""
-    known = list(dict.fromkeys(known_keys(method)))
-    parent, _, leaf = key.rpartition(".")
-    siblings = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == parent]
-    siblings = [name for name in siblings if (parent, name) != ("method", "name")]
-    homes = [] if parent == "method" else [other for other in known_keys() if other.endswith(f".{leaf}")]
-    hint = f" (did you mean '{homes[0]}'?)" if homes else nearest(leaf, siblings)
-    whose = f" for method {method}" if method and parent == "method" else ""
-    listed = ", ".join(siblings)
-    return UserError(f"{key}: unknown key{whose}{hint}" + (f"; {parent} has {listed}" if parent and listed else ""))
-
-
-def _check(node: Any, schema: type[Settings], prefix: str, method: str | None) -> None:
-    """Compares a node with a class of settings, key by key."""
-    if not isinstance(node, Mapping):
-        raise UserError(f"{prefix[:-1]}={node!r}: expected a group of keys")
-    wanted = kinds(schema)
-    for key in node:
-        if key not in wanted:
-            raise unknown(prefix + str(key), method)
-    for key, kind in wanted.items():
-        nested = _nested(kind)
-        if key not in node:
-            raise UserError(f"{prefix}{key}: missing; expected {describe(kind)}")
-        value = node[key]
-        if nested is Method and value is not None:
-            inner = value.get("name") if isinstance(value, Mapping) else None
-            if inner not in METHODS or (prefix and METHODS[str(inner)] is KCD):
-                able = [name for name, known in METHODS.items() if not prefix or known is not KCD]
-                raise UserError(f"{prefix}{key}.name={inner}: expected one of {', '.join(able)}{nearest(inner, able)}")
-            nested = METHODS[str(inner)]
-        if nested is not None and not (value is None and type(None) in get_args(kind)):
-            _check(value, nested, f"{prefix}{key}.", method)
-        elif nested is None:
-            check_value(value, schema, key, prefix + key)
-
-
-def _check_part(part: Mapping[str, Any] | None, schema: type[Settings], prefix: str) -> None:
-    """Compares a node that may hold only some of a class's keys."""
-    for key, value in (part or {}).items():
-        if key not in kinds(schema):
-            raise unknown(prefix + str(key))
-        check_value(value, schema, key, prefix + key)
-
-
-def validate(config: Mapping[str, Any]) -> None:
-    """Refuses a config that has a wrong key, type, range or choice.
-
-    Raises:
-        UserError: Names the key, its value, what was expected and the nearest valid choice.
-    """
-    node = config.get("method")
-    method = node.get("name") if isinstance(node, Mapping) else None
-    if method not in METHODS:
-        raise UserError(f"method.name={method}: expected one of {', '.join(METHODS)}{nearest(method, METHODS)}")
-    _check(config, Config, "", method)
-    _check_part(config["teacher"]["dataset"], Dataset, "teacher.dataset.")
-    _check_part(config["teacher"]["schedule"], Schedule, "teacher.schedule.")
-    for who in ("teacher", "student"):
-        network = config[who]["network"]
-        if network is not None and network["name"] not in choices("network"):
-            hint = nearest(network["name"], choices("network"))
-            raise UserError(f"{who}.network.name={network['name']}: there is no such network{hint}")
-    schedule = config["schedule"]
-    if (schedule["epochs"] is None) == (schedule["iterations"] is None):
-        given = f"schedule.epochs={shown(schedule['epochs'])}, schedule.iterations={shown(schedule['iterations'])}"
-        raise UserError(f"{given}: expected one of the two, and null for the other")
-    known = [*choices("dataset"), *ANALYSES]
-    if config["evaluation"] is not None and config["evaluation"] not in known:
-        hint = nearest(config["evaluation"], known)
-        raise UserError(f"evaluation={config['evaluation']}: expected a dataset or one of {', '.join(ANALYSES)}{hint}")
-    _check_base(method, config["method"])
-    for key in ("dataset.folder", "teacher.dataset.folder"):
-        group, _, leaf = key.rpartition(".")
-        folder = OmegaConf.select(OmegaConf.create(dict(config)), group)
-        folder = folder.get(leaf) if folder else None
-        if folder is not None and (Path(folder).is_absolute() or ".." in Path(folder).parts):
-            raise UserError(f"{key}={folder}: expected a folder below data_root; set data_root= to its parent")
-
-
-def _check_base(method: str, settings: Mapping[str, Any]) -> None:
-    """Refuses a method around another one than its name says."""
-    wanted = method.partition("+")[2] or "l2"
-    if "base" in settings and settings["base"]["name"] != wanted:
-        raise UserError(f"method.base.name={settings['base']['name']}: expected {wanted} with method={method}")
 
 
 @functools.lru_cache
@@ -328,20 +188,3 @@ def _read_dataset(choice: str) -> dict[str, Any]:
 def dataset_choice(choice: str) -> dict[str, Any]:
     """The settings of one of the datasets in `conf/dataset`, as Hydra would compose them."""
     return copy.deepcopy(_read_dataset(choice))
-
-
-def plain(config: DictConfig) -> dict[str, Any]:
-    """A composed config as checked plain containers, without Hydra's own node.
-
-    Raises:
-        UserError: A key is wrong or an interpolation cannot be resolved.
-    """
-    try:
-        node = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-        values = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise UserError(str(error).splitlines()[0]) from None
-    assert isinstance(values, dict)
-    plain_values = {str(key): value for key, value in values.items()}
-    validate(plain_values)
-    return plain_values

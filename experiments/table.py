@@ -21,19 +21,14 @@ from hydra.core.override_parser.types import Glob
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import progress
-from experiments.cell import (
-    all_needs,
-    check_writable,
-    identity,
-    is_first,
-    settle,
-    world_size,
-)
+from experiments.cell import check_writable, is_first, world_size
+from experiments.checking import known_keys, plain, unknown
 from experiments.groups import choices
 from experiments.launch import ByLauncher, Report, SideBySide, refresh
+from experiments.meaning import identity, needed_cells, settle
 from experiments.plan import Config, Job, plan_lines
 from experiments.schema import Config as Schema
-from experiments.schema import is_group, known_keys, plain, sign, unknown, with_recipe
+from experiments.schema import is_group, sign, with_recipe
 from experiments.workers import default_workers
 from kt.errors import UserError, nearest
 from kt.settings import METHODS, check_value, kinds
@@ -378,10 +373,10 @@ class Table:
             if known.config["evaluation"] is None:
                 known.overrides, known.config = job.overrides, job.config
             return
-        for name, need in all_needs(job.config).items():
-            if isinstance(need, Path):
-                continue
+        for name, need in needed_cells(job.config).items():
             need_id = identity(need)
+            if need_id in job.needs:
+                continue  # another file of the same cell
             job.needs.append(need_id)
             # The composed config still says what is needed; `cell` alone turns it into the needed cell.
             kept = [line for line in job.overrides if not line.startswith("++cell=")]

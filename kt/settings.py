@@ -8,13 +8,13 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from kt.errors import UserError, nearest
+from kt.needs import SNAPSHOTS, Need, alone, teacher_of
 
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
@@ -28,24 +28,16 @@ _SIGNS = {Ge: ">=", Gt: ">", Le: "<=", Lt: "<"}
 
 
 class Settings(BaseModel):
-    """A group of keys; a key without a default has to be given."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-@dataclass(frozen=True)
-class Need:
-    """A cell that a method or an analysis needs beside the teacher: the student alone, or another teacher.
+    """A group of keys; a key without a default has to be given.
 
     Attributes:
-        of: `student` or `teacher`: whose network, dataset and schedule.
-        seed_offset: Its seed minus that of the cell's own student or teacher.
-        trained: False takes its initial weights.
+        added: Keys that came when cells had been trained without them, with the value that means what those did. With
+            that value a key does not enter a cell's id, whatever its default is or becomes.
     """
 
-    of: Literal["student", "teacher"]
-    seed_offset: int = 0
-    trained: bool = True
+    added: ClassVar[Mapping[str, Any]] = {}
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Dataset(Settings):
@@ -127,8 +119,12 @@ class Method(Settings):
     module: ClassVar[str | None] = None  # what to import so that the method is registered; None: it is kt's own
 
     @staticmethod
-    def needs(settings: Mapping[str, Any]) -> dict[str, Need]:
-        """The cells that these settings need beside the teacher, by name."""
+    def needs(config: Mapping[str, Any]) -> dict[str, Need]:
+        """What a cell with this method needs beside its teacher, by name.
+
+        Args:
+            config: The cell's settled config; its `method` has these settings.
+        """
         return {}
 
 
@@ -281,6 +277,15 @@ class L2(Method):
     preactivation: bool = Field(True, description="the KCD paper states it for detection; here everywhere")
 
 
+class RCO(L2):
+    """Jin et al. 2019: the L2 loss on snapshots of the teacher's training, one after the other."""
+
+    @staticmethod
+    def needs(config: Mapping[str, Any]) -> dict[str, Need]:
+        """The snapshots; a teacher from a file has none."""
+        return {} if config["teacher"]["checkpoint"] else {"anchor": Need(teacher_of(config), SNAPSHOTS)}
+
+
 class RKD(Method):
     """Park et al. 2019: distances and angles between the samples of a batch, on the penultimate feature."""
 
@@ -327,15 +332,18 @@ class KCD(Method):
     )
 
     @staticmethod
-    def needs(settings: Mapping[str, Any]) -> dict[str, Need]:
+    def needs(config: Mapping[str, Any]) -> dict[str, Need]:
         """The student trained alone, and the teacher that the transform is computed from if it is another one."""
-        found: dict[str, Need] = {}
+        settings = config["method"]
+        base = settings["base"]
+        found = METHODS[base["name"]].needs({**config, "method": base}) if base else {}
         if settings["strategy"] in ("random", "identity"):
             return found
         if settings["student_state"] == "trained":
-            found["solo"] = Need("student", settings["solo_offset"])
-        if settings["teacher_state"] == "initial" or settings["teacher_offset"]:
-            found["source"] = Need("teacher", settings["teacher_offset"], settings["teacher_state"] == "trained")
+            found["solo"] = Need(alone(config, settings["solo_offset"]))
+        trained = settings["teacher_state"] == "trained"
+        if not trained or settings["teacher_offset"]:
+            found["source"] = Need(teacher_of(config, settings["teacher_offset"], trained))
         return found
 
 
@@ -355,8 +363,7 @@ METHODS: dict[str, type[Method]] = {
     "stagewise": Stagewise,
     "l2": L2,
     "rkd": RKD,
-    # Jin et al. 2019: the L2 loss on snapshots of the teacher's training, one after the other.
-    "rco": L2,
+    "rco": RCO,
     **dict.fromkeys(("kcd", "kcd+fitnet", "kcd+ab", "kcd+rkd", "kcd+rco"), KCD),
 }
 

@@ -1,23 +1,32 @@
-"""Trained students as plain networks, read from the folders of their cells."""
+"""Trained students, built as `student.json` beside their weights says, whoever reads them."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from kt.classifier import Classifier
 from kt.errors import UserError, needs_mm
 from kt.models import NETWORKS, build_network
 from kt.models.checkpoints import load_weights
+from kt.needs import SNAPSHOTS, WEIGHTS
 from kt.outside import load_outside
 
+if TYPE_CHECKING:
+    from kt.dense import DenseModel
 
-def load_student(folder: str | os.PathLike[str]) -> nn.Module:
-    """See `kt.load_student`."""
-    described = Path(folder) / "student.json"
+DESCRIPTION = "student.json"
+
+
+def _read(weights: Path, key: str) -> tuple[nn.Module, dict[str, Any]]:
+    """The plain network of a file of weights, and its description."""
+    folder = weights.parent.parent if weights.parent.name == SNAPSHOTS else weights.parent
+    described = folder / DESCRIPTION
     try:
         record: dict[str, Any] = json.loads(described.read_text())
         network, shape = record["network"], {key: record[key] for key in ("num_classes", "image_size")}
@@ -25,16 +34,48 @@ def load_student(folder: str | os.PathLike[str]) -> nn.Module:
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = getattr(error, "strerror", None) or "it is damaged"
         raise UserError(f"{described}: expected the description of a trained student ({reason})") from None
-    student: nn.Module
     load_outside()
+    built: nn.Module
     if network["name"] in NETWORKS:
-        student = build_network(**options, **shape)
+        built = build_network(**options, **shape)
     else:
         needs_mm(f"{folder}: {network['name']}")
         from mmengine.config import Config
 
         from kt.models.dense import build_dense
 
-        student = build_dense(Config.fromfile(Path(folder) / "student_config.py").model.to_dict(), str(folder))
-    load_weights(student, Path(folder) / "student.pth", "student")
-    return student.eval()
+        file = folder / "student_config.py"
+        if not file.exists():
+            raise UserError(f"{file}: expected the config of a trained {network['name']} (there is no such file)")
+        built = build_dense(Config.fromfile(file).model.to_dict(), str(folder))
+    load_weights(built, weights, key)
+    return built, record
+
+
+def load_student(folder: str | os.PathLike[str]) -> nn.Module:
+    """See `kt.load_student`."""
+    return _read(Path(folder) / WEIGHTS, "student")[0].eval()
+
+
+def load_model(weights: Path, key: str, expected: Mapping[str, Any] | None = None) -> Classifier | DenseModel:
+    """A trained student with the normalisation that it was trained with.
+
+    Args:
+        weights: Its weights, or a snapshot of them beside which its description lies.
+        key: What an error calls the file.
+        expected: The network that it is said to be, as the description has it: `name`, `width` and `small_stem`.
+
+    Raises:
+        UserError: There is no description beside it, the weights are not those of the network described, or that is not
+            the one expected.
+    """
+    network, record = _read(weights, key)
+    found = record["network"]
+    if expected is not None and any(found[part] != expected[part] for part in ("name", "width", "small_stem")):
+        said = f"{found['name']} of width {found['width']}; expected {expected['name']} of width {expected['width']}"
+        raise UserError(f"{key}={str(weights)!r}: the checkpoint belongs to another network ({said})")
+    if record["network"]["name"] in NETWORKS:
+        return Classifier(network, (record["mean"], record["std"]))
+    from kt.dense import DenseModel
+
+    return DenseModel(network)

@@ -7,9 +7,9 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.checking import plain
 from experiments.groups import CONF
 from experiments.run import normalise
-from experiments.schema import plain
 from experiments.table import Table, composer
 
 

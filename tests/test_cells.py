@@ -17,16 +17,11 @@ from filelock import FileLock
 import fake_training
 from configs import composed
 from experiments import progress
-from experiments.cell import (
-    CellFailed,
-    identity,
-    needs_of,
-    run_cell,
-    settle,
-    teacher_config,
-)
+from experiments.cell import CellFailed, run_cell
+from experiments.meaning import identity, needed_cells, needs_of, settle
 from experiments.schema import TEACHER_DATA, sign, with_recipe
 from kt.errors import UserError
+from kt.needs import teacher_of
 from kt.store import folder_of, read_result, read_status
 
 PAIR = ("teacher=resnet56", "student=resnet20")
@@ -97,8 +92,7 @@ def test_a_plain_student_has_no_teacher() -> None:
 
 def test_the_teacher_is_a_plain_cell() -> None:
     config = composed("method=kd", *PAIR, "teacher.seed=2", "teacher.schedule.epochs=9")
-    need = needs_of(settle(config))["teacher"]
-    assert isinstance(need, dict)
+    need = needed_cells(settle(config))["teacher"]
     as_student = composed("student=resnet56", "seed=2", "schedule.epochs=9")
     assert identity(need) == identity(as_student)
     assert identity({**config, "cell": "teacher"}) == identity(as_student)
@@ -120,10 +114,10 @@ def test_only_embedded_data_slim_the_networks() -> None:
 
 def test_pretrained_teachers_are_scored_and_not_trained() -> None:
     config = composed("method=kd", "teacher=resnet50", "student=mobilenet_v1", "dataset=imagenet", "scale=paper")
-    teacher = teacher_config(config)
+    teacher = teacher_of(config)
     assert teacher["student"]["pretrained"] == "IMAGENET1K_V1" and teacher["schedule"]["epochs"] == 0
     for other in (["dataset.name=cifar100"], ["scale.pretrained=false"], ["teacher.network.width=0.5"]):
-        changed = teacher_config(composed("method=kd", "teacher=resnet50", "dataset=imagenet", "scale=paper", *other))
+        changed = teacher_of(composed("method=kd", "teacher=resnet50", "dataset=imagenet", "scale=paper", *other))
         assert changed["student"]["pretrained"] is None and changed["schedule"]["epochs"] > 0
 
 
@@ -133,9 +127,7 @@ def test_a_teacher_with_its_own_data_has_their_recipe() -> None:
     def teacher(student: str, teacher: str, dataset: str, own: str, *more: str) -> dict[str, Any]:
         chosen = {"method": "hybrid_forward", "student": student, "dataset": dataset, "teacher": teacher}
         lines = [f"{sign(key)}{key}={value}" for key, value in with_recipe({**chosen, TEACHER_DATA: own}).items()]
-        need = needs_of(settle(composed(*lines, *more)))["teacher"]
-        assert isinstance(need, dict)
-        return need
+        return needed_cells(settle(composed(*lines, *more)))["teacher"]
 
     need = teacher("deeplabv2_vgg16", "fasterrcnn_resnet50", "scenes_seg", "cityscapes_det")
     assert identity(need) == identity(composed("student=fasterrcnn_resnet50", "dataset=scenes_det"))

@@ -11,8 +11,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from configs import composed
+from experiments.checking import plain
 from experiments.groups import choices
-from experiments.schema import plain
 from kt.errors import UserError
 from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS
 from kt.settings import METHODS

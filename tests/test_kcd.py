@@ -16,6 +16,7 @@ from checks import bits, rows
 from configs import composed, rows_of
 from experiments import cell
 from experiments.build import snapshots_of
+from experiments.meaning import identity, needed_cells, settle
 from experiments.table import read_rows
 from kt.classifier import Classifier
 from kt.consistency import StreamingConsistency
@@ -328,13 +329,13 @@ SMALL = (*PAIR, "schedule.epochs=2", "schedule.batch_size=32", "wandb.mode=disab
 
 
 def test_needs_are_typed_and_shared() -> None:
-    alone = cell.identity(composed("method=none", *SMALL))
-    needs = cell.needs_of(cell.settle(composed("method=kcd", *SMALL)))
-    assert {name: cell.identity(need) for name, need in needs.items()}["solo"] == alone  # type: ignore[arg-type]
+    alone = identity(composed("method=none", *SMALL))
+    needs = needed_cells(settle(composed("method=kcd", *SMALL)))
+    assert identity(needs["solo"]) == alone
     assert set(needs) == {"teacher", "solo"}
 
     def needed(*changes: str) -> dict[str, Any]:
-        return cell.needs_of(cell.settle(composed("method=kcd", *SMALL, *changes)))
+        return needed_cells(settle(composed("method=kcd", *SMALL, *changes)))
 
     assert set(needed("method.strategy=random")) == {"teacher"}
     assert set(needed("method.student_state=initial")) == {"teacher"}
@@ -344,9 +345,9 @@ def test_needs_are_typed_and_shared() -> None:
     assert needed("method.teacher_state=initial")["source"]["schedule"]["epochs"] == 0
     for name in ("solo", "source"):
         made = composed("method=kcd", "method.teacher_offset=1", f"cell={name}", *SMALL)
-        assert cell.identity(made) == cell.identity(needed("method.teacher_offset=1")[name])
-    with pytest.raises(UserError, match="cell=source: this cell needs no such cell; expected student or one of"):
-        cell.settle(composed("method=kcd", "cell=source", *SMALL))
+        assert identity(made) == identity(needed("method.teacher_offset=1")[name])
+    with pytest.raises(UserError, match="cell=source: this cell needs no such cell; expected one of student,"):
+        settle(composed("method=kcd", "cell=source", *SMALL))
 
 
 @pytest.fixture(scope="module")
@@ -373,7 +374,7 @@ def test_a_cell_keeps_its_transform_and_starts_where_its_solo_student_did(root: 
 def test_rco_takes_the_snapshots_of_the_teacher_s_cell(root: Path) -> None:
     folder, result = run(root, "method=rco")
     teacher = folder_of(root, result["needs"]["teacher"])
-    snapshots = snapshots_of(teacher / "student.pth")
+    snapshots = snapshots_of(teacher / "snapshots")
     assert [path.stem for path in snapshots] == ["epoch_1", "epoch_2"]
     assert bits(torch.load(snapshots[-1])) == bits(torch.load(teacher / "student.pth"))
     outside = root / "outside.pth"

@@ -17,7 +17,7 @@ from checks import bits, rows
 from configs import composed, table
 from dense_settings import SCHEDULE as DENSE_SCHEDULE
 from experiments.build import phase_records
-from experiments.cell import identity, needs_of, settle
+from experiments.meaning import identity, needed_cells, settle
 from kt.baselines.features import choose_pairs
 from kt.cost import few_images
 from kt.engine import open_groups, seed_everything
@@ -425,7 +425,7 @@ def test_fixed_rows_start_from_the_row_above() -> None:
             ("teacher_fixed", "teacher"),
             ("teacher_fixed_first_block", "teacher"),
         ):
-            assert identity(needs_of(settle(cells[fixed]))["teacher"]) == identity(cells[start]), (fixed, arguments)  # type: ignore[arg-type]
+            assert identity(needed_cells(settle(cells[fixed]))["teacher"]) == identity(cells[start]), (fixed, arguments)
 
 
 def test_the_papers_settings() -> None:

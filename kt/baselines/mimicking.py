@@ -108,8 +108,6 @@ class RouteConstrained(FeatureL2):
     Args: those of `l2`. The model is handed the earlier anchors beside `teacher`, as `anchor0`, `anchor1`, ...
     """
 
-    wants_snapshots = True
-
     def __init__(self, *args: object, **options: object):
         super().__init__(*args, **options)  # type: ignore[arg-type]
         self.anchor = "teacher"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from mmengine.registry import Registry
@@ -20,6 +22,9 @@ from kt.settings import complete
 from kt.stages import Stage
 from kt.transfer import TransferModel
 
+if TYPE_CHECKING:
+    from kt.data import DataSpec
+
 Student = Classifier | DenseModel
 Teacher = Classifier | DenseModel | Backbone
 
@@ -30,7 +35,8 @@ class Method(nn.Module):
     """A way to train a student. Its children (adapters, auxiliary networks) train with it and are never exported.
 
     A method is built for one pair: `Method(student, teacher, **options)`, and reads only shapes from the two; at run
-    time it is handed the `TransferModel`.
+    time it is handed the `TransferModel`. A constructor that has a parameter `data` is handed the facts of the data
+    (`kt.data.DataSpec`, None where nobody told them), one with `files` the files that its settings need of other cells.
 
     Attributes:
         needs_teacher: Whether it can be built without one.
@@ -38,9 +44,6 @@ class Method(nn.Module):
         dense: Whether it can teach detectors and segmentors.
         compares_channels: Whether it compares the teacher's maps with the student's channel by channel, so that the
             order of the teacher's channels matters to it.
-        companions: Further networks that it may be given beside the teacher, hidden like it, by name: whether each is
-            built as the `student` or as the `teacher` is.
-        wants_snapshots: Whether it is to be given the snapshots of the teacher's training, as `anchor0`, `anchor1`, ...
         hidden: The names of the networks that the model it is part of keeps hidden.
         facts: What a method wants the result file to say about the pair it was built for.
     """
@@ -49,8 +52,6 @@ class Method(nn.Module):
     starts_from_teacher: ClassVar[bool] = False
     dense: ClassVar[bool] = False
     compares_channels: ClassVar[bool] = False
-    companions: ClassVar[Mapping[str, str]] = {}
-    wants_snapshots: bool = False
     hidden: frozenset[str] = frozenset()
 
     def __init__(self, student: Student, teacher: Teacher | None):
@@ -141,7 +142,15 @@ def find_method(name: str) -> type[Method]:
     return kind
 
 
-def build_method(name: str, student: Student, teacher: Teacher | None, **options: object) -> Method:
+def build_method(
+    name: str,
+    student: Student,
+    teacher: Teacher | None,
+    *,
+    data: DataSpec | None = None,
+    files: Mapping[str, Path] | None = None,
+    **options: object,
+) -> Method:
     """The registered method `name` for a pair of networks.
 
     `build_method("kcd+fitnet", ...)` is `build_method("kcd", ..., base={"name": "fitnet"})`.
@@ -149,6 +158,8 @@ def build_method(name: str, student: Student, teacher: Teacher | None, **options
     Args:
         name: The method.
         student, teacher: The networks.
+        data: The facts of the data (`Data.spec`), for a constructor that asks for them.
+        files: The files needed of other cells, by need, for a constructor that asks for them.
         options: As `kt.settings` has them; what is left out has its default.
 
     Raises:
@@ -161,4 +172,6 @@ def build_method(name: str, student: Student, teacher: Teacher | None, **options
         if base["name"] != inner:
             raise UserError(f"method={name!r}: its base is {base['name']!r}; expected {inner!r}")
         options["base"] = base
-    return kind(student, teacher, **complete(name, options))
+    parameters = inspect.signature(kind).parameters
+    handed: dict[str, Any] = {key: value for key, value in (("data", data), ("files", files)) if key in parameters}
+    return kind(student, teacher, **handed, **complete(name, options))

@@ -29,7 +29,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,9 @@ from kt.methods.base import METHODS, Method, Student, Teacher, build_method, fin
 from kt.phase import CONSTANT, TRAIN, Batch, Loop, Loss, Phase, everything, only, student_alone
 from kt.stages import Stage, as_map
 from kt.transfer import TransferModel, evaluating
+
+if TYPE_CHECKING:
+    from kt.data import DataSpec
 
 MATCHED = ("bipartite", "greedy")
 FIXED = ("random", "identity")
@@ -211,10 +214,10 @@ class KnowledgeConsistent(Method):
         learn_fraction: Length of the phase of a learned strategy, as a share of the schedule.
         base: The method that is trained on the view: its `name` and options; None is `l2`.
         beside: Options of an L2 loss on the view that is added, for bases that do not compare channels.
+        data, files: For the base.
     """
 
     dense = True
-    companions = {SOLO: "student", SOURCE: "teacher"}
 
     def __init__(
         self,
@@ -230,6 +233,8 @@ class KnowledgeConsistent(Method):
         learn_fraction: float,
         base: Mapping[str, Any] | None,
         beside: Mapping[str, Any] | None,
+        data: DataSpec | None = None,
+        files: Mapping[str, Path] | None = None,
     ):
         super().__init__(student, teacher)
         assert teacher is not None
@@ -262,13 +267,12 @@ class KnowledgeConsistent(Method):
         view: Any = TransformedTeacher(teacher, channels)
         settings = dict(base or {"name": "l2"})
         name = settings.pop("name")
-        if find_method(name).companions:
+        if issubclass(find_method(name), KnowledgeConsistent):
             raise UserError(f"method.base.name={name}: expected a method that is not itself built around another")
         sees_channels = find_method(name).compares_channels
         if not sees_channels and beside is None:
             raise UserError(f"method.beside=null: {name} does not compare channels, so the transform would be unused")
-        self.base = build_method(name, student, view if sees_channels else teacher, **settings)
-        self.wants_snapshots = self.base.wants_snapshots
+        self.base = build_method(name, student, view if sees_channels else teacher, data=data, files=files, **settings)
         self.beside: Any = None
         if beside is not None:
             self.beside = build_method("l2", student, view, **{k: v for k, v in beside.items() if k != "name"})
@@ -465,7 +469,7 @@ class KnowledgeConsistent(Method):
         """The base's loss, on the transformed teacher if it compares channels, and the L2 loss beside it."""
         groups = self.group_of(batch["labels"]) if self.groups > 1 else None
         teaching: dict[str, Any] = {
-            name: teacher for name, teacher in model.teachers.items() if name not in self.companions
+            name: teacher for name, teacher in model.teachers.items() if name not in (SOLO, SOURCE)
         }
         student: Any = model.student
         if self.beside is not None:

@@ -1,0 +1,243 @@
+"""What a config means: the settled config of its cell, what that needs, and its identity."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from experiments.schema import ANALYSES
+from kt.errors import UserError, nearest
+from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS
+from kt.needs import NO_TEACHER, Config, Need, teacher_dataset, teacher_of
+from kt.settings import METHODS, Dataset, Schedule, Settings
+
+# Raise it when the same config comes to mean another computation: results of older code are then not taken for new.
+IDENTITY_VERSION = 4
+
+
+def _settled_network(network: Config, dataset: Config, config: Config) -> Config:
+    """A network whose width is a number: the scale's on embedded data, the full one on real data."""
+    if network["width"] is not None:
+        return network
+    slim = dataset["name"] == "scenes" and network["name"] != CONFIG_NETWORK
+    return {**network, "width": config["scale"]["width"] if slim else 1.0}
+
+
+def _settled_pretrained(pretrained: str | None, network: Config, config: Config) -> str | None:
+    """The ImageNet weights of a detector's or segmentor's backbone, where the scale takes any and the width is full."""
+    if network["name"] not in DENSE_NETWORKS:
+        return pretrained
+    return pretrained if config["scale"]["pretrained"] and network["width"] == 1 else None
+
+
+def _check_task(network: Config, dataset: Config, key: str) -> None:
+    """Refuses a network that cannot do what a dataset is for.
+
+    Raises:
+        UserError: Names both and the networks that can.
+    """
+    task, name = dataset["task"], network["name"]
+    if (name == CONFIG_NETWORK) != (network["config"] is not None):
+        raise UserError(f"{key}.network.config={network['config']}: goes with {key}={CONFIG_NETWORK}, which needs it")
+    if task == "classification":
+        fitting = list(NETWORKS)
+    else:
+        wanted = "detection" if task == "pedestrians" else task
+        fitting = [other for other, spec in DENSE_NETWORKS.items() if spec.task == wanted]
+        fitting += [CONFIG_NETWORK] if wanted != "keypoints" else []
+    if name not in fitting:
+        raise UserError(f"{key}={name}: not a network for {task}{nearest(name, fitting)}; choose {', '.join(fitting)}")
+
+
+def settle(config: Mapping[str, Any]) -> Config:
+    """The config of the cell that a command means: unused parts emptied, widths filled in, a teacher turned student.
+
+    Args:
+        config: A checked config (`experiments.checking.plain`). Settling a settled config changes nothing.
+
+    Raises:
+        UserError: The method needs a teacher and there is none.
+    """
+    settled = {key: copy.deepcopy(value) for key, value in config.items() if key not in ("rows", "role", "plan")}
+    if settled["cell"] == "teacher":
+        if settled["teacher"]["network"] is None:
+            raise UserError("cell=teacher: there is no teacher; add teacher=<network>, for example teacher=resnet56")
+        need = _needed(settled, "teacher", Need(teacher_of(settled)))
+        return {**need.config, "evaluation": settled["evaluation"]}
+    if settled["cell"] != "student":
+        name, cells = settled["cell"], needed_cells({**settled, "cell": "student"})
+        if name not in cells:
+            listed = ", ".join(("student", *cells))
+            hint = nearest(name, ("student", "teacher", *cells))
+            raise UserError(f"cell={name}: this cell needs no such cell; expected one of {listed}{hint}")
+        return cells[name]
+    method, dataset = settled["method"]["name"], settled["dataset"]
+    _check_task(settled["student"]["network"], dataset, "student")
+    if dataset["task"] != "classification" and not METHODS[method].dense:
+        able = ", ".join(name for name, kind in METHODS.items() if kind.dense)
+        raise UserError(f"method={method}: teaches classifiers only; for {dataset['task']} choose {able}")
+    if not METHODS[method].needs_teacher:
+        settled["teacher"] = copy.deepcopy(NO_TEACHER)
+    elif settled["teacher"]["network"] is None:
+        raise UserError(f"method={method}: needs a teacher; add teacher=<network>, for example teacher=resnet56")
+    else:
+        teacher = settled["teacher"]
+        teacher["network"] = _settled_network(teacher["network"], teacher_dataset(settled), settled)
+        teacher["pretrained"] = _settled_pretrained(teacher["pretrained"], teacher["network"], settled)
+    student = settled["student"]
+    student["network"] = _settled_network(student["network"], dataset, settled)
+    student["pretrained"] = _settled_pretrained(student["pretrained"], student["network"], settled)
+    return settled
+
+
+def _needed(config: Mapping[str, Any], name: str, need: Need) -> Need:
+    """A need whose config is settled, under its name in logs."""
+    labels = {**config["table"], "row": name, "role": name, "label": None}
+    return replace(need, config=settle({**need.config, "cell": "student", "evaluation": None, "table": labels}))
+
+
+def needs_of(config: Mapping[str, Any]) -> dict[str, Need | Path]:
+    """What a settled cell needs, by name: another cell, whose config is settled too, or a checkpoint."""
+    found: dict[str, Need | Path] = {}
+    if config["teacher"]["checkpoint"]:
+        found["teacher"] = Path(config["teacher"]["checkpoint"])
+    elif config["teacher"]["network"] is not None:
+        need = _needed(config, "teacher", Need(teacher_of(config)))
+        if need.config["dataset"]["name"] == "scenes" and config["dataset"]["name"] != "scenes":
+            raise UserError(
+                "teacher.checkpoint=null: the teacher would be trained on embedded data; give the file of its weights"
+            )
+        found["teacher"] = need
+    own = METHODS[config["method"]["name"]].needs(config)
+    return {**found, **{name: _needed(config, name, need) for name, need in own.items()}}
+
+
+def evaluation_needs(config: Mapping[str, Any]) -> dict[str, Need]:
+    """The cells that an analysis of a settled cell needs, by name; none for a score on a dataset."""
+    wanted = ANALYSES[config["evaluation"]](config) if config["evaluation"] in ANALYSES else {}
+    return {name: _needed(config, name, need) for name, need in wanted.items()}
+
+
+def all_needs(config: Mapping[str, Any]) -> dict[str, Need | Path]:
+    """What a settled cell and its evaluation need; only the former is part of what the cell is."""
+    return {**evaluation_needs(config), **needs_of(config)}
+
+
+def needed_cells(config: Mapping[str, Any]) -> dict[str, Config]:
+    """The settled configs of all cells that a settled cell and its evaluation need, by name."""
+    return {name: dict(need.config) for name, need in all_needs(config).items() if isinstance(need, Need)}
+
+
+@functools.lru_cache(maxsize=64)
+def _hash_file(path: str, size: int, modified: int) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def content_hash(path: Path, key: str) -> str:
+    """The hash of a checkpoint, and of the description beside it that says how to read it.
+
+    Raises:
+        UserError: There is no such file.
+    """
+    try:
+        stat = path.stat()
+        found = _hash_file(str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+        described = path.with_name("student.json")
+        if described.exists():
+            found = hashlib.sha256((found + described.read_text()).encode()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{key}={path}: expected a readable checkpoint file ({error.strerror})") from None
+    return f"sha256:{found[:32]}"
+
+
+def _canonical(value: Any, key: str) -> Any:
+    """A value as it goes into the hash: 2.0 is 2, and nothing depends on where files lie."""
+    if isinstance(value, Mapping):
+        return {str(name): _canonical(item, f"{key}.{name}") for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(item, key) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str) and (os.path.isabs(value) or value.startswith("~")):
+        raise UserError(f"{key.lstrip('.')}={value}: an absolute path cannot be part of what a cell is")
+    return value
+
+
+def _network_content(network: Config) -> Config:
+    """A network with the content of its config file in the place of the file's name."""
+    if network["config"] is None:
+        return {key: value for key, value in network.items() if key not in ("config", "options")}
+    from mmengine.config import Config as FileConfig
+
+    try:
+        content = FileConfig.fromfile(network["config"]).get("model")
+        text = json.dumps(content, sort_keys=True, default=str)
+    except Exception as error:  # a config is a program: anything may go wrong in it
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"network.config={network['config']}: cannot be read as a config of mmdet or mmseg ({reason})"
+        ) from None
+    return {**network, "config": hashlib.sha256(text.encode()).hexdigest()[:32]}
+
+
+def _telling(settings: Mapping[str, Any], schema: type[Settings]) -> Config:
+    """Settings without the keys that were added later and leave everything as it was before them."""
+    return {key: value for key, value in settings.items() if key not in schema.added or value != schema.added[key]}
+
+
+def _telling_method(settings: Mapping[str, Any]) -> Config:
+    """The same of a method and of the methods among its settings."""
+    told = _telling(settings, METHODS[settings["name"]])
+    return {key: _telling_method(value) if isinstance(value, Mapping) else value for key, value in told.items()}
+
+
+def semantics(config: Mapping[str, Any]) -> Config:
+    """Everything that a settled cell's numbers depend on, and nothing else."""
+    student, dataset, schedule, teacher = (config[key] for key in ("student", "dataset", "schedule", "teacher"))
+    given = student["checkpoint"] or student["pretrained"]
+    kept = {key: dataset[key] for key in (*Dataset.COMMON, *Dataset.OWN.get(dataset["name"], ()))}
+    length = {key: value for key, value in schedule.items() if key != "evaluate_every"}
+    if schedule["policy"] != "step":
+        length = {key: value for key, value in length.items() if key not in ("milestones", "gamma")}
+    if schedule["optimizer"] != "sgd":
+        length = {key: value for key, value in length.items() if key not in ("momentum", "nesterov")}
+    if schedule["epochs"] == 0:
+        length = {"epochs": 0}
+    needs: dict[str, str] = {}
+    for name, need in needs_of(config).items():
+        needs[name] = identity(need.config) if isinstance(need, Need) else content_hash(need, f"{name}.checkpoint")
+    return {
+        "version": IDENTITY_VERSION,
+        "student": {
+            "network": _network_content(student["network"]),
+            "checkpoint": content_hash(Path(student["checkpoint"]), "checkpoint") if student["checkpoint"] else None,
+            "pretrained": student["pretrained"],
+        },
+        "teacher": {"network": _network_content(teacher["network"]), "norm": teacher["norm"]}
+        if teacher["network"]
+        else None,
+        "dataset": _telling(kept, Dataset),
+        "method": _telling_method(config["method"]),
+        "schedule": _telling(length, Schedule),
+        "precision": config["precision"],
+        "seed": None if given and schedule["epochs"] == 0 else config["seed"],
+        "needs": needs,
+    }
+
+
+def identity(config: Mapping[str, Any]) -> str:
+    """The id of the cell that a config means: 16 hex digits."""
+    content = _canonical(semantics(settle(config)), "")
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
