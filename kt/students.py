@@ -14,6 +14,7 @@ from kt.classifier import Classifier
 from kt.errors import UserError, needs_mm
 from kt.models import NETWORKS, build_network
 from kt.models.checkpoints import load_weights
+from kt.models.names import CONFIG_NETWORK
 from kt.needs import SNAPSHOTS, WEIGHTS
 from kt.outside import load_outside
 
@@ -40,14 +41,14 @@ def _read(weights: Path, key: str) -> tuple[nn.Module, dict[str, Any]]:
         built = build_network(**options, **shape)
     else:
         needs_mm(f"{folder}: {network['name']}")
-        from mmengine.config import Config
+        from kt.models.dense import build_dense, dense_config, read_config
 
-        from kt.models.dense import build_dense
-
-        file = folder / "student_config.py"
-        if not file.exists():
-            raise UserError(f"{file}: expected the config of a trained {network['name']} (there is no such file)")
-        built = build_dense(Config.fromfile(file).model.to_dict(), str(folder))
+        if network["name"] == CONFIG_NETWORK:
+            model = read_config(str(folder / "student_config.py"), None, record["num_classes"])
+        else:  # without running the file beside it
+            normalisation = (record["mean"], record["std"])
+            model = dense_config(network["name"], **shape, width=network["width"], normalisation=normalisation)
+        built = build_dense(model, str(folder))
     load_weights(built, weights, key)
     return built, record
 

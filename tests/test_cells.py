@@ -22,6 +22,7 @@ from experiments.meaning import identity, needed_cells, needs_of, settle
 from experiments.schema import TEACHER_DATA, sign, with_recipe
 from kt.errors import UserError
 from kt.needs import teacher_of
+from kt.settings import KD, Dataset, FitNet, Schedule
 from kt.store import folder_of, read_result, read_status
 
 PAIR = ("teacher=resnet56", "student=resnet20")
@@ -80,7 +81,28 @@ def test_identity_of_a_fixed_config_is_fixed() -> None:
         "lr": 0.05,
         "policy": "step",
     }
-    assert identity(config) == "56c65fd8e72c7cbd"
+    assert identity(config) == "1d631c3d76cd0979"
+
+
+def test_a_key_added_later_keeps_ids_only_where_it_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its default is or becomes."""
+    kd, inner = ("method=kd", *PAIR), ("method=kcd+fitnet", *PAIR)
+    before = [composed(*kd), composed(*inner)]
+    added = {
+        KD: {"alpha": 0.9},
+        FitNet: {"regressor": "conv_bn_relu"},
+        Schedule: {"gamma": 0.1},
+        Dataset: {"subset": None},
+    }
+    for schema, keys in added.items():
+        monkeypatch.setattr(schema, "added", keys)
+    kept = [identity(config) for config in before]
+    del before[0]["method"]["alpha"], before[0]["schedule"]["gamma"], before[1]["method"]["base"]["regressor"]
+    assert [identity(config) for config in before] == kept
+    changes = ("method.alpha=0.5", "schedule.gamma=0.2", "dataset.subset=10")
+    changed = {identity(composed(*kd, change)) for change in changes}
+    changed.add(identity(composed(*inner, "method.base.regressor=conv")))
+    assert len(changed) == 4 and not changed & {*kept}
 
 
 def test_a_plain_student_has_no_teacher() -> None:

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from checks import bits, rows, two_processes, without_speed
 from kt.classifier import Classifier
-from kt.data import Data, build_data
+from kt.data import Data, DataSpec, build_data
 from kt.data.loaders import Loader
 from kt.engine import Engine, PhaseLoop, measured_loop, seed_everything
 from kt.errors import UserError
 from kt.functional import hint
-from kt.methods.base import Method, teacher_levels
+from kt.methods.base import METHODS, Method, build_method, teacher_levels
 from kt.phase import Batch, Loop, Phase, Trained, only, student_alone
 from kt.settings import Schedule, defaults
 from kt.stages import Head, Piece, Stage, head_of, stages_of
@@ -200,6 +200,50 @@ def test_all_optimizers_are_scheduled_logged_and_saved_alike(whole: Any) -> None
     assert all(len(one["state"]) == count for one, count in zip(state["optimizers"].values(), (6, 3), strict=True))
     start = make_pair()
     assert model.method.spare == start.method.spare and model.method.rare != start.method.rare
+
+
+class Remembering(Method):
+    """Keeps each image's last loss in a buffer as long as its data are."""
+
+    def __init__(self, student: Any, teacher: Any, data: DataSpec):
+        super().__init__(student, teacher)
+        assert data.largest_index is not None
+        self.register_buffer("memory", torch.zeros(data.largest_index + 1))
+
+    def loss(self, model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        output = model.student.task(model.student.extract(batch["inputs"]), batch)
+        self.memory[batch["indices"]] += output.loss.detach()  # type: ignore[index, operator]
+        return output.loss + 0.1 * self.memory[batch["indices"]].mean(), {}  # type: ignore[index, union-attr]
+
+
+class Stop(Hook):
+    """Ends a training after its first epoch."""
+
+    priority = "LOWEST"
+
+    def after_train_epoch(self, runner: Any) -> None:
+        raise KeyboardInterrupt
+
+
+def test_a_buffer_of_the_size_of_the_data_is_saved_and_resumed(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setitem(METHODS.module_dict, "remembering", Remembering)
+    dataset = {**DATASET, "subset": 24}
+    data = build_data(dataset, ".", batch_size=BATCH, seed=0, device=torch.device("cpu"))
+    indices = torch.cat([batch["indices"] for batch in data.train.plain().epoch(0)])
+    assert data.spec.largest_index == indices.max() > data.spec.train_size
+
+    def train(name: str, *hooks: Hook) -> Tensor:
+        pair = make_pair()
+        method = build_method("remembering", pair.student, pair.teacher, data=data.spec)
+        model = TransferModel(pair.student, method, pair.teachers)
+        fit(model, data, tmp_path / name, SCHEDULE, extra_hooks=hooks)
+        return method.memory  # type: ignore[return-value]
+
+    with pytest.raises(KeyboardInterrupt):
+        train("stopped", Stop())
+    memory = train("whole")
+    assert torch.equal(train("stopped"), memory)
+    assert set(memory.nonzero().flatten().tolist()) == set(indices.tolist())
 
 
 class Kill(Hook):

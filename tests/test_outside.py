@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -21,16 +22,28 @@ from annotated_types import Ge
 from pydantic import Field
 
 from kt.models.names import NetworkSpec
+from kt.needs import Need
 from kt.settings import Method
 
 TINY = NetworkSpec("outside.networks:build_tiny", {"depth": 2})
 
 
+class Search(Method):
+    """The student alone beside its teacher, which leaves a file."""
+
+    module: ClassVar[str] = "outside.methods"
+    length: int = Field(1, description="of what it finds")
+
+
 class Logits(Method):
-    """The squared distance of logits."""
+    """The squared distance of logits, weighted by what a search has found."""
 
     module: ClassVar[str] = "outside.methods"
     weight: Annotated[float, Ge(0)] = Field(1.0, description="of the distance")
+
+    @staticmethod
+    def needs(config):
+        return {"process": Need({**config, "method": {"name": "search", "length": 3}}, "process.pth")}
 ''',
     "outside/networks.py": """
 from torch import nn
@@ -71,24 +84,44 @@ def _(network: Tiny) -> Head:
 import torch
 
 from kt.methods import METHODS, Method
+from kt.phase import Phase
+
+
+@METHODS.register_module(name="search")
+class Search(Method):
+    def __init__(self, student, teacher, length):
+        super().__init__(student, teacher)
+        self.length = length
+
+    def phases(self):
+        return [Phase("train", self.loss, before_epoch=self.keep)]
+
+    def keep(self, model, loop):
+        torch.save(torch.ones(self.length), loop.folder / "process.pth")
+
+    def loss(self, model, batch):
+        output = model.student.task(model.student.extract(batch["inputs"]), batch)
+        return output.loss, output.scalars
 
 
 @METHODS.register_module(name="logits")
 class Logits(Method):
-    def __init__(self, student, teacher, weight):
+    def __init__(self, student, teacher, data, files, weight):
         super().__init__(student, teacher)
-        self.weight = weight
+        self.weight = weight * torch.load(files["process"]).mean().item()
+        self.register_buffer("seen", torch.zeros(data.largest_index + 1))
 
     def loss(self, model, batch):
         output = model.student.task(model.student.extract(batch["inputs"]), batch)
         with torch.no_grad():
             theirs = model.teacher.head(model.teacher.extract(batch["inputs"])[-1])
+        self.seen[batch["indices"]] += 1
         distance = (output.logits - theirs).square().mean()
         return output.loss + self.weight * distance, {**output.scalars, "distance": distance.detach()}
 """,
     "outside-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n",
     "outside-1.0.dist-info/entry_points.txt": (
-        "[kt.methods]\nlogits = outside.names:Logits\n\n[kt.networks]\ntiny = outside.names:TINY\n"
+        "[kt.methods]\nlogits = outside.names:Logits\nsearch = outside.names:Search\n\n[kt.networks]\ntiny = outside.names:TINY\n"
     ),
 }
 SMALL = ("dataset.train_size=64", "dataset.test_size=20", "dataset.image_size=32", "schedule.epochs=1")
@@ -112,11 +145,16 @@ def run(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_cell_of_an_outside_method_and_network(site: Path, tmp_path: Path) -> None:
     pair = ("teacher=tiny", "student=tiny", "wandb.mode=disabled", *SMALL)
-    done = run(site, "method=logits", "method.weight=0.5", *pair, f"output_root={tmp_path}")
+    done = run(site, "method=logits", "method.weight=0.5", "dataset.subset=40", *pair, f"output_root={tmp_path}")
     assert done.returncode == 0, done.stderr
     results = [json.loads(path.read_text()) for path in tmp_path.glob("cells/*/result.json")]
     (own,) = [result for result in results if result["config"]["method"]["name"] == "logits"]
     assert own["config"]["method"] == {"name": "logits", "weight": 0.5}
+    (search,) = [result for result in results if result["config"]["method"] == {"name": "search", "length": 3}]
+    assert own["needs"] == {"teacher": search["needs"]["teacher"], "process": search["id"]}
+    folder = tmp_path / "cells" / own["id"]
+    seen = torch.load(folder / "phases" / "0-train" / "checkpoint.pth")["model"]["method.seen"]
+    assert seen.sum() == 40 and seen.max() == seen[-1] == 1 and len(seen) > 40  # images left out leave gaps
     assert own["config"]["student"]["network"]["name"] == "tiny"
     records = (tmp_path / "cells" / own["id"] / "metrics.jsonl").read_text()
     assert '"distance"' in records

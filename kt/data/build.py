@@ -37,7 +37,12 @@ TEST_SEED_OFFSET = 1_000_000
 
 @dataclass
 class DataSpec:
-    """What networks and results need to know about a dataset."""
+    """What networks, methods and results need to know about a dataset.
+
+    Attributes:
+        train_size, test_size: Images that take part.
+        largest_index: Of the training images' `indices`, which have gaps where only some images take part.
+    """
 
     name: str
     num_classes: int
@@ -49,6 +54,7 @@ class DataSpec:
     fingerprint: str
     class_names: tuple[str, ...]
     task: str = "classification"
+    largest_index: int | None = None
 
 
 @dataclass
@@ -168,7 +174,8 @@ def build_data(
     test = _loader(held, tested, size, "none", False, resident, workers, common)
     mark = _fingerprint(source, chosen, tested)
     numbers = (len(chosen), len(tested))
-    spec = DataSpec(name, classes, size, source.mean, source.std, *numbers, mark, source.class_names)
+    facts = (name, classes, size, source.mean, source.std, *numbers, mark, source.class_names)
+    spec = DataSpec(*facts, largest_index=int(chosen.max()))
     return Data(spec, train, test, lambda student: evaluate_accuracy(student, test, classes))
 
 

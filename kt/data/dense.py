@@ -268,6 +268,7 @@ def build_dense_data(
         mark,
         source.class_names,
         task=task,
+        largest_index=int(chosen.max()),
     )
 
     def score(student: Any) -> dict[str, float]:
