@@ -121,7 +121,8 @@ class Logits(Method):
 """,
     "outside-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n",
     "outside-1.0.dist-info/entry_points.txt": (
-        "[kt.methods]\nlogits = outside.names:Logits\nsearch = outside.names:Search\n\n[kt.networks]\ntiny = outside.names:TINY\n"
+        "[kt.methods]\nlogits = outside.names:Logits\nsearch = outside.names:Search\n\n"
+        "[kt.networks]\ntiny = outside.names:TINY\n"
     ),
 }
 SMALL = ("dataset.train_size=64", "dataset.test_size=20", "dataset.image_size=32", "schedule.epochs=1")
