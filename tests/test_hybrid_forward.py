@@ -82,7 +82,7 @@ def test_loss_and_gradient_are_those_of_the_equations(balance: Any) -> None:
 
 def test_dynamic_balance_makes_the_hybrid_part_as_heavy_as_twice_the_task() -> None:
     loss, logged = model_with(balance="dynamic")(**batch(), mode="loss")
-    assert float(loss) == pytest.approx(3 * float(logged["l3"]), rel=1e-5)
+    assert loss.item() == pytest.approx(3 * float(logged["l3"]), rel=1e-5)
 
 
 def statistics(model: TransferModel) -> dict[str, torch.Tensor]:
