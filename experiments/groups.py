@@ -1,20 +1,24 @@
 """The choices of Hydra's config groups that are made from the package's lists, and what a group has to choose from.
 
-A file of the same name in `conf/<group>` wins over a choice made here, and any further file there is a choice too.
+A file of the same name in `conf/<group>` wins over a choice made here, and any further file there is a choice too. So
+is a table's file in the folder of another package's paper.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS, pretrained_weights
 from kt.outside import load_outside
 from kt.settings import KCD, METHODS, Dataset, defaults
+from tables import CONF
+from tables.papers import config_folders, table_files
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
 GROUPS = ("teacher", "student", "dataset", "method", "schedule", "scale", "network", "table")
 
 _made: dict[str, set[str]] = {}
@@ -22,7 +26,8 @@ _made: dict[str, set[str]] = {}
 
 def choices(group: str) -> list[str]:
     """The choices of a config group."""
-    return sorted({path.stem for path in (CONF / group).glob("[!_]*.yaml")} | _made.get(group, set()))
+    files = table_files() if group == "table" else {path.stem for path in (CONF / group).glob("[!_]*.yaml")}
+    return sorted({*files, *_made.get(group, ())})
 
 
 def _make(group: str, name: str, node: dict[str, Any]) -> None:
@@ -61,4 +66,14 @@ def _register() -> None:
         _make("student", name, {**parts, "checkpoint": None, "pretrained": of_student})
 
 
+class TablesOfPapers(SearchPathPlugin):
+    """Makes Hydra look for tables where the papers of other packages have theirs."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Adds the papers' folders behind `conf`."""
+        for folder in config_folders()[1:]:
+            search_path.append("kt.papers", str(folder))
+
+
 _register()
+Plugins.instance().register(TablesOfPapers)

@@ -5,12 +5,25 @@ Exit status: 0 all done, 2 a mistake in the command or the data (one line says w
 
 from __future__ import annotations
 
+import sys
+
+INTERRUPTED = "kt: interrupted; the same command goes on from here"
+
+if __name__ == "__main__":  # before all other imports, which take long enough to be interrupted
+    try:
+        # By its real name, so that workers of any launcher can import what they are sent.
+        from experiments.run import main as run_main
+
+        sys.exit(run_main())
+    except KeyboardInterrupt:
+        print(INTERRUPTED, file=sys.stderr)
+        sys.exit(130)
+
 import argparse
 import contextlib
 import os
 import re
 import signal
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -135,8 +148,16 @@ def _task(config: DictConfig) -> str:
     return str(cell.run_cell(values)["id"])
 
 
+def _refuse_sweep(overrides: Sequence[str], advice: str) -> None:
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if override.is_sweep_override():
+            line = str(override.input_line).lstrip("+")
+            raise UserError(f"{line}: several values make a sweep; {advice}")
+
+
 def _show(hydra: Hydra, arguments: argparse.Namespace, overrides: list[str]) -> None:
     """`--cfg`: the composed config, checked first."""
+    _refuse_sweep(overrides, "--cfg shows the config of one cell")
     config = hydra.compose_config(CONFIG_NAME, list(overrides), RunMode.RUN, validate_sweep_overrides=False)
     plain(config)
     hydra.show_cfg(CONFIG_NAME, list(overrides), arguments.cfg, arguments.package, arguments.resolve)
@@ -154,10 +175,7 @@ def _run_one(hydra: Hydra, overrides: list[str]) -> int:
     """One cell, without a table."""
     from experiments.plan import print_plan
 
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
-        if override.is_sweep_override():
-            line = str(override.input_line).lstrip("+")
-            raise UserError(f"{line}: several values make a sweep; add -m, or +table=<name> for the rows of a table")
+    _refuse_sweep(overrides, "add -m, or +table=<name> for the rows of a table")
     config = plain(hydra.compose_config(CONFIG_NAME, list(overrides), RunMode.RUN))
     for key in ("rows", "role"):
         if config[key] is not None:
@@ -229,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with lifeline.interruptible():
             return dispatch(parser.parse_args(argv), parser)
     except KeyboardInterrupt:
-        print("kt: interrupted; the same command goes on from here", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         return 130
     except UserError as error:
         message, status = " ".join(str(error).split()), 2
@@ -242,10 +260,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     if cell.is_first():
         print(f"kt: error: {message}", file=sys.stderr)
     return status
-
-
-if __name__ == "__main__":
-    # By its real name, so that workers of any launcher can import what they are sent.
-    from experiments.run import main as run_main
-
-    sys.exit(run_main())

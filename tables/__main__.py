@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kt.errors import UserError, nearest
+from tables import CONF
 from tables.collect import collect, shown_states
+from tables.papers import table_files
 from tables.records import TableRecord, all_tables, find_table
 from tables.render import as_markdown, read_rows, write_table
 from tables.sweeps import render_again
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
 ARROWS = {"higher": "↑", "lower": "↓"}
 
 
@@ -44,8 +45,7 @@ def state(record: TableRecord, output_root: Path, scale: str) -> tuple[str, str]
     """How a table stands at a scale, and the style to show that in."""
     stored = read_rows(_folder(output_root, record.name, scale))
     if stored is None:
-        runnable = (CONF / "table" / f"{record.name}.yaml").exists()
-        return ("not run", "") if runnable else ("not runnable yet", "dim")
+        return ("not run", "") if record.name in table_files() else ("not runnable yet", "dim")
     states = shown_states(stored["rows"], output_root)
     done, failed = states.count("done"), states.count("failed")
     if done == len(states):
@@ -94,10 +94,10 @@ def show(record: TableRecord, output_root: Path, scale: str) -> bool:
     stored = read_rows(folder)
     if stored is None:
         print(as_markdown(record, collect(record.name, printed_rows(record), output_root, scale)))
-        if (CONF / "table" / f"{record.name}.yaml").exists():
+        if record.name in table_files():
             print(f"not run at scale={scale}: python -m experiments.run +table={record.name} scale={scale}")
         else:
-            print(f"not runnable yet: there is no conf/table/{record.name}.yaml")
+            print(f"not runnable yet: there is no file table/{record.name}.yaml")
         return False
     write_table(record.name, stored["rows"], output_root, scale, stored["dataset"], stored.get("command"))
     print((folder / "table.md").read_text(encoding="utf-8"))
@@ -148,7 +148,7 @@ def main() -> None:
     try:
         sys.exit(run(sys.argv[1:]))
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(f"kt: error: {error}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
         sys.exit(1)

@@ -5,12 +5,26 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from kt.errors import UserError, nearest
 from tables import papers
+
+# What is read of every record, which README.md describes: the kind of each value, or those that it may have.
+_METRIC = {"name": str, "unit": object, "better": ("higher", "lower"), "decimals": int}
+_ROW = {"id": str, "row": str, "role": ("teacher", "baseline", "method", "unknown"), "method": str}
+_ROW |= {"teacher": object, "student": object, "values": dict}
+_TABLE = {"id": str, "name": str, "caption": str, "dataset": object, "task": str, "protocol": object}
+_RECORD = {
+    "paper": {"key": str, "order": int, "title": str, "authors": list, "venue": object},
+    "protocols": {"*": {"applies_to": list, "dataset": object, "lr": object, "batch_size": object, "schedule": dict}},
+    "tables": [{**_TABLE, "metrics": [_METRIC], "rows": [_ROW], "notes": list}],
+    "figures": [{"id": str}],
+    "claims": [{"id": str, "claim": str, "where": list, "check": object, "holds_in_paper": object}],
+}
 
 # libyaml's loader is ten times faster; wheels of PyYAML without it exist.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -98,10 +112,15 @@ class TableRecord:
         return [str(name) for name in (named if isinstance(named, list) else [named])]
 
     @property
+    def protocol_names(self) -> list[str]:
+        """What the record calls the settings behind the table."""
+        named = self.table["protocol"]
+        return [str(name) for name in (named if isinstance(named, list) else [named])]
+
+    @property
     def protocols(self) -> list[Mapping[str, Any]]:
         """The settings behind the table."""
-        named = self.table["protocol"]
-        return [self.document["protocols"][name] for name in (named if isinstance(named, list) else [named])]
+        return [self.document["protocols"][name] for name in self.protocol_names]
 
     @property
     def figures(self) -> list[Mapping[str, Any]]:
@@ -122,15 +141,53 @@ class TableRecord:
         return [claim for claim in self.document["claims"] if belongs(claim)]
 
 
+def _check(value: Any, expected: Any, where: str) -> None:
+    """Refuses what is not as `expected` says: keys of a mapping (`*` for any), the items of a list, kind or choices."""
+    kind = type(expected) if isinstance(expected, dict | list) else expected
+    if isinstance(kind, tuple):
+        if value not in kind:
+            raise UserError(f"{where}={value}: expected one of {', '.join(kind)}{nearest(value, kind)}")
+    elif not isinstance(value, kind):
+        names = {dict: "keys with values", list: "a list", int: "a whole number", str: "a text"}
+        raise UserError(f"{where}: expected {names[kind]}, it is {value!r:.40}")
+    elif isinstance(expected, list):
+        for number, item in enumerate(value):
+            _check(item, expected[0], f"{where}[{number}]")
+    elif isinstance(expected, dict):
+        for key, inner in expected.items():
+            if key != "*" and key not in value:
+                raise UserError(f"{where}: expected a key {key!r}, it has {', '.join(map(str, value))}")
+            for found in value if key == "*" else [key]:
+                _check(value[found], inner, f"{where}.{found}")
+
+
+def _file(key: str) -> Path:
+    return papers.known()[key].folder / "record.yaml"
+
+
 @functools.cache
 def _read_paper(key: str) -> str:
-    return (papers.FOLDER / key / "record.yaml").read_text(encoding="utf-8")
+    return _file(key).read_text(encoding="utf-8")
 
 
 @functools.cache
 def load_paper(key: str) -> Mapping[str, Any]:
-    """A paper's record."""
-    return yaml.load(_read_paper(key), Loader=_Loader)
+    """A paper's record.
+
+    Raises:
+        UserError: It is no YAML, or something is missing or of another kind.
+    """
+    where = str(_file(key))
+    try:
+        record = yaml.load(_read_paper(key), Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: {' '.join(str(error).split())}") from None
+    _check(record, _RECORD, where)
+    _check(record["paper"]["key"], (key,), f"{where}.paper.key")
+    for entry in (TableRecord(record, table) for table in record["tables"]):
+        for name in entry.protocol_names:
+            _check(name, tuple(record["protocols"]), f"{where}: table {entry.name}: protocol")
+    return record
 
 
 @functools.cache
@@ -152,6 +209,10 @@ def find_table(name: str) -> TableRecord:
         for table in load_paper(key)["tables"]:
             if table["name"] == name:
                 return TableRecord(load_paper(key), table)
+    if name in papers.table_files():
+        raise UserError(
+            f"table={name}: {papers.table_files()[name]} runs it, but no paper's record.yaml has a table of this name"
+        )
     known = [record.name for record in all_tables()]
     raise UserError(
         f"table={name}: there is no such table{nearest(name, known)}; `python -m tables` lists all {len(known)}"

@@ -618,5 +618,5 @@ def test_pictures_in_the_page_are_whole(tmp_path: Path) -> None:
             assert "nan" not in svg.lower().replace("nanum", "")
             assert not re.search("#[0-9a-f]{6}", svg), "colours are the page's"
     folder = write_table("citypersons_pose", rows, tmp_path, "mini", "scenes")
-    lines = list(csv.DictReader((folder / "table.csv").open()))
+    lines = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
     assert [line["method.balance"] for line in lines] == ["", "dynamic", "0.1", "0.5", "2", "0", ""]

@@ -396,7 +396,7 @@ def test_mixed_precision_sees_every_update(tmp_path: Path) -> None:
             assert loop.model.student.extract(batch["inputs"])[-1].dtype == torch.bfloat16
         for _ in range(2):
             loss = loop.model.student.task(loop.model.student.extract(batch["inputs"]), batch).loss
-            losses.append(float(loss))
+            losses.append(loss.item())
             loop.update("main", loss)
         return {}
 

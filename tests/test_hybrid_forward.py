@@ -70,7 +70,7 @@ def test_loss_and_gradient_are_those_of_the_equations(balance: Any) -> None:
     l1, l2, l3 = by_hand(twin, data)
     for name, value in (("l1", l1), ("l2", l2), ("l3", l3)):
         torch.testing.assert_close(logged[name], value.detach())
-    a = float(2 * l3 / (l1 + l2)) if balance == "dynamic" else balance
+    a = (2 * l3 / (l1 + l2)).item() if balance == "dynamic" else balance
     assert float(logged["balance"]) == pytest.approx(a, rel=1e-5)
     # Eq. 2: the balance is a constant of the gradient.
     parts = [gradients(value, twin) for value in (l1, l2, l3)]
@@ -82,7 +82,7 @@ def test_loss_and_gradient_are_those_of_the_equations(balance: Any) -> None:
 
 def test_dynamic_balance_makes_the_hybrid_part_as_heavy_as_twice_the_task() -> None:
     loss, logged = model_with(balance="dynamic")(**batch(), mode="loss")
-    assert float(loss) == pytest.approx(3 * float(logged["l3"]), rel=1e-5)
+    assert loss.item() == pytest.approx(3 * float(logged["l3"]), rel=1e-5)
 
 
 def statistics(model: TransferModel) -> dict[str, torch.Tensor]:

@@ -1,9 +1,17 @@
-"""A method and a network of another package, found by its entry points: one class, one builder, and an entry each."""
+"""A method, a network and a paper of another package, found by its entry points.
+
+| to add | touches |
+|---|---|
+| a method | one file that registers it, one class of settings (an entry) |
+| a network | one builder, one `NetworkSpec` (an entry) |
+| a paper | one folder (an entry), its table files |
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -122,8 +130,53 @@ class Logits(Method):
     "outside-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n",
     "outside-1.0.dist-info/entry_points.txt": (
         "[kt.methods]\nlogits = outside.names:Logits\nsearch = outside.names:Search\n\n"
-        "[kt.networks]\ntiny = outside.names:TINY\n"
+        "[kt.networks]\ntiny = outside.names:TINY\n\n"
+        "[kt.papers]\nfar = outside.far\n"
     ),
+    "outside/far/record.yaml": """
+paper: {key: far, order: 9, title: From Far Away, authors: [Them], venue: null}
+protocols:
+  small: {applies_to: [table1], dataset: scenes, schedule: {unit: epochs, total: 1}, lr: 0.1, batch_size: 64}
+tables:
+  - id: table1
+    name: far_table
+    caption: Squared distances of logits
+    dataset: scenes
+    task: classification
+    metrics: [{name: top1, unit: percent, better: higher, decimals: 2}]
+    protocol: small
+    rows:
+      - {id: alone, row: Alone, role: baseline, method: none, teacher: null, student: tiny, values: {top1: 12.34}}
+      - {id: taught, row: Taught, role: method, method: logits, teacher: tiny, student: tiny, values: {top1: 56.78}}
+    notes: []
+figures: []
+claims: [{id: c1, claim: Both are scores, where: [table1], holds_in_paper: true, check: top-1 from 0 to 100}]
+""",
+    "outside/far/claims.py": """
+from tables.judging import FAILS, HOLDS, Judges, rows_of
+
+JUDGES = Judges()
+
+
+@JUDGES.of("c1")
+def scores(context):
+    means = [rows_of(context, name)[0]["mean"]["top1"] for name in ("alone", "taught")]
+    return HOLDS if all(0 <= mean <= 100 for mean in means) else FAILS, f"{len(means)} scores were looked at."
+""",
+    "outside/far/table/far_table.yaml": """
+# @package _global_
+defaults:
+  - override /hydra/sweeper: table
+  - override /teacher: tiny
+  - override /student: tiny
+hydra:
+  mode: MULTIRUN
+  sweeper:
+    name: far_table
+    rows:
+      alone: {overrides: {method: none}}
+      taught: {overrides: {method: logits, method.weight: 0.5}}
+""",
 }
 SMALL = ("dataset.train_size=64", "dataset.test_size=20", "dataset.image_size=32", "schedule.epochs=1")
 
@@ -133,14 +186,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of installed packages with the outside one."""
     folder = tmp_path_factory.mktemp("site")
     for name, text in FILES.items():
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
     return folder
 
 
-def run(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(site: Path, *arguments: str, module: str = "experiments.run") -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "experiments.run", *arguments]
+    command = [sys.executable, "-m", module, *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
 
 
@@ -189,3 +242,61 @@ def test_planning_imports_no_torch_for_it(site: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr + done.stdout
+
+
+def test_a_table_of_an_outside_paper(site: Path, tmp_path: Path) -> None:
+    """Its rows teach the outside network by the outside method."""
+    done = run(site, "+table=far_table", "wandb.mode=disabled", "workers=1", *SMALL, f"output_root={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "tables" / "far_table" / "mini"
+    rows = {row["id"]: row for row in json.loads((folder / "table.json").read_text())["rows"]}
+    assert {name: (row["method"], row["student"]) for name, row in rows.items()} == {
+        "alone": ("none", "tiny"),
+        "taught": ("logits", "tiny"),
+    }
+    page = (folder / "index.html").read_text()
+    own = [f"{row['mean']['top1']:.2f}" for row in rows.values()]
+    for words in ("From Far Away", "12.34", "56.78", *own, "Both are scores", "1 holds", "2 scores were looked at."):
+        assert words in page, words
+    again = run(site, "far_table", "--output-root", str(tmp_path), module="tables")
+    assert again.returncode == 0 and "56.78" in again.stdout, again.stderr
+    listed = run(site, module="tables")
+    assert "far_table" in listed.stdout and "31 tables" in listed.stdout, listed.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "words"),
+    [
+        (
+            "record.yaml",
+            "    caption: Squared distances of logits\n",
+            "",
+            "tables[0]: expected a key 'caption', it has id",
+        ),
+        ("record.yaml", "role: method", "role: metod", "role=metod: expected one of teacher, baseline, method"),
+        ("record.yaml", "protocol: small", "protocol: smal", "protocol=smal: expected one of small"),
+        ("record.yaml", "rows:", "rows: [", "record.yaml: while parsing"),
+        ("record.yaml", "key: far", "key: near", "paper.key=near: expected one of far"),
+        ("record.yaml", "name: far_table", "name: further_table", "far_table.yaml runs it, but no paper's record.yaml"),
+        ("table/far_table.yaml", "method: logits", "method: logitss", "did you mean 'logits'?"),
+    ],
+)
+def test_mistakes_in_a_paper_get_one_line(
+    site: Path, tmp_path: Path, file: str, old: str, new: str, words: str
+) -> None:
+    shutil.copytree(site, tmp_path / "site")
+    path = tmp_path / "site" / "outside" / "far" / file
+    path.write_text(path.read_text().replace(old, new))
+    done = run(tmp_path / "site", "+table=far_table", "plan=true")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and words in done.stderr, done.stderr
+
+
+def test_an_entry_that_names_no_paper(site: Path, tmp_path: Path) -> None:
+    shutil.copytree(site, tmp_path / "site")
+    path = tmp_path / "site" / "outside-1.0.dist-info" / "entry_points.txt"
+    path.write_text(path.read_text().replace("outside.far", "outsid.far"))
+    for arguments, module in ((["plan=true"], "experiments.run"), ([], "tables")):
+        done = run(tmp_path / "site", *arguments, module=module)
+        assert done.returncode == 2 and done.stderr == (
+            "kt: error: kt.papers: far = outsid.far: expected an installed package that holds a record.yaml\n"
+        )

@@ -320,3 +320,11 @@ def test_ctrl_c(tmp_path: Path) -> None:
     assert process.returncode == 130, out + err
     assert statuses(tmp_path) == {"teacher": "done", "baseline": "done", "kd": "interrupted"}
     assert "Traceback" not in err
+
+
+def test_ctrl_c_during_the_imports(tmp_path: Path) -> None:
+    (tmp_path / "hydra.py").write_text("raise KeyboardInterrupt")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, "-m", "experiments.run", TABLE]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (130, 1) and "interrupted" in done.stderr, done.stderr

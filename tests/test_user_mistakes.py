@@ -52,6 +52,7 @@ MISTAKES = {
     "selection without a table": (["rows=kd"], ["rows=kd", "+table"]),
     "cell in a table": ([TABLE, "cell=student"], ["cell=student", "role="]),
     "two scales": ([TABLE, "scale=mini,fast"], ["scale=mini,fast", "one value"]),
+    "shown sweep": (["-m", "--cfg", "job", "seed=0,1"], ["seed=0,1", "one cell"]),
     "shown config": (["--cfg", "job", "method=kd", "method.temprature=1"], ["method.temprature", "'temperature'"]),
 }
 

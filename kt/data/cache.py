@@ -40,7 +40,7 @@ def kept(path: Path | None, draw: Callable[[], Arrays]) -> Arrays:
 def _read(path: Path) -> Arrays | None:
     """The arrays of a file; None if it is not there or damaged."""
     try:
-        with np.load(path) as stored:
+        with open(path, "rb") as file, np.load(file) as stored:  # numpy leaves a damaged file open
             return {name: stored[name] for name in stored.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return None
