@@ -133,17 +133,14 @@ def test_only_the_last_stage_of_a_view_is_transformed() -> None:
     def order(maps: Tensor) -> Tensor:
         return maps[:, [2, 0, 1]]
 
-    for ask in (
-        lambda f: [f.before(i) for i in range(3)],
-        lambda f: f.levels,
-        lambda f: [f.level(i) for i in range(3)],
-    ):
+    for read in ("before", "level"):
         plain = Features(teacher, images, graph=False)
-        *first, last = ask(plain)
-        *seen, transformed = ask(Transformed(plain, order))
+        *first, last = (getattr(plain, read)(index) for index in range(3))
+        view = Transformed(plain, order)
+        *seen, transformed = (getattr(view, read)(index) for index in range(3))
         assert all(one is other for one, other in zip(first, seen, strict=True))
         assert torch.equal(transformed, order(last))
-    assert torch.equal(Transformed(plain, order).logits, teacher(images))
+    assert torch.equal(view.levels[-1], order(plain.levels[-1])) and torch.equal(view.logits, teacher(images))
 
 
 def test_a_network_runs_once_and_only_as_deep_as_asked() -> None:
