@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -114,13 +116,16 @@ class Method(nn.Module):
         loss, logged = self.add_terms(loss, ours, theirs, batch)
         return loss, ({"loss_task": output.loss} if logged else {}) | logged | output.scalars
 
+    def weighted(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """The sum of some terms under the method's weights."""
+        return reduce(add, (self.weights[name] * term for name, term in terms.items()))
+
     def add_terms(
         self, loss: Tensor, ours: Features, theirs: Features, batch: Batch
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """A loss with the weighted terms added, and the terms to log."""
         terms = self.terms(ours, theirs, batch)
-        for name, term in terms.items():
-            loss = loss + self.weights[name] * term
+        loss = loss + self.weighted(terms) if terms else loss
         return loss, {f"loss_{name}": term for name, term in terms.items()}
 
     def passes(self, model: TransferModel, batch: Batch) -> list:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from kt.classifier import Classifier
@@ -25,7 +27,7 @@ class RelationalKnowledge(Method):
 
     def __init__(self, student: Classifier, teacher: Classifier | None, weight: float, angle: float):
         super().__init__(student, teacher)
-        self.weights = {"distance": weight, "angle": weight * angle}
+        self.weight, self.angle = weight, angle
 
     def teacher_depth(self, model: TransferModel) -> int:
         """All stages; of the head only what leads to the penultimate feature."""
@@ -35,3 +37,7 @@ class RelationalKnowledge(Method):
         """Of distances and of angles."""
         feature, target = ours.pooled.float(), theirs.pooled.float()
         return {"distance": rkd_distance(feature, target), "angle": rkd_angle(feature, target)}
+
+    def weighted(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """One weight for both; a product of the two weights would round otherwise."""
+        return self.weight * (terms["distance"] + self.angle * terms["angle"])
