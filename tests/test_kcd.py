@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from checks import bits, rows
 from configs import composed, rows_of
@@ -146,7 +146,8 @@ def test_only_the_last_stage_of_a_view_is_transformed() -> None:
 def test_a_network_runs_once_and_only_as_deep_as_asked() -> None:
     teacher, images, calls = make_teacher("resnet20", 4).eval(), torch.rand(2, 3, 32, 32), []
     for number, stage in enumerate(teacher.stages):
-        next(stage.modules()).register_forward_hook(lambda *_, number=number: calls.append(number))
+        convolution = next(module for module in stage.modules() if isinstance(module, nn.Conv2d))
+        convolution.register_forward_hook(lambda *_, number=number: calls.append(number))
     features = Features(teacher, images, graph=False)
     view = Transformed(features, lambda maps: maps)
     view.level(1), features.level(0), features.level(1)
