@@ -19,6 +19,7 @@ from experiments.devices import pick_device
 from kt.classifier import Classifier
 from kt.data import Data
 from kt.errors import UserError
+from kt.features import Features
 from kt.files import replacing
 from kt.functional import channel_divergence, channel_overlap, feature_l2
 from kt.methods.kcd import FILE, ChannelTransform, LearnedTransform, read_transform
@@ -63,7 +64,7 @@ def analyse_cell(config: Mapping[str, Any], folder: Path, needs: Mapping[str, Pa
 
 def last_map(network: Classifier) -> Maps:
     """The last stage's map before its last ReLU."""
-    return lambda inputs, labels: as_map(network.extract_both(inputs)[0][-1])
+    return lambda inputs, labels: as_map(Features(network, inputs).before(-1))
 
 
 def transformed(network: Classifier, folder: Path, channels: int, classes: int, device: torch.device) -> Maps:

@@ -25,7 +25,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-import kt.baselines  # noqa: F401 - registers the baselines
 from experiments.build import peak_memory
 from experiments.phase_bench import bench_phases
 from experiments.schema import dataset_choice
@@ -35,10 +34,10 @@ from kt.engine import Engine, measured_loop
 from kt.errors import UserError, nearest
 from kt.files import write_json
 from kt.hooks import RecordHook, Records
-from kt.methods import METHODS, build_method
+from kt.methods import build_method, find_method
 from kt.models import build_network
 from kt.models.names import DENSE_NETWORKS
-from kt.settings import Schedule, defaults
+from kt.settings import METHODS, Schedule, defaults
 from kt.stages import IMAGENET
 from kt.transfer import TransferModel
 
@@ -62,7 +61,7 @@ def make_model(name: str, arguments: argparse.Namespace, **options: Any) -> Tran
     """The method on freshly drawn networks (speed does not depend on weights)."""
     if arguments.student in DENSE_NETWORKS:
         return make_dense_model(name, arguments, **options)
-    kind = METHODS.get(name)
+    kind = find_method(name)
     settings = {"num_classes": CLASSES, "image_size": SIZE, "small_stem": arguments.small_stem}
     student_name = arguments.teacher if kind.starts_from_teacher else arguments.student
     torch.manual_seed(0)
@@ -84,7 +83,7 @@ def make_dense_model(name: str, arguments: argparse.Namespace, **options: Any) -
 
     torch.manual_seed(0)
     student = make(arguments.student)
-    teacher = make(arguments.teacher) if METHODS.get(name).needs_teacher else None
+    teacher = make(arguments.teacher) if find_method(name).needs_teacher else None
     method = build_method(name, student, teacher, **options)
     return TransferModel(student, method, {"teacher": teacher} if teacher else None)
 
@@ -259,7 +258,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     dense = arguments.student in DENSE_NETWORKS
     arguments.batch = arguments.batch or (4 if dense else 128)
     arguments.lr = 1e-4 if dense else 0.05
-    known = sorted(name for name, kind in METHODS.module_dict.items() if kind.dense or not dense)
+    known = sorted(name for name, kind in METHODS.items() if "+" not in name and (kind.dense or not dense))
     for name in arguments.methods:
         if name not in known:
             raise UserError(f"method {name!r}: expected one of {', '.join(known)}{nearest(name, known)}")

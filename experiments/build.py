@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-import kt.baselines  # noqa: F401 - registers the baselines
 from experiments.devices import pick_device
 from experiments.schema import dataset_choice
 from kt import ranks

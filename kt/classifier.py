@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from kt.stages import Head, Stage, head_of, normalisation_of, run_stages, run_stages_both, stages_of
+from kt.stages import Head, Stage, head_of, normalisation_of, run_stages, stages_of
 
 
 @dataclass
@@ -80,10 +80,6 @@ class Classifier(BaseModel):
     def extract(self, inputs: Tensor, depth: int | None = None) -> list[Tensor]:
         """Outputs of the first `depth` stages (all by default) for images in 0..1."""
         return run_stages(self.stages[:depth], self.normalise(inputs))
-
-    def extract_both(self, inputs: Tensor, depth: int | None = None) -> tuple[list[Tensor], list[Tensor]]:
-        """Like `extract`, but `(pre-activations, outputs)` of each stage, at no second computation."""
-        return run_stages_both(self.stages[:depth], self.normalise(inputs))
 
     def prepare(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The batch itself: loaders of images to classify make tensors already."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from kt.classifier import Classifier, TaskOutput
 from kt.errors import UserError
-from kt.stages import Stage, outputs_of, run_stages, run_stages_both, stages_of
+from kt.stages import Stage, outputs_of, run_stages, stages_of
 
 ROUTE = "_kt_route"
 
@@ -136,13 +136,13 @@ class Backbone(BaseModel):
             self.__dict__["_stages"] = stages_of(self._features)
         return self.__dict__["_stages"]
 
+    def normalise(self, inputs: Tensor) -> Tensor:
+        """Images in RGB, 0..1, padding NaN, as this network wants to see them."""
+        return self.normaliser(inputs)
+
     def extract(self, inputs: Tensor, depth: int | None = None) -> list[Tensor]:
         """Outputs of the first `depth` stages (all by default) for images in RGB, 0..1, padding NaN."""
-        return run_stages(self.stages[:depth], self.normaliser(inputs))
-
-    def extract_both(self, inputs: Tensor, depth: int | None = None) -> tuple[list[Tensor], list[Tensor]]:
-        """Like `extract`, but `(pre-activations, outputs)` of each stage, at no second computation."""
-        return run_stages_both(self.stages[:depth], self.normaliser(inputs))
+        return run_stages(self.stages[:depth], self.normalise(inputs))
 
     def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = "tensor") -> Any:
         """The stages' outputs; there is nothing else to ask for."""

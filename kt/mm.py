@@ -14,7 +14,6 @@ from mmengine.registry import MODELS
 from mmengine.runner import load_checkpoint
 from torch import Tensor
 
-import kt.baselines  # noqa: F401 - registers the baselines
 from kt.dense import DenseModel
 from kt.errors import UserError
 from kt.methods import build_method

@@ -122,16 +122,6 @@ def run_stages(stages: Iterable[Stage], x: Tensor) -> list[Tensor]:
     return outputs
 
 
-def run_stages_both(stages: Iterable[Stage], x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Like `run_stages`, but `(pre-activations, outputs)`, at no second computation."""
-    before, outputs = [], []
-    for stage in stages:
-        pre, x = stage.both(x)
-        before.append(pre)
-        outputs.append(x)
-    return before, outputs
-
-
 @dataclass(eq=False)
 class Head:
     """A view of what follows the last stage.

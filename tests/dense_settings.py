@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-import kt.baselines  # noqa: F401 - registers the baselines
 from kt.data import Data
 from kt.data.dense import build_dense_data
 from kt.dense import DenseModel

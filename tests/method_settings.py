@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-import kt.baselines  # noqa: F401 - registers the baselines
 from kt.classifier import Classifier
 from kt.data import build_data
 from kt.engine import seed_everything

@@ -24,7 +24,7 @@ from kt.data.loaders import Loader
 from kt.engine import Engine, PhaseLoop, measured_loop, seed_everything
 from kt.errors import UserError
 from kt.functional import hint
-from kt.methods.base import METHODS, Method, build_method, teacher_levels
+from kt.methods.base import METHODS, Method, build_method
 from kt.phase import Batch, Loop, Phase, Trained, only, student_alone
 from kt.settings import Schedule, defaults
 from kt.stages import Head, Piece, Stage, head_of, stages_of
@@ -118,7 +118,7 @@ class Auxiliary(Method):
         return [{"params": [*self.regressor.parameters()]}, {"params": [self.rare, self.spare], "lr_factor": 2.0}]
 
     def mismatch(self, model: TransferModel, batch: Batch, levels: list[Tensor]) -> Tensor:
-        target = teacher_levels(model, batch)[-1]
+        target = model.teacher.extract(batch["inputs"])[-1]
         if self.noise:
             target = target + self.noise * torch.randn_like(target)
         return hint(self.regressor(levels[-1]), target)

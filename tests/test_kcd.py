@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from checks import bits, rows
 from configs import composed, rows_of
@@ -21,9 +21,10 @@ from experiments.table import read_rows
 from kt.classifier import Classifier
 from kt.consistency import StreamingConsistency
 from kt.errors import UserError
+from kt.features import Features, Transformed
 from kt.functional import METRICS, channel_consistency, channel_divergence, feature_l2, match_channels
 from kt.methods import build_method
-from kt.methods.kcd import ChannelTransform, TransformedTeacher, pooled, read_transform, shrunk_groups
+from kt.methods.kcd import ChannelTransform, pooled, read_transform, shrunk_groups
 from kt.models import build_network
 from kt.store import folder_of
 from kt.train import fit
@@ -128,16 +129,36 @@ def test_each_sample_takes_the_channels_of_its_group() -> None:
 
 
 def test_only_the_last_stage_of_a_view_is_transformed() -> None:
-    teacher = make_teacher("resnet20", 4)
-    view = TransformedTeacher(teacher, 3, lambda x: x[:, [2, 0, 1]])
-    images = torch.rand(2, 3, 32, 32)
-    with torch.no_grad():
-        plain, seen = teacher.eval().extract_both(images), view.extract_both(images)
-    for one, other in zip(plain, seen, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one[:-1], other[:-1], strict=True))
-        assert torch.equal(other[-1], one[-1][:, [2, 0, 1]])
-    assert len(view.extract(images, 1)) == 1
-    assert [stage.channels for stage in view.stages] == [*(s.channels for s in teacher.stages[:-1]), 3]
+    teacher, images = make_teacher("resnet20", 4).eval(), torch.rand(2, 3, 32, 32)
+
+    def order(maps: Tensor) -> Tensor:
+        return maps[:, [2, 0, 1]]
+
+    for read in ("before", "level"):
+        plain = Features(teacher, images, graph=False)
+        *first, last = (getattr(plain, read)(index) for index in range(3))
+        view = Transformed(plain, order)
+        *seen, transformed = (getattr(view, read)(index) for index in range(3))
+        assert all(one is other for one, other in zip(first, seen, strict=True))
+        assert torch.equal(transformed, order(last))
+    assert torch.equal(view.levels[-1], order(plain.levels[-1])) and torch.equal(view.logits, teacher(images))
+
+
+def test_a_network_runs_once_and_only_as_deep_as_asked() -> None:
+    teacher, images, calls = make_teacher("resnet20", 4).eval(), torch.rand(2, 3, 32, 32), []
+    for number, stage in enumerate(teacher.stages):
+        convolution = next(module for module in stage.modules() if isinstance(module, nn.Conv2d))
+        convolution.register_forward_hook(lambda *_, number=number: calls.append(number))
+    features = Features(teacher, images, graph=False)
+    view = Transformed(features, lambda maps: maps)
+    view.level(1), features.level(0), features.level(1)
+    assert calls == [0, 1]
+    torch.testing.assert_close(view.before(-1).relu(), features.level(2))
+    assert torch.equal(features.logits, teacher.head(features.level(-1)))
+    assert calls == [0, 1, 2]
+    with pytest.raises(RuntimeError, match="stage 1 has run: ask for its pre-activation before"):
+        features.before(1)
+    assert not any(level.requires_grad for level in features.levels)
 
 
 def permuted_copy(student: Classifier, order: Tensor) -> Classifier:
@@ -172,8 +193,8 @@ def test_a_permuted_student_gives_its_permutation_back(metric: str, data: Any, t
     assert torch.equal(kept["transform"]["channels"][0], torch.argsort(order))
     assert kept["images"] == data.spec.train_size and kept["seconds"] > 0
     with torch.no_grad():
-        view = TransformedTeacher(model.teacher, channels, method.transform)
-        torch.testing.assert_close(pooled(view, images), pooled(solo, images), rtol=1e-4, atol=1e-5)
+        seen = Transformed(Features(model.teacher, images), method.transform).before(-1).mean((2, 3))
+        torch.testing.assert_close(seen, pooled(solo, images), rtol=1e-4, atol=1e-5)
 
 
 def test_several_groups_are_matched_each_on_its_own_classes(data: Any, tmp_path: Path) -> None:
@@ -282,6 +303,11 @@ def test_a_base_that_compares_no_channels_needs_a_loss_beside_it() -> None:
         build_method("kcd+fitnet", student, teacher, base={"name": "ab"})
     with pytest.raises(UserError, match=r"strategy=bipartit: .*did you mean 'bipartite'"):
         build_method("kcd", student, teacher, strategy="bipartit")
+    method = build_method("kcd", student, teacher, base={"name": "hybrid_forward"}, beside={})
+    with pytest.raises(
+        UserError, match="method.base: its phase 'train' has no loss that could be computed on the view"
+    ):
+        method.phases()
     wide = make_classifier("resnet8x4", 4, 0)
     with pytest.raises(UserError, match="fewer than the student's"):
         build_method("kcd", wide, teacher)

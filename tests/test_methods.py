@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 
+import kt.methods
 from checks import Interrupt, bits, rows, two_processes, without_speed
 from kt.data import build_data
 from kt.errors import UserError
 from kt.hooks.records import NonFiniteLossError
-from kt.methods import METHODS, build_method, find_method
+from kt.methods import build_method, find_method
 from kt.models import build_network
 from kt.phase import phase_folder
 from kt.settings import METHODS as METHOD_SETTINGS
@@ -52,7 +53,14 @@ def trained(data: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_every_registered_method_has_a_setting() -> None:
-    assert set(METHODS.module_dict) == {name.partition("+")[0] for name in NAMES}
+    assert set(METHOD_SETTINGS) == {*NAMES}
+
+
+def test_each_method_is_the_file_of_its_name() -> None:
+    files = {path.stem for path in Path(kt.methods.__file__).parent.glob("*.py")} - {"__init__", "base", "blocks"}
+    assert files == {name for name in METHOD_SETTINGS if "+" not in name}
+    for name in files:
+        assert find_method(name).__module__ == f"kt.methods.{name}"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -18,12 +18,11 @@ from configs import composed, table
 from dense_settings import SCHEDULE as DENSE_SCHEDULE
 from experiments.build import phase_records
 from experiments.meaning import identity, needed_cells, settle
-from kt.baselines.features import choose_pairs
 from kt.cost import few_images
 from kt.engine import open_groups, seed_everything
 from kt.errors import UserError
 from kt.methods import build_method
-from kt.methods.blocks import pair_blocks
+from kt.methods.blocks import choose_pairs, pair_blocks
 from kt.methods.stagewise import Stagewise
 from kt.models import build_network
 from kt.stages import stages_of

@@ -1,15 +1,5 @@
-"""The algorithms, one file each."""
+"""The algorithms and baselines, one file each: `kt.methods.find_method` imports `kt.methods.<name>`."""
 
-from kt.methods import hybrid_forward, kcd, stagewise
 from kt.methods.base import METHODS, Method, build_method, find_method, pair_stages
 
-__all__ = [
-    "METHODS",
-    "Method",
-    "build_method",
-    "find_method",
-    "hybrid_forward",
-    "kcd",
-    "pair_stages",
-    "stagewise",
-]
+__all__ = ["METHODS", "Method", "build_method", "find_method", "pair_stages"]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
 from mmengine.registry import Registry
@@ -15,8 +18,9 @@ from torch import Tensor, nn
 from kt.classifier import Classifier
 from kt.dense import Backbone, DenseModel
 from kt.errors import UserError, nearest
+from kt.features import Features
 from kt.outside import load_outside
-from kt.phase import Batch, Phase
+from kt.phase import Batch, Loss, Phase
 from kt.settings import METHODS as SETTINGS
 from kt.settings import complete
 from kt.stages import Stage
@@ -27,18 +31,38 @@ if TYPE_CHECKING:
 
 Student = Classifier | DenseModel
 Teacher = Classifier | DenseModel | Backbone
+# A loss that reads the student and its target: `(ours, theirs, batch) -> (loss, scalars to log)`.
+Compare: TypeAlias = Callable[[Features, Features, Batch], tuple[Tensor, dict[str, Tensor]]]
 
-METHODS = Registry("method", scope="kt", locations=["kt.methods", "kt.baselines"])
+METHODS = Registry("method", scope="kt", locations=["kt.methods"])
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A phase's loss that knows the networks by their features alone, so that a method around this one may change them.
+
+    Attributes:
+        method: The method that says which two networks.
+        compare: The loss.
+    """
+
+    method: Method
+    compare: Compare
+
+    def __call__(self, model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.compare(*self.method.features(model, batch), batch)
 
 
 class Method(nn.Module):
     """A way to train a student. Its children (adapters, auxiliary networks) train with it and are never exported.
 
     A method is built for one pair: `Method(student, teacher, **options)`, and reads only shapes from the two; at run
-    time it is handed the `TransferModel`. A constructor that has a parameter `data` is handed the facts of the data
+    time it is handed the `TransferModel`. Its loss is the task's and weighted `terms`; one that is no such sum is a
+    `loss(model, batch)` of its own. A constructor that has a parameter `data` is handed the facts of the data
     (`kt.data.DataSpec`, None where nobody told them), one with `files` the files that its settings need of other cells.
 
     Attributes:
+        weights: Of each term by name, and of the task's loss, `task`, where it is not 1.
         needs_teacher: Whether it can be built without one.
         starts_from_teacher: Whether the student starts from the teacher's weights.
         dense: Whether it can teach detectors and segmentors.
@@ -57,8 +81,9 @@ class Method(nn.Module):
     def __init__(self, student: Student, teacher: Teacher | None):
         super().__init__()
         self.facts: dict[str, object] = {}
+        self.weights: dict[str, float] = {}
         if not self.dense and isinstance(student, DenseModel):
-            able = ", ".join(sorted(name for name, kind in METHODS.module_dict.items() if kind.dense))
+            able = ", ".join(sorted(name for name, schema in SETTINGS.items() if schema.dense and "+" not in name))
             raise UserError(f"method: this one teaches classifiers only; for detectors and segmentors choose {able}")
         if self.needs_teacher and teacher is None:
             raise UserError("teacher=none: this method needs a teacher; name a network, for example teacher=resnet56")
@@ -67,9 +92,42 @@ class Method(nn.Module):
         """The phases in order; the last one is `train` and yields the student."""
         return [Phase("train", self.loss)]
 
-    def loss(self, model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of the main phase and the device scalars to log (`accuracy` is that of the plain student)."""
+    @property
+    def loss(self) -> Loss:
+        """The main phase's: from model and batch to the loss and the device scalars to log."""
+        return Compared(self, self.compare)
+
+    def target(self, model: TransferModel) -> Any:
+        """The network that the student is compared with."""
+        return model.teacher
+
+    def features(self, model: TransferModel, batch: Batch) -> tuple[Features, Features]:
+        """What losses read of the student and of its target, each from one pass."""
+        inputs = batch["inputs"]
+        return Features(model.student, inputs), Features(self.target(model), inputs, graph=False)
+
+    def terms(self, ours: Features, theirs: Features, batch: Batch) -> dict[str, Tensor]:
+        """What is added to the task's loss in the main phase: unweighted scalars by name, logged as `loss_<name>`."""
         raise NotImplementedError
+
+    def compare(self, ours: Features, theirs: Features, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The task's loss and the weighted terms (`accuracy` is that of the plain student)."""
+        output = ours.task(batch)
+        loss = self.weights["task"] * output.loss if "task" in self.weights else output.loss
+        loss, logged = self.add_terms(loss, ours, theirs, batch)
+        return loss, ({"loss_task": output.loss} if logged else {}) | logged | output.scalars
+
+    def weighted(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """The sum of some terms under the method's weights."""
+        return reduce(add, (self.weights[name] * term for name, term in terms.items()))
+
+    def add_terms(
+        self, loss: Tensor, ours: Features, theirs: Features, batch: Batch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """A loss with the weighted terms added, and the terms to log."""
+        terms = self.terms(ours, theirs, batch)
+        loss = loss + self.weighted(terms) if terms else loss
+        return loss, {f"loss_{name}": term for name, term in terms.items()}
 
     def passes(self, model: TransferModel, batch: Batch) -> list:
         """The passes that the main phase cannot do without, as callables; what the bench divides a step's time by."""
@@ -91,9 +149,15 @@ class Method(nn.Module):
         return None if self.needs_teacher else 0
 
 
+def task_alone(model: TransferModel, batch: Batch, frozen: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+    """The student's own task loss, and what it logs; the first `frozen` stages stay as they are."""
+    output = Features(model.student, batch["inputs"], frozen=frozen).task(batch)
+    return output.loss, output.scalars
+
+
 def student_update(model: TransferModel, batch: Batch) -> None:
     """Forward and backward of the plain student."""
-    model.student.task(model.student.extract(batch["inputs"]), batch).loss.backward()
+    task_alone(model, batch)[0].backward()
 
 
 @torch.no_grad()
@@ -118,12 +182,6 @@ def pair_stages(student: Sequence[Stage], teacher: Sequence[Stage]) -> list[tupl
     return [(len(student) - count + i, len(teacher) - count + i) for i in range(count)]
 
 
-@torch.no_grad()
-def teacher_levels(model: TransferModel, batch: Batch, depth: int | None = None) -> list[Tensor]:
-    """The teacher's stage outputs, only as deep as asked."""
-    return model.teacher.extract(batch["inputs"], depth)
-
-
 def find_method(name: str) -> type[Method]:
     """The registered class behind a method's name; `a+b` is method a around method b.
 
@@ -133,11 +191,11 @@ def find_method(name: str) -> type[Method]:
     load_outside()
     outer = name.partition("+")[0]
     schema = SETTINGS.get(outer)
-    if schema is not None and schema.module is not None:
-        importlib.import_module(schema.module)
+    if schema is not None:
+        importlib.import_module(schema.module or f"kt.methods.{outer}")
     kind = METHODS.get(outer)
     if kind is None:
-        known = sorted(METHODS.module_dict)
+        known = sorted({name for name in SETTINGS if "+" not in name} | set(METHODS.module_dict))
         raise UserError(f"method={name!r}: expected one of {', '.join(known)}{nearest(name, known)}")
     return kind
 

@@ -1,15 +1,20 @@
-"""A pair of networks block by block: where both are cut, and whose parameters a block has."""
+"""A pair of networks stage by stage: where both are cut, which maps are compared, whose parameters a block has."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kt.errors import UserError
-from kt.methods.base import pair_stages
-from kt.stages import Stage
+from kt.errors import UserError, nearest
+from kt.features import Features
+from kt.methods.base import Method, Student, Teacher, pair_stages
+from kt.phase import Batch
+from kt.stages import Stage, as_map
+from kt.transfer import TransferModel
 
 # The stem of a network for large images halves them twice; what it makes of them is no block's map.
 STEM_STRIDE, SMALL_IMAGE_STRIDE = 4, 8
@@ -40,6 +45,79 @@ def pair_blocks(
             f"method.cut_at={list(cut_at)}: expected some of {strides}, the strides that student and teacher share"
         )
     return [pair for pair, stride in zip(pairs, strides, strict=True) if stride in cut_at]
+
+
+def choose_pairs(
+    student: Student, teacher: Teacher, stages: str | Sequence[int], key: str = "method.stages"
+) -> list[tuple[int, int]]:
+    """Pairs (student stage, teacher stage) whose maps are compared.
+
+    Args:
+        student: The student.
+        teacher: The teacher.
+        stages: `all` that have a teacher stage of the same stride, the `last` of them, `blocks` for the ends of the
+            blocks (every stage but a stem), or the student's stages counted from 0.
+        key: What error messages call it.
+
+    Raises:
+        UserError: It is none of these, or a stage has no teacher stage of the same stride.
+    """
+    pairs = pair_stages(student.stages, teacher.stages)
+    named = {"all": pairs, "last": pairs[-1:], "blocks": pair_blocks(student.stages, teacher.stages)}
+    if isinstance(stages, str):
+        if stages not in named:
+            raise UserError(f"{key}={stages}: expected {', '.join(named)} or numbers of stages{nearest(stages, named)}")
+        return named[stages]
+    found = dict(pairs)
+    for index in stages:
+        if index not in found:
+            raise UserError(
+                f"{key}={index}: expected one of {sorted(found)}, the student's stages that have a teacher stage of "
+                "the same stride"
+            )
+    return [(index, found[index]) for index in sorted(set(stages))]
+
+
+class MapTransfer(Method):
+    """The task loss and a distance of maps, summed over pairs of stages.
+
+    Args:
+        student: The student.
+        teacher: The teacher.
+        weight: Weight of the sum.
+        stages: Which stages are compared, see `choose_pairs`.
+    """
+
+    dense = True
+    term: ClassVar[str]
+    stages_key: ClassVar[str] = "method.stages"  # what errors call the stages
+
+    def __init__(self, student: Student, teacher: Teacher | None, weight: float, stages: str | Sequence[int]):
+        super().__init__(student, teacher)
+        assert teacher is not None
+        self.weights = {self.term: weight}
+        self.pairs = choose_pairs(student, teacher, stages, self.stages_key)
+
+    def distance(self, number: int, ours: Tensor, theirs: Tensor) -> Tensor:
+        """The distance, a scalar, of a student's map (n, c_s, h, w) from a teacher's (n, c_t, h', w').
+
+        Args:
+            number: Which of the pairs, from 0.
+            ours, theirs: The maps.
+        """
+        raise NotImplementedError
+
+    def teacher_depth(self, model: TransferModel) -> int:
+        """Up to the last pair."""
+        return max(theirs for _, theirs in self.pairs) + 1
+
+    def terms(self, ours: Features, theirs: Features, batch: Batch) -> dict[str, Tensor]:
+        """The sum."""
+        distances = [
+            self.distance(number, as_map(ours.level(i)), as_map(theirs.level(j)))
+            for number, (i, j) in enumerate(self.pairs)
+        ]
+        return {self.term: torch.stack(distances).sum()}
 
 
 def match_size(feature: Tensor, reference: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,11 +38,12 @@ from torch import Tensor, nn
 from kt import ranks
 from kt.consistency import StreamingConsistency
 from kt.errors import UserError
+from kt.features import Features, Transformed
 from kt.files import replacing
 from kt.functional import channel_consistency, match_channels
-from kt.methods.base import METHODS, Method, Student, Teacher, build_method, find_method
+from kt.methods.base import METHODS, Compare, Compared, Method, Student, Teacher, build_method, find_method, task_alone
 from kt.phase import CONSTANT, TRAIN, Batch, Loop, Loss, Phase, everything, only, student_alone
-from kt.stages import Stage, as_map
+from kt.stages import as_map
 from kt.transfer import TransferModel, evaluating
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ FILE = "transform.pth"
 
 def pooled(network: Any, inputs: Tensor) -> Tensor:
     """The last stage's map before its last ReLU, averaged over space: (n, c)."""
-    return as_map(network.extract_both(inputs)[0][-1]).mean((2, 3))
+    return as_map(Features(network, inputs).before(-1)).mean((2, 3))
 
 
 def shrunk_groups(groups: int, groups_for: int | None, classes: int) -> int:
@@ -125,72 +127,6 @@ class LearnedTransform(nn.Module):
         """(n, c, h, w) of a teacher's map (n, c_t, h, w)."""
         y = self.linear(feature)
         return y if self.residual is None else y + self.residual(feature)
-
-
-class _OnePass:
-    """A network that runs its stages once per batch, however many losses ask for them."""
-
-    def __init__(self, network: Any):
-        self._network = network
-        self._levels: tuple[list[Tensor], list[Tensor]] | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._network, name)
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        return self._network.head(self.extract(inputs)[-1])
-
-    def extract_both(self, inputs: Tensor, depth: int | None = None) -> tuple[list[Tensor], list[Tensor]]:
-        if self._levels is None:
-            self._levels = self._network.extract_both(inputs)
-        return self._levels[0][:depth], self._levels[1][:depth]
-
-    def extract(self, inputs: Tensor, depth: int | None = None) -> list[Tensor]:
-        return self.extract_both(inputs, depth)[1]
-
-
-class TransformedTeacher:
-    """A view of a teacher whose last stage gives transformed maps.
-
-    Args:
-        teacher: A network with stages.
-        channels: Channels of the transformed map.
-        transform: From a map of the last stage to the transformed one.
-    """
-
-    def __init__(self, teacher: Any, channels: int, transform: Callable[[Tensor], Tensor] | None = None):
-        self._teacher, self._transform = teacher, transform
-        *first, last = teacher.stages
-        self.stages: list[Stage] = [*first, Stage(last.name, last.stride, channels, last.steps)]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._teacher, name)
-
-    def _replace_last(self, levels: list[Tensor]) -> list[Tensor]:
-        if len(levels) < len(self.stages) or self._transform is None:
-            return levels
-        return [*levels[:-1], self._transform(as_map(levels[-1]))]
-
-    def extract(self, inputs: Tensor, depth: int | None = None) -> list[Tensor]:
-        """Like the teacher's."""
-        return self._replace_last(self._teacher.extract(inputs, depth))
-
-    def extract_both(self, inputs: Tensor, depth: int | None = None) -> tuple[list[Tensor], list[Tensor]]:
-        """Like the teacher's; both the pre-activation and the output of the last stage are transformed."""
-        before, outputs = self._teacher.extract_both(inputs, depth)
-        return self._replace_last(before), self._replace_last(outputs)
-
-
-@dataclasses.dataclass
-class _Taught:
-    """What a loss reads of a model, with other teachers."""
-
-    student: Any
-    teachers: Mapping[str, Any]
-
-    @property
-    def teacher(self) -> Any:
-        return self.teachers["teacher"]
 
 
 @METHODS.register_module(name="kcd")
@@ -264,7 +200,8 @@ class KnowledgeConsistent(Method):
             if strategy == "random":
                 drawn = [match_channels(torch.zeros(theirs, ours), "random") for _ in range(self.groups)]
                 self._set([self._completed(one, theirs) for one in drawn])
-        view: Any = TransformedTeacher(teacher, channels)
+        *first, last = teacher.stages
+        view: Any = SimpleNamespace(stages=[*first, dataclasses.replace(last, channels=channels)])
         settings = dict(base or {"name": "l2"})
         name = settings.pop("name")
         if issubclass(find_method(name), KnowledgeConsistent):
@@ -301,7 +238,7 @@ class KnowledgeConsistent(Method):
         found: list[Phase] = []
         matched = self.strategy not in FIXED
         if matched and self.student_state == "trained" and SOLO not in self.hidden:
-            found.append(Phase("solo", self._task, trains=only(student_alone)))
+            found.append(Phase("solo", task_alone, trains=only(student_alone)))
         if self.strategy in LEARNED:
             found.append(
                 Phase(
@@ -318,19 +255,19 @@ class KnowledgeConsistent(Method):
                 for name, each in phase.trains.items()
             }
             starts = partial(self._before_epoch, phase.before_epoch, number == 0)
-            loss = partial(self._loss, self._loss_of(phase))
+            loss = Compared(self, partial(self.on_view, self._compare_of(phase)))
             found.append(dataclasses.replace(phase, loss=loss, trains=trains, before_epoch=starts))
         return found
 
-    def _loss_of(self, phase: Phase) -> Loss:
-        """The loss of one of the base's phases, which this method computes on the view.
+    def _compare_of(self, phase: Phase) -> Compare:
+        """The loss of one of the base's phases as a function of features, which this method replaces by the view's.
 
         Raises:
-            UserError: The phase makes its updates itself.
+            UserError: It is no such function, or the phase makes its updates itself.
         """
-        if phase.loss is None:
+        if not isinstance(phase.loss, Compared):
             raise UserError(f"method.base: its phase '{phase.name}' has no loss that could be computed on the view")
-        return phase.loss
+        return phase.loss.compare
 
     def _transform(self, model: TransferModel) -> list[dict[str, Any]]:
         return [{"params": [*self.transform.parameters()]}]
@@ -339,10 +276,6 @@ class KnowledgeConsistent(Method):
         """The student and what the losses train beside it, without the transform."""
         parts = [model.student, self.base] + ([] if self.beside is None else [self.beside])
         return [{"params": [parameter for part in parts for parameter in part.parameters()]}]
-
-    def _task(self, model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        output = model.student.task(model.student.extract(batch["inputs"]), batch)
-        return output.loss, output.scalars
 
     def _before_epoch(
         self,
@@ -447,7 +380,7 @@ class KnowledgeConsistent(Method):
         teacher = model.teachers.get(SOURCE, model.teacher)
         with evaluating(student):
             ours = pooled(student, batch["inputs"])
-            target = as_map(teacher.extract_both(batch["inputs"])[0][-1])
+            target = as_map(Features(teacher, batch["inputs"]).before(-1))
         theirs = self.transform(target).mean((2, 3))[:, : self.ours]
         consistency = channel_consistency(ours, theirs, self.metric).diagonal().mean()
         return -consistency, {"consistency": consistency}
@@ -465,28 +398,28 @@ class KnowledgeConsistent(Method):
 
     # Distillation
 
-    def _loss(self, base: Loss, model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The base's loss, on the transformed teacher if it compares channels, and the L2 loss beside it."""
+    def features(self, model: TransferModel, batch: Batch) -> tuple[Features, Features]:
+        """Those that the base reads."""
+        return self.base.features(model, batch)
+
+    def on_view(
+        self, compare: Compare, ours: Features, theirs: Features, batch: Batch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """One of the base's losses, on the view if it compares channels, and the L2 loss beside it."""
         groups = self.group_of(batch["labels"]) if self.groups > 1 else None
-        teaching: dict[str, Any] = {
-            name: teacher for name, teacher in model.teachers.items() if name not in (SOLO, SOURCE)
-        }
-        student: Any = model.student
+        view = Transformed(theirs, partial(self.apply_transform, groups))
         if self.beside is not None:
-            student, teaching = _OnePass(student), {name: _OnePass(each) for name, each in teaching.items()}
-        transform = partial(self.apply_transform, groups)
-        views = {name: TransformedTeacher(teacher, self.channels, transform) for name, teacher in teaching.items()}
-        taught: Any = _Taught(student, views if self.base.compares_channels else teaching)
-        loss, logged = base(taught, batch)
+            self.beside.ask(ours, view)
+        loss, logged = compare(ours, view if self.base.compares_channels else theirs, batch)
         if self.beside is not None:
-            before = student.extract_both(batch["inputs"])[0 if self.beside.preactivation else 1]
-            distance = self.beside.distance(_Taught(student, views), batch, before[-1])
-            loss, logged = loss + self.beside.weight * distance, {**logged, "loss_l2": distance}
+            loss, terms = self.beside.add_terms(loss, ours, view, batch)
+            logged = {**logged, **terms}
         return loss, logged
 
-    def loss(self, model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The main phase's loss."""
-        return self._loss(self._loss_of(self.base.phases()[-1]), model, batch)
+    @property
+    def loss(self) -> Loss:
+        """The main phase's."""
+        return Compared(self, partial(self.on_view, self._compare_of(self.base.phases()[-1])))
 
     def teacher_depth(self, model: TransferModel) -> int | None:
         """As deep as the base reads, and to the last stage where there is a loss beside it."""

@@ -30,8 +30,9 @@ from torch import Tensor, nn
 
 from kt.cost import count_flops
 from kt.errors import UserError
+from kt.features import Features
 from kt.functional import hint
-from kt.methods.base import METHODS, Method, Student, Teacher, teacher_levels
+from kt.methods.base import METHODS, Method, Student, Teacher, task_alone
 from kt.methods.blocks import match_size, pair_blocks, parameters_of, parameters_outside
 from kt.phase import Batch, Phase, only, student_alone
 from kt.stages import Stage, as_map
@@ -164,24 +165,15 @@ class Stagewise(Method):
             model: The networks.
             batch: A prepared batch.
         """
-        stages, inputs = model.student.stages, batch["inputs"]
-        last, depth = self.blocks[number][0] + 1, self.blocks[number][1] + 1
-        if first == 0:
-            x = model.student.extract(inputs, last)[-1]
-        else:
-            with evaluating(*stages[:first]):
-                x = model.student.extract(inputs, first)[-1]
-            for stage in stages[first:last]:
-                x = stage(x)
-        target = as_map(teacher_levels(model, batch, depth)[-1])
-        return hint(match_size(self.adapters[number](as_map(x)), target), target), {}
+        i, j = self.blocks[number]
+        _, theirs = self.features(model, batch)
+        ours = Features(model.student, batch["inputs"], frozen=first)
+        target = as_map(theirs.level(j))
+        return hint(match_size(self.adapters[number](as_map(ours.level(i))), target), target), {}
 
     def loss(self, model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The task loss of the head on frozen features."""
-        with evaluating(*model.student.stages):
-            levels = model.student.extract(batch["inputs"])
-        output = model.student.task(levels, batch)
-        return output.loss, output.scalars
+        return task_alone(model, batch, len(model.student.stages))
 
     def teacher_depth(self, model: TransferModel) -> int:
         """The final phase needs no teacher."""
@@ -203,9 +195,5 @@ class Stagewise(Method):
         twin = copy.deepcopy(model)
         method, last = twin.method, len(self.blocks) - 1
         whole = Phase("end_to_end", partial(method.mimic, 0, last), trains=only(partial(method._features, 0, last)))
-        phases = [*method.phases(), whole, Phase("task", self._task, trains=only(student_alone))]
+        phases = [*method.phases(), whole, Phase("task", task_alone, trains=only(student_alone))]
         return {phase.name: count_flops(twin, phase, batch) for phase in phases}
-
-    @staticmethod
-    def _task(model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return model.student.task(model.student.extract(batch["inputs"]), batch).loss, {}

@@ -1,27 +1,14 @@
-"""Training without transfer, and from the teacher's weights."""
+"""Training on from the teacher's weights."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from kt.classifier import Classifier
-from kt.methods.base import METHODS, Method
-from kt.phase import Batch, Phase, only
+from kt.methods.base import METHODS
+from kt.methods.none import Scratch
+from kt.phase import Phase, only
 from kt.transfer import TransferModel
-
-
-@METHODS.register_module(name="none")
-class Scratch(Method):
-    """The task loss alone: baselines and teachers."""
-
-    needs_teacher = False
-    dense = True
-
-    def loss(self, model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        output = model.student.task(model.student.extract(batch["inputs"]), batch)
-        return output.loss, output.scalars
 
 
 @METHODS.register_module(name="finetune")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from kt.classifier import Classifier
 from kt.errors import UserError
+from kt.features import Features
 from kt.functional import soft_target
 from kt.methods.base import METHODS, Method
 from kt.phase import Batch
-from kt.transfer import TransferModel
 
 
 @METHODS.register_module(name="kd")
@@ -40,16 +39,9 @@ class KnowledgeDistillation(Method):
             raise UserError(
                 f"method=kd: the teacher knows {theirs} classes, the student {ours}; soft targets need the same ones"
             )
-        self.temperature, self.alpha, self.task_weight = temperature, alpha, task_weight
+        self.temperature = temperature
+        self.weights = {"task": task_weight, "soft": alpha}
 
-    def loss(self, model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.distil(model, model.student.extract(batch["inputs"]), batch)
-
-    def distil(self, model: TransferModel, levels: list[Tensor], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Both losses of the head on stage outputs, whichever of the stages are frozen."""
-        output = model.student.task(levels, batch)
-        with torch.no_grad():
-            target = model.teacher(batch["inputs"])
-        soft = soft_target(output.logits.float(), target.float(), self.temperature)
-        logged = {"loss_task": output.loss, "loss_soft": soft, **output.scalars}
-        return self.task_weight * output.loss + self.alpha * soft, logged
+    def terms(self, ours: Features, theirs: Features, batch: Batch) -> dict[str, Tensor]:
+        """The soft targets."""
+        return {"soft": soft_target(ours.logits.float(), theirs.logits.float(), self.temperature)}
