@@ -28,12 +28,13 @@ from filelock import Timeout
 from experiments.progress import Display, cell_log, current
 from experiments.schema import ANALYSES
 from kt import ranks
+from kt.data.names import content
 from kt.errors import UserError, nearest
 from kt.files import write_json, write_text
 from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS
 from kt.ranks import launched as world_size
 from kt.ranks import launched_first as is_first
-from kt.settings import METHODS, Dataset, Need
+from kt.settings import METHODS, Need
 from kt.store import (
     cells_of,
     evaluation_file,
@@ -292,7 +293,6 @@ def semantics(config: Mapping[str, Any]) -> Config:
     """Everything that a settled cell's numbers depend on, and nothing else."""
     student, dataset, schedule, teacher = (config[key] for key in ("student", "dataset", "schedule", "teacher"))
     given = student["checkpoint"] or student["pretrained"]
-    kept = {key: dataset[key] for key in (*Dataset.COMMON, *Dataset.OWN.get(dataset["name"], ()))}
     length = {key: value for key, value in schedule.items() if key != "evaluate_every"}
     if schedule["policy"] != "step":
         length = {key: value for key, value in length.items() if key not in ("milestones", "gamma")}
@@ -313,7 +313,7 @@ def semantics(config: Mapping[str, Any]) -> Config:
         "teacher": {"network": _network_content(teacher["network"]), "norm": teacher["norm"]}
         if teacher["network"]
         else None,
-        "dataset": kept,
+        "dataset": content(dataset),
         "method": config["method"],
         "schedule": length,
         "precision": config["precision"],

@@ -6,18 +6,16 @@ line's keys are all let in, and the composed config is compared with classes of 
 
 from __future__ import annotations
 
-import copy
-import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.groups import CONF, GROUPS, choices
+from experiments.groups import GROUPS, choices, dataset_choice, stood_in
+from kt.data.names import check_dataset
 from kt.errors import UserError, nearest
 from kt.settings import (
     KCD,
@@ -32,7 +30,6 @@ from kt.settings import (
     Share,
     Whole,
     check_value,
-    defaults,
     describe,
     kinds,
     shown,
@@ -57,23 +54,24 @@ def sign(key: str) -> str:
 TEACHER_DATA, TEACHER_SCHEDULE = "dataset@teacher.dataset", "schedule@teacher.schedule"
 
 
-def with_recipe(chosen: Mapping[str, str], default: str | None = None) -> dict[str, str]:
+def with_recipe(chosen: Mapping[str, str], default: str = "scenes", stand_in: bool = False) -> dict[str, str]:
     """Overrides by key in which a teacher with its own dataset has that dataset's recipe, as a student would.
 
     For a student on embedded data the teacher's dataset gives way to its embedded stand-in.
 
     Args:
         chosen: Key -> value.
-        default: The student's dataset where none is chosen; None stands for a real one.
+        default: The student's dataset where none is chosen.
+        stand_in: Whether the student's dataset gives way too.
     """
     found = dict(chosen)
-    data = found.get(TEACHER_DATA)
-    if data not in choices("dataset"):
-        return found
-    own, student = dataset_choice(data), found.get("dataset", default)
-    if own["stand_in"] and student in choices("dataset") and dataset_choice(student)["name"] == "scenes":
-        found[TEACHER_DATA] = data = own["stand_in"]
-    found.setdefault(TEACHER_SCHEDULE, data)
+    student = found.get("dataset", default)
+    if stand_in:
+        found["dataset"] = student = stood_in(student)
+    if found.get(TEACHER_DATA) in choices("dataset"):
+        if student in choices("dataset") and dataset_choice(student)["name"] == "scenes":
+            found[TEACHER_DATA] = stood_in(found[TEACHER_DATA])
+        found.setdefault(TEACHER_SCHEDULE, found[TEACHER_DATA])
     return found
 
 
@@ -282,7 +280,11 @@ def validate(config: Mapping[str, Any]) -> None:
     if method not in METHODS:
         raise UserError(f"method.name={method}: expected one of {', '.join(METHODS)}{nearest(method, METHODS)}")
     _check(config, Config, "", method)
-    _check_part(config["teacher"]["dataset"], Dataset, "teacher.dataset.")
+    check_dataset(config["dataset"])
+    own = config["teacher"]["dataset"]
+    _check_part(own, Dataset, "teacher.dataset.")
+    if own:
+        check_dataset({**config["dataset"], **own}, "teacher.dataset")
     _check_part(config["teacher"]["schedule"], Schedule, "teacher.schedule.")
     for who in ("teacher", "student"):
         network = config[who]["network"]
@@ -311,23 +313,6 @@ def _check_base(method: str, settings: Mapping[str, Any]) -> None:
     wanted = method.partition("+")[2] or "l2"
     if "base" in settings and settings["base"]["name"] != wanted:
         raise UserError(f"method.base.name={settings['base']['name']}: expected {wanted} with method={method}")
-
-
-@functools.lru_cache
-def _read_dataset(choice: str) -> dict[str, Any]:
-    if choice == "_base":
-        return defaults(Dataset)
-    content = yaml.safe_load((CONF / "dataset" / f"{choice}.yaml").read_text())
-    merged: dict[str, Any] = {}
-    for base in content.pop("defaults", []):
-        if base != "_self_":
-            merged |= _read_dataset(base)
-    return merged | content
-
-
-def dataset_choice(choice: str) -> dict[str, Any]:
-    """The settings of one of the datasets in `conf/dataset`, as Hydra would compose them."""
-    return copy.deepcopy(_read_dataset(choice))
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
