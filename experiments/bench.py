@@ -26,9 +26,10 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.build import peak_memory
+from experiments.groups import dataset_choice
 from experiments.phase_bench import bench_phases
-from experiments.schema import dataset_choice
 from kt.classifier import Classifier
+from kt.data import build_data
 from kt.dense import DenseModel
 from kt.engine import Engine, measured_loop
 from kt.errors import UserError, nearest
@@ -90,12 +91,10 @@ def make_dense_model(name: str, arguments: argparse.Namespace, **options: Any) -
 
 def dense_batch(arguments: argparse.Namespace) -> dict[str, Any]:
     """Embedded scenes for the student's task."""
-    from kt.data.dense import build_dense_data
-
     task = DENSE_NETWORKS[arguments.student].task
     dataset = {**dataset_choice("scenes_seg"), "task": task, "image_size": list(DENSE_SIZE)}
     dataset |= {"train_size": arguments.batch, "test_size": 1, "augmentation": "none"}
-    data = build_dense_data(dataset, ".", batch_size=arguments.batch, seed=0)
+    data = build_data(dataset, ".", batch_size=arguments.batch, seed=0)
     return next(data.train.epoch(0))
 
 

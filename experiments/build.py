@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from experiments.devices import pick_device
-from experiments.schema import dataset_choice
+from experiments.groups import dataset_choice, stood_in
 from kt import ranks
 from kt.classifier import Classifier
 from kt.cost import few_images
@@ -53,12 +53,7 @@ def read_data(config: Mapping[str, Any], dataset: Mapping[str, Any], device: tor
     """Loaders and scores of a dataset, for this process."""
     options: dict[str, Any] = {"batch_size": config["schedule"]["batch_size"], "seed": config["seed"]}
     options |= {"rank": ranks.rank(), "world": ranks.world_size(), "cache_root": Path(config["output_root"]) / "cache"}
-    if dataset["task"] == "classification":
-        return build_data(dataset, config["data_root"], device=device, **options)
-    needs_mm(f"dataset.task={dataset['task']}")
-    from kt.data.dense import build_dense_data
-
-    return build_dense_data(dataset, config["data_root"], **options)
+    return build_data(dataset, config["data_root"], device=device, **options)
 
 
 def build_dense_model(
@@ -310,9 +305,8 @@ def evaluate_cell(config: Mapping[str, Any], folder: Path) -> dict[str, float]:
     Raises:
         UserError: The dataset is missing, or for another task or other classes.
     """
-    dataset = dataset_choice(config["evaluation"])
-    if config["dataset"]["name"] == "scenes" and dataset["stand_in"]:
-        dataset = dataset_choice(dataset["stand_in"])
+    name = config["evaluation"]
+    dataset = dataset_choice(stood_in(name) if config["dataset"]["name"] == "scenes" else name)
     if dataset["task"] != config["dataset"]["task"]:
         raise UserError(
             f"evaluation={config['evaluation']}: a dataset for {dataset['task']}, the student was trained for "

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.groups import choices
 from experiments.schema import ANALYSES, Config, Teacher
+from kt.data.names import check_dataset
 from kt.errors import UserError, nearest
 from kt.settings import KCD, METHODS, Dataset, Method, Schedule, Settings, check_value, describe, kinds, shown
 
@@ -104,7 +105,11 @@ def validate(config: Mapping[str, Any]) -> None:
     if method not in METHODS:
         raise UserError(f"method.name={method}: expected one of {', '.join(METHODS)}{nearest(method, METHODS)}")
     _check(config, Config, "", method)
-    _check_part(config["teacher"]["dataset"], Dataset, "teacher.dataset.")
+    check_dataset(config["dataset"])
+    own = config["teacher"]["dataset"]
+    _check_part(own, Dataset, "teacher.dataset.")
+    if own:
+        check_dataset({**config["dataset"], **own}, "teacher.dataset")
     _check_part(config["teacher"]["schedule"], Schedule, "teacher.schedule.")
     for who in ("teacher", "student"):
         network = config[who]["network"]

@@ -6,16 +6,22 @@ is a table's file in the folder of another package's paper.
 
 from __future__ import annotations
 
+import copy
+import functools
+from collections.abc import Mapping
 from typing import Any
 
+import yaml
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import OmegaConf
 
+from kt.data.names import DATASETS
 from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS, pretrained_weights
 from kt.outside import load_outside
-from kt.settings import KCD, METHODS, Dataset, defaults
+from kt.settings import KCD, METHODS, Dataset, Schedule, defaults
 from tables import CONF
 from tables.papers import config_folders, table_files
 
@@ -37,13 +43,47 @@ def _make(group: str, name: str, node: dict[str, Any]) -> None:
     _made.setdefault(group, set()).add(name)
 
 
+def dataset_choice(choice: str) -> dict[str, Any]:
+    """The settings of one of the choices of `dataset`, as Hydra would compose them."""
+    return copy.deepcopy(_read_dataset(choice))
+
+
+@functools.cache
+def _read_dataset(choice: str) -> dict[str, Any]:
+    path = CONF / "dataset" / f"{choice}.yaml"
+    if not path.exists():
+        node = OmegaConf.to_container(ConfigStore.instance().load(f"dataset/{choice}.yaml").node)
+        assert isinstance(node, dict)
+        return {str(key): value for key, value in node.items()}
+    content = yaml.safe_load(path.read_text())
+    merged: dict[str, Any] = {}
+    for base in content.pop("defaults", []):
+        if base != "_self_":
+            merged |= _read_dataset(base)
+    return merged | content
+
+
+def stood_in(choice: str) -> str:
+    """The embedded dataset that replaces a choice of `dataset` where it has one; any other value stays as it is."""
+    return (choice in choices("dataset") and dataset_choice(choice)["stand_in"]) or choice
+
+
 def _network(name: str) -> dict[str, Any]:
     """A network by name; a null width is the scale's on the embedded scenes, the full width on other data."""
     return {"name": name, "width": None, "small_stem": False, "config": None, "options": None}
 
 
+def _recipe(own: Mapping[str, Any]) -> dict[str, Any]:
+    """A dataset's schedule, which is as much shorter as the scale says."""
+    node = {**defaults(Schedule), **own}
+    lengths = {key: node[key] for key in ("epochs", "iterations", "interval") if isinstance(node[key], int)}
+    return {**node, **{key: f"${{scaled:{length},${{scale.fraction}}}}" for key, length in lengths.items()}}
+
+
 def _register() -> None:
     """Makes every network a choice of `network`, `teacher` and `student`, every method's defaults one of `method`.
+
+    A dataset that says what its config is becomes one of `dataset`, and its recipe one of `schedule`.
 
     Names with an underscore are for the defaults lists of files: `_kcd`, what all methods around another one share, and
     `_base` of the datasets.
@@ -57,6 +97,10 @@ def _register() -> None:
         else:
             _make("method", name, {"name": name, **node})
     ConfigStore.instance().store(group="dataset", name="_base", node=defaults(Dataset), provider="kt")
+    for name, spec in DATASETS.items():
+        if spec.defaults:
+            _make("dataset", name, {**defaults(Dataset), **spec.defaults, "name": name})
+            _make("schedule", name, _recipe(spec.schedule))
     for name in (*NETWORKS, *DENSE_NETWORKS, CONFIG_NETWORK):
         of_teacher, of_student = pretrained_weights(name)
         own = {"dataset": None, "schedule": None, "seed": 0, "checkpoint": None, "norm": "eval"}

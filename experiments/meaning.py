@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.schema import ANALYSES
+from kt.data.names import content
 from kt.errors import UserError, nearest
 from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS
 from kt.needs import NO_TEACHER, Config, Need, teacher_dataset, teacher_of
@@ -206,7 +207,6 @@ def semantics(config: Mapping[str, Any]) -> Config:
     """Everything that a settled cell's numbers depend on, and nothing else."""
     student, dataset, schedule, teacher = (config[key] for key in ("student", "dataset", "schedule", "teacher"))
     given = student["checkpoint"] or student["pretrained"]
-    kept = {key: dataset[key] for key in (*Dataset.COMMON, *Dataset.OWN.get(dataset["name"], ()))}
     length = {key: value for key, value in schedule.items() if key != "evaluate_every"}
     if schedule["policy"] != "step":
         length = {key: value for key, value in length.items() if key not in ("milestones", "gamma")}
@@ -227,7 +227,7 @@ def semantics(config: Mapping[str, Any]) -> Config:
         "teacher": {"network": _network_content(teacher["network"]), "norm": teacher["norm"]}
         if teacher["network"]
         else None,
-        "dataset": _telling(kept, Dataset),
+        "dataset": _telling(content(dataset), Dataset),
         "method": _telling_method(config["method"]),
         "schedule": _telling(length, Schedule),
         "precision": config["precision"],
@@ -238,6 +238,6 @@ def semantics(config: Mapping[str, Any]) -> Config:
 
 def identity(config: Mapping[str, Any]) -> str:
     """The id of the cell that a config means: 16 hex digits."""
-    content = _canonical(semantics(settle(config)), "")
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    told = _canonical(semantics(settle(config)), "")
+    text = json.dumps(told, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -94,7 +94,7 @@ def add_recipe(overrides: Sequence[str]) -> list[str]:
     pairs = {line.lstrip("+").partition("=")[0]: line.partition("=")[2] for line in overrides}
     groups = {key: value for key, value in pairs.items() if is_group(key)}
     values = [line for line in overrides if not is_group(line.lstrip("+").partition("=")[0])]
-    return [f"{sign(key)}{key}={value}" for key, value in with_recipe(groups, "scenes").items()] + values
+    return [f"{sign(key)}{key}={value}" for key, value in with_recipe(groups).items()] + values
 
 
 def isolated(config: dict[str, Any]) -> None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-import yaml
 from omegaconf import OmegaConf
 
-from experiments.groups import CONF, GROUPS, choices
+from experiments.groups import GROUPS, choices, dataset_choice, stood_in
 from kt.errors import UserError
 from kt.needs import Need, alone
-from kt.settings import Count, Dataset, Method, Positive, Schedule, Settings, Share, Whole, defaults
+from kt.settings import Count, Dataset, Method, Positive, Schedule, Settings, Share, Whole
 
 
 def is_group(key: str) -> bool:
@@ -34,23 +32,24 @@ def sign(key: str) -> str:
 TEACHER_DATA, TEACHER_SCHEDULE = "dataset@teacher.dataset", "schedule@teacher.schedule"
 
 
-def with_recipe(chosen: Mapping[str, str], default: str | None = None) -> dict[str, str]:
+def with_recipe(chosen: Mapping[str, str], default: str = "scenes", stand_in: bool = False) -> dict[str, str]:
     """Overrides by key in which a teacher with its own dataset has that dataset's recipe, as a student would.
 
     For a student on embedded data the teacher's dataset gives way to its embedded stand-in.
 
     Args:
         chosen: Key -> value.
-        default: The student's dataset where none is chosen; None stands for a real one.
+        default: The student's dataset where none is chosen.
+        stand_in: Whether the student's dataset gives way too.
     """
     found = dict(chosen)
-    data = found.get(TEACHER_DATA)
-    if data not in choices("dataset"):
-        return found
-    own, student = dataset_choice(data), found.get("dataset", default)
-    if own["stand_in"] and student in choices("dataset") and dataset_choice(student)["name"] == "scenes":
-        found[TEACHER_DATA] = data = own["stand_in"]
-    found.setdefault(TEACHER_SCHEDULE, data)
+    student = found.get("dataset", default)
+    if stand_in:
+        found["dataset"] = student = stood_in(student)
+    if found.get(TEACHER_DATA) in choices("dataset"):
+        if student in choices("dataset") and dataset_choice(student)["name"] == "scenes":
+            found[TEACHER_DATA] = stood_in(found[TEACHER_DATA])
+        found.setdefault(TEACHER_SCHEDULE, found[TEACHER_DATA])
     return found
 
 
@@ -171,20 +170,3 @@ class Config(Settings):
     rows: str | list[str] | None
     role: str | list[str] | None
     plan: bool
-
-
-@functools.lru_cache
-def _read_dataset(choice: str) -> dict[str, Any]:
-    if choice == "_base":
-        return defaults(Dataset)
-    content = yaml.safe_load((CONF / "dataset" / f"{choice}.yaml").read_text())
-    merged: dict[str, Any] = {}
-    for base in content.pop("defaults", []):
-        if base != "_self_":
-            merged |= _read_dataset(base)
-    return merged | content
-
-
-def dataset_choice(choice: str) -> dict[str, Any]:
-    """The settings of one of the datasets in `conf/dataset`, as Hydra would compose them."""
-    return copy.deepcopy(_read_dataset(choice))

@@ -295,7 +295,8 @@ class Table:
         rows: As in its file.
         arguments: The command line's task overrides.
         compose: Overrides -> composed config.
-        stand_in: Embedded dataset that replaces the table's own unless the command line names one.
+        dataset: The choice of `dataset` of rows that choose none.
+        stand_in: Whether datasets give way to their embedded stand-ins unless the command line names one.
     """
 
     def __init__(
@@ -304,12 +305,12 @@ class Table:
         rows: Mapping[str, Any],
         arguments: Sequence[str],
         compose: Callable[[list[str]], DictConfig],
-        stand_in: str | None = None,
+        dataset: str,
+        stand_in: bool,
     ):
         self.name = name
         user = parse(arguments)
-        if stand_in is not None:
-            user.setdefault("dataset", [stand_in])
+        self.dataset, self.stand_in = dataset, stand_in and "dataset" not in user
         everything = read_rows(name, rows)
         self.selected = {row.id for row in select(everything, user)}
         chosen = [row for row in everything if row.id in self.selected]
@@ -324,7 +325,7 @@ class Table:
 
     def _with_recipe(self, chosen: Mapping[str, str]) -> dict[str, str]:
         """One setting of all axes with what it brings along."""
-        return with_recipe({"table": self.name, **chosen})
+        return with_recipe({"table": self.name, **chosen}, self.dataset, self.stand_in)
 
     def write(self, output_root: str, scale: str) -> Path:
         """Renders what there are results of; returns the folder."""
@@ -435,7 +436,7 @@ class Sweep(Table):
         self.keys = ["method"] * (len(self.rows) > 1) + [key for key in user if key in told_apart]
 
     def _with_recipe(self, chosen: Mapping[str, str]) -> dict[str, str]:
-        return with_recipe(chosen, "scenes")
+        return with_recipe(chosen)
 
     def write(self, output_root: str, scale: str) -> Path:
         from tables.sweeps import write_sweep
@@ -512,8 +513,8 @@ def run_table(sweeper: Any, arguments: Sequence[str]) -> int:
     if sweeper.name is None:
         table = Sweep(arguments, composer(load))
     else:
-        stand_in = master.dataset.stand_in if scale["stand_in"] else None
-        table = Table(sweeper.name, sweeper.rows, arguments, composer(load), stand_in)
+        dataset = str(master.hydra.runtime.choices["dataset"])
+        table = Table(sweeper.name, sweeper.rows, arguments, composer(load), dataset, scale["stand_in"])
     refresh(table.jobs, output_root)
     jobs = list(table.jobs.values())
     workers = _workers(master, launcher, jobs)

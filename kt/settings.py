@@ -43,9 +43,7 @@ class Settings(BaseModel):
 class Dataset(Settings):
     """A dataset and what is done to its images."""
 
-    name: Literal[
-        "scenes", "cifar100", "imagenet", "imagefolder", "cityscapes", "gta5", "citypersons", "coco", "segfolder"
-    ]
+    name: str = Field(description="one of kt.data.DATASETS")
     task: Literal["classification", "segmentation", "detection", "pedestrians", "keypoints"]
     num_classes: Count | None = Field(None, description="null: as many as the data have")
     image_size: Annotated[int, Ge(8)] | list[Count] = Field(description="pixels a side, or [height, width]")
@@ -69,18 +67,6 @@ class Dataset(Settings):
     stand_in: str | None = Field(
         None, description="the embedded dataset that replaces this one in tables at a scale that has stand-ins"
     )
-
-    # Which keys decide the images; the others are of no account for a dataset of that name.
-    COMMON: ClassVar[tuple[str, ...]] = (
-        *("name", "task", "num_classes", "image_size", "crop_size"),
-        *("subset", "validation", "augmentation"),
-    )
-    OWN: ClassVar[dict[str, tuple[str, ...]]] = {
-        "scenes": ("style", "train_size", "test_size"),
-        "imagefolder": ("folder",),
-        "coco": ("folder", "train_split", "test_split"),
-        "segfolder": ("folder",),
-    }
 
 
 class Schedule(Settings):

@@ -32,9 +32,10 @@ def rows_of(name: str) -> dict[str, Any]:
     return rows
 
 
-def table(name: str, *arguments: str) -> Table:
-    """A table; its data give way to their stand-in where the scale says so."""
+def table(name: str, *arguments: str, rows: dict[str, Any] | None = None) -> Table:
+    """A table, with other rows than its own if given; its data give way to their stand-in where the scale says so."""
     scale = [line for line in arguments if line.startswith("scale=")]
-    master = load(normalise([f"+table={name}", *scale]))
-    stand_in = master.dataset.stand_in if master.scale.stand_in else None
-    return Table(name, rows_of(name), normalise([f"+table={name}", *arguments]), load, stand_in)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        master = compose("config", normalise([f"+table={name}", *scale]), return_hydra_config=True)
+    dataset, given = master.hydra.runtime.choices["dataset"], rows_of(name) if rows is None else rows
+    return Table(name, given, normalise([f"+table={name}", *arguments]), load, dataset, master.scale.stand_in)

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kt.data import Data
-from kt.data.dense import build_dense_data
+from kt.data import Data, build_data
 from kt.dense import DenseModel
 from kt.engine import seed_everything
 from kt.methods import build_method
@@ -99,7 +98,7 @@ def make_data(task: str, rank: int = 0, world: int = 1, **changes: Any) -> Data:
     """A few embedded scenes."""
     batch_size = changes.pop("batch_size", SCHEDULE["batch_size"])
     dataset = {**DATASET, "task": task, **changes}
-    return build_dense_data(dataset, Path("."), batch_size=batch_size, seed=0, rank=rank, world=world)
+    return build_data(dataset, Path("."), batch_size=batch_size, seed=0, rank=rank, world=world)
 
 
 def make_network(name: str, task: str, seed: int) -> DenseModel:

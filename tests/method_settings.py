@@ -58,16 +58,11 @@ SETTINGS: dict[str, Setting] = {
 SCHEDULE = {"epochs": 2, "batch_size": 16, "lr": 0.02, "milestones": [0.5]}
 DATASET = {
     "name": "scenes",
-    "num_classes": None,
+    "task": "classification",
     "image_size": 32,
-    "subset": None,
-    "validation": 0.0,
     "augmentation": "crop_flip",
-    "style": "photo",
     "train_size": 64,
     "test_size": 32,
-    "folder": None,
-    "resident": None,
 }
 
 

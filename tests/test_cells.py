@@ -20,6 +20,7 @@ from experiments import progress
 from experiments.cell import CellFailed, run_cell
 from experiments.meaning import identity, needed_cells, needs_of, settle
 from experiments.schema import TEACHER_DATA, sign, with_recipe
+from kt.data.names import COMMON, DATASETS
 from kt.errors import UserError
 from kt.needs import teacher_of
 from kt.settings import KD, Dataset, FitNet, Schedule
@@ -63,6 +64,18 @@ def test_identity_sees_what_matters() -> None:
         overrides = [line for line in ("method=kd", *PAIR) if line.split("=")[0] != change.split("=")[0]]
         ids.append(identity(composed(*overrides, change)))
     assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_identity_sees_the_keys_that_decide_a_datasets_images(name: str) -> None:
+    """And no others; a reader is given no others either."""
+    config = composed()
+    config["dataset"] |= {"name": name, "subset": 1}
+    keys = set(config["dataset"]) - {"task", "name"}
+    told = {key for key in keys if identity(config) != identity({**config, "dataset": {**config["dataset"], key: "x"}})}
+    assert told == {*COMMON, *DATASETS[name].keys} - {"task", "name"}
+    assert ("folder" in told) == (name in ("imagenet", "imagefolder", "coco", "segfolder"))
+    assert ("test_split" in told) == (name in ("coco", "segfolder"))
 
 
 def test_identity_of_a_fixed_config_is_fixed() -> None:

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from kt.data import build_data
-from kt.data.build import SCENES_MEAN, SCENES_STD, balanced_subset
 from kt.data.cache import kept
+from kt.data.images import SCENES_MEAN, SCENES_STD, balanced_subset
 from kt.data.loaders import PADDING, StreamingLoader, by_iterations, crop_flip, epoch_order, resized_crop_flip
 from kt.data.scenes import CLASSES, KEYPOINTS, STUFF, STYLES, classification_arrays, draw_scene
 from kt.errors import UserError

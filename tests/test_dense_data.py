@@ -27,10 +27,10 @@ pytest.importorskip("mmseg", reason=REASON)
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData, PixelData
 
-from kt.data import dense_scenes
+from kt.data import build_data, dense_scenes
 from kt.data.citypersons import read_annotations
 from kt.data.cityscapes import STUFF_AND_THINGS, train_ids
-from kt.data.dense import DenseLoader, build_dense_data
+from kt.data.dense import DenseLoader
 from kt.data.dense_scenes import DETECTED, heatmaps, mirrored_keypoints, scene_seed
 from kt.data.gta5 import split_names
 
@@ -60,7 +60,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build(root: Path | str = ".", batch_size: int = 4, **changes: Any) -> Any:
     common = {key: changes.pop(key) for key in ("rank", "world", "workers", "cache_root") if key in changes}
-    return build_dense_data({**SCENES, **changes}, root, batch_size=batch_size, seed=3, **{"workers": 0, **common})
+    return build_data({**SCENES, **changes}, root, batch_size=batch_size, seed=3, **{"workers": 0, **common})
 
 
 def truth_of(sample: Any) -> list[torch.Tensor]:
@@ -650,10 +650,10 @@ def test_coco_boxes_classes_and_crowds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "scnes"}, r"dataset.name='scnes'.*did you mean 'scenes'"),
-        ({"task": "segmentaton"}, r"dataset.task='segmentaton': for scenes.*did you mean 'segmentation'"),
-        ({"name": "gta5", "task": "detection"}, r"dataset.task='detection': for gta5 expected one of segmentation"),
-        ({"augmentation": "imagenet"}, r"dataset.augmentation='imagenet': expected one of none, flip"),
+        ({"name": "scnes"}, r"dataset.name=scnes.*did you mean 'scenes'"),
+        ({"task": "segmentaton"}, r"dataset.task=segmentaton: for scenes.*did you mean 'segmentation'"),
+        ({"name": "gta5", "task": "detection"}, r"dataset.task=detection: for gta5 expected one of segmentation"),
+        ({"augmentation": "imagenet"}, r"dataset.augmentation=imagenet: for segmentation expected one of none, flip"),
         ({"image_size": 48}, r"dataset.image_size=48: expected \[height, width\]"),
         ({"crop_size": [64, 64]}, r"dataset.crop_size=\[64, 64\].*at most image_size=\[48, 96\]"),
         ({"crop_size": [16, 16], "task": "detection"}, r"dataset.crop_size=\[16, 16\]: expected null"),

@@ -1,9 +1,10 @@
-"""A method, a network and a paper of another package, found by its entry points.
+"""A method, a network, a dataset and a paper of another package, found by its entry points.
 
 | to add | touches |
 |---|---|
 | a method | one file that registers it, one class of settings (an entry) |
 | a network | one builder, one `NetworkSpec` (an entry) |
+| a dataset | one reader, one `DatasetSpec` with its stand-in and recipe (an entry) |
 | a paper | one folder (an entry), its table files |
 """
 
@@ -29,11 +30,20 @@ from typing import Annotated, ClassVar
 from annotated_types import Ge
 from pydantic import Field
 
+from kt.data import DatasetSpec
 from kt.models.names import NetworkSpec
 from kt.needs import Need
 from kt.settings import Method
 
 TINY = NetworkSpec("outside.networks:build_tiny", {"depth": 2})
+BANDS = DatasetSpec(
+    {"classification": "outside.bands:read_bands"},
+    keys=("train_size",),
+    defaults={
+        "task": "classification", "image_size": 16, "augmentation": "none", "train_size": 60, "stand_in": "scenes_small"
+    },
+    schedule={"epochs": 2, "batch_size": 10, "lr": 0.02, "milestones": [0.5]},
+)
 
 
 class Search(Method):
@@ -127,10 +137,28 @@ class Logits(Method):
         distance = (output.logits - theirs).square().mean()
         return output.loss + self.weight * distance, {**output.scalars, "distance": distance.detach()}
 """,
+    "outside/bands.py": """
+import numpy as np
+
+from kt.data.images import Images, Labelled
+
+
+def read_bands(dataset, root, cache):
+    size = dataset["image_size"]
+
+    def draw(count):
+        labels = np.arange(count) % 2
+        images = np.zeros((count, size, size, 3), np.uint8)
+        images[labels == 0, ::4] = images[labels == 1, :, ::4] = 255
+        return Labelled(images, labels)
+
+    return Images(draw(dataset["train_size"]), draw(20), ("lying", "standing"))
+""",
     "outside-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n",
     "outside-1.0.dist-info/entry_points.txt": (
         "[kt.methods]\nlogits = outside.names:Logits\nsearch = outside.names:Search\n\n"
         "[kt.networks]\ntiny = outside.names:TINY\n\n"
+        "[kt.datasets]\nbands = outside.names:BANDS\n\n"
         "[kt.papers]\nfar = outside.far\n"
     ),
     "outside/far/record.yaml": """
@@ -226,6 +254,17 @@ def test_a_cell_of_an_outside_method_and_network(site: Path, tmp_path: Path) -> 
         (("method=logits", "method.wieght=1"), "did you mean 'weight'?"),
         (("method=logitss",), "did you mean 'logits'?"),
         (("method=logits", "student=tinny"), "did you mean 'tiny'?"),
+        (("dataset=bandss",), "did you mean 'bands'?"),
+        (("dataset=bands", "++dataset.name=band"), "did you mean 'bands'?"),
+        (
+            ("dataset=bands", "dataset.task=keypoints"),
+            "task=keypoints: for bands expected one of classification",
+        ),
+        (
+            ("dataset=bands", "dataset.augmentation=flip"),
+            "=flip: for classification expected one of none, crop_flip",
+        ),
+        (("dataset=bands", "evaluation=band"), "did you mean 'bands'?"),
     ],
 )
 def test_its_settings_are_checked_like_all_others(site: Path, arguments: tuple[str, ...], words: str) -> None:
@@ -236,7 +275,7 @@ def test_its_settings_are_checked_like_all_others(site: Path, arguments: tuple[s
 def test_planning_imports_no_torch_for_it(site: Path) -> None:
     code = (
         "import sys; from experiments.run import main; "
-        "status = main(['method=logits', 'teacher=tiny', 'student=tiny', 'plan=true']); "
+        "status = main(['method=logits', 'teacher=tiny', 'student=tiny', 'dataset=bands', 'plan=true']); "
         "sys.exit('torch' in sys.modules or status)"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
@@ -300,3 +339,33 @@ def test_an_entry_that_names_no_paper(site: Path, tmp_path: Path) -> None:
         assert done.returncode == 2 and done.stderr == (
             "kt: error: kt.papers: far = outsid.far: expected an installed package that holds a record.yaml\n"
         )
+
+
+def test_a_cell_on_an_outside_dataset(site: Path, tmp_path: Path) -> None:
+    common = ("wandb.mode=disabled", f"output_root={tmp_path}")
+    done = run(site, "student=tiny", "dataset=bands", "evaluation=bands", *common)
+    assert done.returncode == 0, done.stderr
+    (result,) = [json.loads(path.read_text()) for path in tmp_path.glob("cells/*/result.json")]
+    assert (result["num_classes"], result["train_size"], result["test_size"]) == (2, 60, 20)
+    schedule = result["config"]["schedule"]
+    assert (schedule["epochs"], schedule["batch_size"], schedule["weight_decay"]) == (2, 10, 5e-4)
+    assert result["metrics"]["top1"] == 100.0
+
+
+def test_its_stand_in_replaces_it_and_its_recipe_follows_the_scale(site: Path) -> None:
+    code = """
+from configs import composed, table
+rows = {name: {"label": name, "role": "baseline", "overrides": {"dataset": name}} for name in ("bands", "imagenet")}
+for scale in ("mini", "fast"):
+    made = table("stage_count", f"scale={scale}", "student=resnet20", rows=rows)
+    print([(shown.config["dataset"]["name"], shown.config["dataset"]["image_size"]) for shown in made.shown])
+chosen = composed("dataset=bands", "student=tiny", "scale=paper", "scale.fraction=0.5")
+print(chosen["schedule"]["epochs"], chosen["dataset"]["stand_in"])
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT), str(ROOT / "tests")])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.splitlines() == [
+        "[('scenes', 24), ('scenes', 48)]",
+        "[('bands', 16), ('imagenet', 224)]",
+        "1 scenes_small",
+    ], done.stderr

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,38 +29,17 @@ from mmseg.evaluation import IoUMetric
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from kt.data.build import IMAGENET_MEAN, IMAGENET_STD, Data, DataSpec
-from kt.data.citypersons import read_citypersons
-from kt.data.cityscapes import read_cityscapes
-from kt.data.dense_folders import read_coco, read_segfolder
-from kt.data.dense_scenes import HEATMAP_STRIDE, PackKeypoints, mirrored_keypoints, read_scenes
+from kt.data.dense_scenes import HEATMAP_STRIDE, PackKeypoints, mirrored_keypoints
 from kt.data.dense_source import Source, quiet
-from kt.data.gta5 import read_gta5
+from kt.data.images import IMAGENET_MEAN, IMAGENET_STD
 from kt.data.loaders import _mix, epoch_order
-from kt.errors import UserError, nearest
+from kt.data.names import read_dataset
+from kt.data.spec import Data, DataSpec
+from kt.errors import UserError
 from kt.evaluation.miss_rate import Pedestrians, miss_rates
 
 Batch = dict[str, Any]
-Reader = Callable[[Mapping[str, Any], Path, Path | None], Source]
 
-# What can be asked of each dataset.
-TASKS: dict[str, tuple[str, ...]] = {
-    "scenes": ("segmentation", "detection", "pedestrians", "keypoints"),
-    "cityscapes": ("segmentation", "detection"),
-    "gta5": ("segmentation",),
-    "citypersons": ("pedestrians",),
-    "coco": ("detection",),
-    "segfolder": ("segmentation",),
-}
-READERS: dict[str, Reader] = {
-    "scenes": read_scenes,
-    "cityscapes": read_cityscapes,
-    "gta5": read_gta5,
-    "citypersons": read_citypersons,
-    "coco": read_coco,
-    "segfolder": read_segfolder,
-}
-AUGMENTATIONS = ("none", "flip")
 # A keypoint is found within this share of the person's height, in persons of at least so many pixels.
 PCK_SHARE, PCK_LEAST_HEIGHT = 0.2, 4 * HEATMAP_STRIDE
 
@@ -186,30 +164,23 @@ class DenseLoader:
         return other
 
 
-def build_dense_data(
+def dense_data(
     dataset: Mapping[str, Any],
-    data_root: str | os.PathLike[str],
+    data_root: Path,
+    cache_root: Path | None,
     *,
     batch_size: int,
     seed: int,
-    rank: int = 0,
-    world: int = 1,
-    workers: int | None = None,
-    cache_root: Path | None = None,
+    rank: int,
+    world: int,
+    workers: int,
 ) -> Data:
-    """Loaders and scores for a dense dataset's config.
+    """Loaders and scores for a checked config of a dense dataset; see `kt.data.build_data`.
 
     Args:
-        dataset: `name`, `task`, `image_size` ([height, width]: segmentation at exactly that; others keep their aspect,
-            the longer side within the longer and the shorter within the shorter one, as mmdet resizes), `crop_size` (of
-            training images of segmentation, or null), `augmentation` (none or flip), `subset`, `validation`, `style`,
-            `train_size`, `test_size`, `folder`, `train_split`, `test_split`, `num_classes`, as in `conf/dataset`.
-        data_root: Where real datasets lie.
-        batch_size: Images a batch on this process.
-        seed: Of order and augmentation (never of the split or of the embedded scenes).
-        rank, world: This process among all.
-        workers: Loading processes of sets that stream from disk; by default one per core, eight at most.
-        cache_root: Where drawn scenes and derived annotations may be kept.
+        dataset: Its `image_size` is [height, width]: segmentation at exactly that; others keep their aspect, the longer
+            side within the longer and the shorter within the shorter one, as mmdet resizes. `crop_size` is of training
+            images of segmentation.
 
     Returns:
         `spec` (whose `image_size` is the longer side, whose classes of keypoints are the keypoints), `train` and `test`
@@ -220,32 +191,20 @@ def build_dense_data(
     Raises:
         UserError: Something is wrong with the config or with the files.
     """
-    name, task, augmentation = dataset["name"], dataset["task"], dataset["augmentation"]
-    if name not in TASKS:
-        raise UserError(f"dataset.name={name!r}: expected one of {', '.join(TASKS)}{nearest(name, TASKS)}")
-    if task not in TASKS[name]:
-        hint = nearest(task, TASKS[name])
-        raise UserError(f"dataset.task={task!r}: for {name} expected one of {', '.join(TASKS[name])}{hint}")
-    if augmentation not in AUGMENTATIONS:
-        hint = nearest(augmentation, AUGMENTATIONS)
-        raise UserError(f"dataset.augmentation={augmentation!r}: expected one of {', '.join(AUGMENTATIONS)}{hint}")
+    task, augmentation = dataset["task"], dataset["augmentation"]
     size = _pair("image_size", dataset["image_size"])
     crop = None if dataset["crop_size"] is None else _pair("crop_size", dataset["crop_size"])
     if crop and (task != "segmentation" or crop[0] > size[0] or crop[1] > size[1]):
         raise UserError(
             f"dataset.crop_size={list(crop)}: expected null, or for segmentation at most image_size={list(size)}"
         )
-    source = READERS[name]({**dataset, "image_size": list(size)}, Path(data_root), cache_root)
-    classes = len(source.class_names)
-    if dataset["num_classes"] not in (None, classes):
-        raise UserError(f"dataset.num_classes={dataset['num_classes']}: {name} has {classes} classes (leave it null)")
+    source: Source = read_dataset({**dataset, "image_size": list(size)}, data_root, cache_root)
     training = source.open("train", _pipeline(task, source, size, crop, augmentation, True), True)
     chosen, held_out = _choose(len(training), dataset["subset"], dataset["validation"])
     testing = source.open(
         "train" if len(held_out) else "test", _pipeline(task, source, size, None, "none", False), False
     )
     tested = held_out if len(held_out) else np.arange(len(testing))
-    workers = min(8, os.cpu_count() or 1) if workers is None else workers
     common: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "rank": rank, "world": world}
     common["workers"] = 0 if source.resident else workers
 
@@ -258,8 +217,8 @@ def build_dense_data(
     told = [task.encode(), *source.content]
     mark = hashlib.sha256(b"".join(told) + chosen.tobytes() + tested.tobytes()).hexdigest()[:12]
     spec = DataSpec(
-        name,
-        classes,
+        dataset["name"],
+        len(source.class_names),
         max(size),
         IMAGENET_MEAN,
         IMAGENET_STD,

@@ -18,9 +18,9 @@ from mmseg.structures import SegDataSample
 from numpy.typing import NDArray
 
 from kt.data import scenes
-from kt.data.build import TEST_SEED_OFFSET
 from kt.data.cache import kept
 from kt.data.dense_source import DetectionList, SegmentationList, Source
+from kt.data.images import TEST_SEED_OFFSET
 
 DETECTED = tuple(name for name in scenes.CLASSES if name not in ("tree", "building"))
 # Instances that a detector is asked for: their visible share, and their height in pixels.

@@ -1,11 +1,10 @@
-"""From a dataset's config to loaders."""
+"""Classification: datasets of images with one class each, resident on the device where they fit."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,75 +20,46 @@ from torchvision.transforms import v2
 from kt.data import scenes
 from kt.data.cache import Arrays, kept
 from kt.data.loaders import Loader, ResidentLoader, StreamingLoader
-from kt.errors import UserError, nearest
+from kt.data.names import read_dataset
+from kt.data.spec import Data, DataSpec
+from kt.errors import UserError
 from kt.evaluation.accuracy import evaluate_accuracy
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 # Of 20,000 crops in each style; a test draws them again.
 SCENES_MEAN, SCENES_STD = (0.440, 0.495, 0.540), (0.174, 0.200, 0.247)
-DATASETS = ("scenes", "cifar100", "imagenet", "imagefolder")
-AUGMENTATIONS = ("none", "crop_flip", "imagenet")
 # Decoded folders up to this many bytes stay in memory.
 RESIDENT_LIMIT = 2 << 30
 TEST_SEED_OFFSET = 1_000_000
 
 
 @dataclass
-class DataSpec:
-    """What networks, methods and results need to know about a dataset.
-
-    Attributes:
-        train_size, test_size: Images that take part.
-        largest_index: Of the training images' `indices`, which have gaps where only some images take part.
-    """
-
-    name: str
-    num_classes: int
-    image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    train_size: int
-    test_size: int
-    fingerprint: str
-    class_names: tuple[str, ...]
-    task: str = "classification"
-    largest_index: int | None = None
-
-
-@dataclass
-class Data:
-    """A dataset ready for training.
-
-    Attributes:
-        spec: What it is.
-        train, test: Loaders (`kt.data.loaders.Loader`).
-        score: Metrics in percent of a student on the whole test set, over all processes.
-    """
-
-    spec: DataSpec
-    train: Any
-    test: Any
-    score: Callable[[Any], dict[str, float]]
-
-
-@dataclass
-class _Arrays:
-    """A whole set in memory: images (n, h, w, 3) uint8 and labels (n,)."""
+class Labelled:
+    """A whole split in memory: images (n, h, w, 3) uint8 and labels (n,)."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
 
 
-@dataclass
-class _Source:
-    """Both splits of a dataset, in memory or as lists of files."""
+Split = Labelled | list[tuple[Path, int]]
 
-    train: _Arrays | list[tuple[Path, int]]
-    test: _Arrays | list[tuple[Path, int]]
+
+@dataclass
+class Images:
+    """Both splits of a dataset, in memory or as lists of (file, label), as a reader gives them.
+
+    Attributes:
+        train, test: The splits; labels are indices into `class_names`.
+        class_names: Of all classes.
+        mean, std: Of the channels of pixels from 0 to 1, with which images are normalised.
+    """
+
+    train: Split
+    test: Split
     class_names: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
 
 
 class _Files(torch.utils.data.Dataset):
@@ -115,47 +85,22 @@ class _Files(torch.utils.data.Dataset):
         return self.transform(_open(path)), label
 
 
-def build_data(
+def image_data(
     dataset: Mapping[str, Any],
-    data_root: str | os.PathLike[str],
+    data_root: Path,
+    cache_root: Path | None,
     *,
     batch_size: int,
     seed: int,
-    device: torch.device,
-    rank: int = 0,
-    world: int = 1,
-    workers: int | None = None,
-    cache_root: Path | None = None,
+    device: torch.device | str,
+    rank: int,
+    world: int,
+    workers: int,
 ) -> Data:
-    """Loaders for a dataset's config.
-
-    Args:
-        dataset: `name`, `num_classes`, `image_size`, `subset`, `validation`, `augmentation`, `style`, `train_size`,
-            `test_size`, `folder`, `resident`, as in `conf/dataset`.
-        data_root: Where real datasets lie.
-        batch_size: Images a batch on this process.
-        seed: Of order and augmentation (never of the split or of the embedded images).
-        device: Where batches go.
-        rank, world: This process among all.
-        workers: Loading processes of sets that stream from disk; by default one per core, eight at most.
-        cache_root: Where drawn images may be kept.
-
-    Raises:
-        UserError: Something is wrong with the config or with the files.
-    """
-    name, augmentation = dataset["name"], dataset["augmentation"]
-    if name not in DATASETS:
-        raise UserError(f"dataset.name={name!r}: expected one of {', '.join(DATASETS)}{nearest(name, DATASETS)}")
-    if augmentation not in AUGMENTATIONS:
-        hint = nearest(augmentation, AUGMENTATIONS)
-        raise UserError(f"dataset.augmentation={augmentation!r}: expected one of {', '.join(AUGMENTATIONS)}{hint}")
-    root = Path(data_root)
-    readers = {"scenes": _scenes, "cifar100": _cifar100, "imagenet": _imagenet, "imagefolder": _imagefolder}
-    source = readers[name](dataset, root, cache_root)
+    """Loaders and top-k accuracy for a checked config of a dataset for classification; see `kt.data.build_data`."""
+    source: Images = read_dataset(dataset, data_root, cache_root)
     labels = _labels(source.train)
     classes = len(source.class_names)
-    if dataset["num_classes"] not in (None, classes):
-        raise UserError(f"dataset.num_classes={dataset['num_classes']}: {name} has {classes} classes (leave it null)")
     chosen: NDArray[np.int64] = np.arange(len(labels))
     held_out: NDArray[np.int64] = np.empty(0, np.int64)
     if dataset["subset"] is not None:
@@ -165,16 +110,16 @@ def build_data(
         held_out = chosen[balanced_subset(labels[chosen], size, classes, last=True)]
         chosen = np.setdiff1d(chosen, held_out)
     size = dataset["image_size"]
-    workers = min(8, os.cpu_count() or 1) if workers is None else workers
-    common: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "device": device, "rank": rank, "world": world}
+    common: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "rank": rank, "world": world}
+    common["device"] = torch.device(device)
     resident = dataset["resident"]
-    train = _loader(source.train, chosen, size, augmentation, True, resident, workers, common)
+    train = _loader(source.train, chosen, size, dataset["augmentation"], True, resident, workers, common)
     held = source.train if len(held_out) else source.test
     tested = held_out if len(held_out) else np.arange(len(_labels(source.test)))
     test = _loader(held, tested, size, "none", False, resident, workers, common)
     mark = _fingerprint(source, chosen, tested)
     numbers = (len(chosen), len(tested))
-    facts = (name, classes, size, source.mean, source.std, *numbers, mark, source.class_names)
+    facts = (dataset["name"], classes, size, source.mean, source.std, *numbers, mark, source.class_names)
     spec = DataSpec(*facts, largest_index=int(chosen.max()))
     return Data(spec, train, test, lambda student: evaluate_accuracy(student, test, classes))
 
@@ -194,12 +139,12 @@ def balanced_subset(labels: NDArray[np.int64], size: int, classes: int, last: bo
     return np.sort(order[np.lexsort((labels[order], within))[:size]])
 
 
-def _labels(part: _Arrays | list[tuple[Path, int]]) -> NDArray[np.int64]:
-    return part.labels if isinstance(part, _Arrays) else np.array([label for _, label in part], np.int64)
+def _labels(part: Split) -> NDArray[np.int64]:
+    return part.labels if isinstance(part, Labelled) else np.array([label for _, label in part], np.int64)
 
 
 def _loader(
-    part: _Arrays | list[tuple[Path, int]],
+    part: Split,
     chosen: NDArray[np.int64],
     size: int,
     augmentation: str,
@@ -208,7 +153,7 @@ def _loader(
     workers: int,
     common: dict[str, Any],
 ) -> Loader:
-    if not isinstance(part, _Arrays):
+    if not isinstance(part, Labelled):
         if resident is None:
             resident = len(chosen) * size * size * 3 <= RESIDENT_LIMIT
         if not resident:
@@ -216,9 +161,9 @@ def _loader(
             return StreamingLoader(dataset, torch.from_numpy(chosen), shuffle=shuffle, workers=workers, **common)
         files = [part[i] for i in chosen]
         pixels = np.stack([_square(_open(path), size) for path, _ in files])
-        arrays = _Arrays(pixels, np.array([label for _, label in files], np.int64))
+        arrays = Labelled(pixels, np.array([label for _, label in files], np.int64))
     else:
-        arrays = _Arrays(part.images[chosen], part.labels[chosen])
+        arrays = Labelled(part.images[chosen], part.labels[chosen])
     images, labels = torch.from_numpy(arrays.images), torch.from_numpy(arrays.labels)
     indices = torch.from_numpy(chosen.astype(np.int64))
     return ResidentLoader(images, labels, augmentation=augmentation, shuffle=shuffle, indices=indices, **common)
@@ -250,12 +195,12 @@ def _square(image: Image.Image, size: int) -> NDArray[np.uint8]:
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box))
 
 
-def _fingerprint(source: _Source, chosen: NDArray[np.int64], tested: NDArray[np.int64]) -> str:
+def _fingerprint(source: Images, chosen: NDArray[np.int64], tested: NDArray[np.int64]) -> str:
     """A short hash of labels, which samples take part, and some pixels (or file names and sizes)."""
     mark = hashlib.sha256()
     for part in (source.train, source.test):
         mark.update(_labels(part).tobytes())
-        if isinstance(part, _Arrays):
+        if isinstance(part, Labelled):
             mark.update(part.images[:: max(1, len(part.images) // 256)].tobytes())
         else:
             for path, _ in part[:: max(1, len(part) // 256)]:
@@ -264,17 +209,18 @@ def _fingerprint(source: _Source, chosen: NDArray[np.int64], tested: NDArray[np.
     return mark.hexdigest()[:12]
 
 
-def _scenes(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> _Source:
+def read_scenes(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> Images:
+    """Crops of single objects out of embedded scenes."""
     style = scenes.check_style(dataset["style"])
     size = dataset["image_size"]
     train, test = (
         _drawn(dataset[f"{split}_size"], size, offset, style, cache)
         for split, offset in (("train", 0), ("test", TEST_SEED_OFFSET))
     )
-    return _Source(train, test, scenes.CLASSES, SCENES_MEAN, SCENES_STD)
+    return Images(train, test, scenes.CLASSES, SCENES_MEAN, SCENES_STD)
 
 
-def _drawn(count: int, size: int, seed: int, style: str, cache: Path | None) -> _Arrays:
+def _drawn(count: int, size: int, seed: int, style: str, cache: Path | None) -> Labelled:
     """Embedded crops, kept in the cache under a name that changes with the code that draws them."""
     code = hashlib.sha256(Path(scenes.__file__).read_bytes()).hexdigest()[:8]
     path = cache and cache / f"scenes-{style}-{size}-{seed}-{count}-{code}.npz"
@@ -283,7 +229,7 @@ def _drawn(count: int, size: int, seed: int, style: str, cache: Path | None) -> 
         images, labels = scenes.classification_arrays(count, size, seed, style)
         return {"images": images, "labels": labels}
 
-    return _Arrays(**kept(path, draw))
+    return Labelled(**kept(path, draw))
 
 
 CIFAR_LAYOUT = (
@@ -292,7 +238,8 @@ CIFAR_LAYOUT = (
 )
 
 
-def _cifar100(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> _Source:
+def read_cifar100(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> Images:
+    """The official pickles."""
     folder = root / "cifar-100-python"
     if dataset["image_size"] != 32:
         raise UserError(f"dataset.image_size={dataset['image_size']}: CIFAR-100 images are 32 pixels wide")
@@ -309,24 +256,26 @@ def _cifar100(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> _So
         parts = []
         for name in ("train", "test"):
             images = np.asarray(records[name][b"data"], np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-            parts.append(_Arrays(np.ascontiguousarray(images), np.asarray(records[name][b"fine_labels"], np.int64)))
+            parts.append(Labelled(np.ascontiguousarray(images), np.asarray(records[name][b"fine_labels"], np.int64)))
         names = tuple(value.decode() for value in records["meta"][b"fine_label_names"])
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{folder}: the pickles lack {error}; {CIFAR_LAYOUT}") from None
-    return _Source(parts[0], parts[1], names, CIFAR100_MEAN, CIFAR100_STD)
+    return Images(parts[0], parts[1], names, CIFAR100_MEAN, CIFAR100_STD)
 
 
-def _imagenet(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> _Source:
+def read_imagenet(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> Images:
+    """ILSVRC 2012, as a folder of images."""
     return _folders(root / (dataset["folder"] or "imagenet"), "https://www.image-net.org, ILSVRC 2012")
 
 
-def _imagefolder(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> _Source:
+def read_imagefolder(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> Images:
+    """A folder of one's own images."""
     if not dataset["folder"]:
         raise UserError("dataset.folder=null: expected the folder below data_root that holds train/ and val/")
     return _folders(root / dataset["folder"], "your own images")
 
 
-def _folders(folder: Path, origin: str) -> _Source:
+def _folders(folder: Path, origin: str) -> Images:
     layout = f"expected {folder}/{{train,val}}/<class>/<image> ({origin}), or use scale=mini"
     parts, names = [], {}
     for split in ("train", "val"):
@@ -347,4 +296,4 @@ def _folders(folder: Path, origin: str) -> _Source:
         if not files:
             raise UserError(f"dataset.folder: {folder / split} holds no images; {layout}")
         parts.append(files)
-    return _Source(parts[0], parts[1], tuple(names["train"]), IMAGENET_MEAN, IMAGENET_STD)
+    return Images(parts[0], parts[1], tuple(names["train"]))

@@ -1,0 +1,112 @@
+"""The datasets that a config can name. This module imports no torch: composing and planning stay quick."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kt.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """What a name stands for.
+
+    Attributes:
+        readers: Task -> `module:function`. Called with the dataset's config, `data_root` and the cache's folder (or
+            None) it gives both splits: a `kt.data.images.Images` for classification, else a
+            `kt.data.dense_source.Source`.
+        keys: Keys of a dataset's config that decide its images beside `COMMON`; a reader is given no others.
+        defaults: Keys that make it a choice `dataset=<name>` where there is no such file in `conf/dataset`; those of
+            `kt.settings.Dataset` that are left out have its defaults. `stand_in` names the choice that replaces it.
+        schedule: The same of its recipe, `kt.settings.Schedule` and `conf/schedule`; numbers of epochs, iterations
+            and steps between scores are those of the full scale.
+    """
+
+    readers: Mapping[str, str]
+    keys: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    schedule: Mapping[str, Any] = field(default_factory=dict)
+
+
+# Keys that decide the images of every dataset.
+COMMON = ("name", "task", "num_classes", "image_size", "crop_size", "subset", "validation", "augmentation")
+CLASSIFICATION = "classification"
+
+# With those of other packages, once `kt.outside` has looked for them. What is more than a name is in `conf/dataset`.
+DATASETS: dict[str, DatasetSpec] = {
+    "scenes": DatasetSpec(
+        {
+            CLASSIFICATION: "kt.data.images:read_scenes",
+            **dict.fromkeys(
+                ("segmentation", "detection", "pedestrians", "keypoints"), "kt.data.dense_scenes:read_scenes"
+            ),
+        },
+        ("style", "train_size", "test_size"),
+    ),
+    "cifar100": DatasetSpec({CLASSIFICATION: "kt.data.images:read_cifar100"}),
+    "imagenet": DatasetSpec({CLASSIFICATION: "kt.data.images:read_imagenet"}, ("folder",)),
+    "imagefolder": DatasetSpec({CLASSIFICATION: "kt.data.images:read_imagefolder"}, ("folder",)),
+    "cityscapes": DatasetSpec(
+        dict.fromkeys(("segmentation", "detection"), "kt.data.cityscapes:read_cityscapes"),
+    ),
+    "gta5": DatasetSpec({"segmentation": "kt.data.gta5:read_gta5"}),
+    "citypersons": DatasetSpec({"pedestrians": "kt.data.citypersons:read_citypersons"}),
+    "coco": DatasetSpec(
+        {"detection": "kt.data.dense_folders:read_coco"},
+        ("folder", "train_split", "test_split"),
+    ),
+    "segfolder": DatasetSpec(
+        {"segmentation": "kt.data.dense_folders:read_segfolder"},
+        ("folder", "train_split", "test_split"),
+    ),
+}
+
+
+def augmentations(task: str) -> tuple[str, ...]:
+    """What can be done to the training images of a task."""
+    return ("none", "crop_flip", "imagenet") if task == CLASSIFICATION else ("none", "flip")
+
+
+def content(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a dataset's config that decide its images; the others are of no account for one of its name."""
+    return {key: dataset[key] for key in (*COMMON, *DATASETS[dataset["name"]].keys)}
+
+
+def check_dataset(dataset: Mapping[str, Any], key: str = "dataset") -> None:
+    """Refuses a name that is no dataset's, and a task or augmentation that the dataset does not have.
+
+    Args:
+        dataset: A dataset's config.
+        key: What the error calls it.
+
+    Raises:
+        UserError: Names the key, its value, the choices and the nearest one.
+    """
+
+    def check(part: str, choices: Iterable[str], whose: str = "") -> None:
+        if dataset[part] not in choices:
+            hint = nearest(dataset[part], choices)
+            raise UserError(f"{key}.{part}={dataset[part]}: {whose}expected one of {', '.join(choices)}{hint}")
+
+    check("name", DATASETS)
+    check("task", DATASETS[dataset["name"]].readers, f"for {dataset['name']} ")
+    check("augmentation", augmentations(dataset["task"]), f"for {dataset['task']} ")
+
+
+def read_dataset(dataset: Mapping[str, Any], data_root: Path, cache_root: Path | None) -> Any:
+    """What the reader of a checked dataset's config gives.
+
+    Raises:
+        UserError: Something is wrong with the files, or they have another number of classes than the config says.
+    """
+    name = dataset["name"]
+    module, _, function = DATASETS[name].readers[dataset["task"]].partition(":")
+    source = getattr(importlib.import_module(module), function)(content(dataset), data_root, cache_root)
+    classes = len(source.class_names)
+    if dataset["num_classes"] not in (None, classes):
+        raise UserError(f"dataset.num_classes={dataset['num_classes']}: {name} has {classes} classes (leave it null)")
+    return source

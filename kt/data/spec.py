@@ -1,0 +1,45 @@
+"""What a dataset is to all that train on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class DataSpec:
+    """What networks, methods and results need to know about a dataset.
+
+    Attributes:
+        train_size, test_size: Images that take part.
+        largest_index: Of the training images' `indices`, which have gaps where only some images take part.
+    """
+
+    name: str
+    num_classes: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train_size: int
+    test_size: int
+    fingerprint: str
+    class_names: tuple[str, ...]
+    task: str = "classification"
+    largest_index: int | None = None
+
+
+@dataclass
+class Data:
+    """A dataset ready for training.
+
+    Attributes:
+        spec: What it is.
+        train, test: Loaders (`kt.data.loaders.Loader`, `kt.data.dense.DenseLoader`).
+        score: Metrics in percent of a student on the whole test set, over all processes.
+    """
+
+    spec: DataSpec
+    train: Any
+    test: Any
+    score: Callable[[Any], dict[str, float]]
