@@ -17,8 +17,9 @@ from torch import nn
 
 from kt.errors import UserError
 from kt.models import NETWORKS, build_network
+from kt.models.build import normalisation_of_weights
 from kt.models.cifar import PreActivationBlock, Projection, shuffle
-from kt.stages import head_of
+from kt.stages import IMAGENET, head_of
 
 torch.set_num_threads(1)
 
@@ -235,6 +236,26 @@ def test_pretrained_weights_keep_all_but_another_classifier(monkeypatch: pytest.
         if not key.startswith("fc."):
             assert torch.equal(other[key], value), key
     assert other["fc.weight"].shape == (7, 512)
+
+
+@pytest.mark.parametrize("name", [name for name, spec in NETWORKS.items() if spec.weights])
+def test_weights_come_with_the_normalisation_that_their_library_states(name: str) -> None:
+    spec = NETWORKS[name]
+    assert spec.library and spec.weights
+    if spec.family.startswith("timm"):
+        import timm
+
+        stated = timm.get_pretrained_cfg(f"{spec.library}.{spec.weights}")
+    else:
+        stated = torchvision.models.get_model_weights(spec.library)[spec.weights].transforms()
+    assert normalisation_of_weights(name, spec.weights) == (tuple(stated.mean), tuple(stated.std))
+
+
+def test_weights_that_are_not_the_default_have_their_own_normalisation() -> None:
+    assert normalisation_of_weights("vit_small", "augreg_in1k") == ((0.5,) * 3, (0.5,) * 3)
+    assert normalisation_of_weights("deit_tiny", "fb_in1k") == IMAGENET
+    with pytest.raises(UserError, match="did you mean 'fb_in1k'"):
+        normalisation_of_weights("deit_tiny", "in1k")
 
 
 def test_a_failed_download_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
