@@ -33,7 +33,7 @@ from kt.models.checkpoints import load_backbone, load_weights
 from kt.settings import METHODS as SETTINGS
 from kt.stages import IMAGENET, head_of
 from kt.students import load_student
-from kt.train import fit, images_per_second, phase_records
+from kt.train import best_metrics, fit, images_per_second, phase_records
 from kt.transfer import TransferModel
 
 logger = logging.getLogger(__name__)
@@ -221,6 +221,7 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
         describe_student(folder, config, student, model_config, spec)
     return {
         "metrics": metrics,
+        "best": best_metrics(folder),
         "labels": metric_labels(spec.num_classes) if spec.task == "classification" else {},
         "images_per_second": images_per_second(folder),
         "phases": phase_records(folder, schedule["batch_size"]),
