@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -15,6 +16,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
+from configs import composed
+from experiments.build import build_classifier, build_student, describe_student
 from kt.errors import UserError
 from kt.models import NETWORKS, build_network
 from kt.models.build import normalisation_of_weights
@@ -296,3 +299,19 @@ def test_narrow_networks_train_on_larger_images() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_student_has_the_normalisation_of_the_weights_that_it_starts_from(tmp_path: Path) -> None:
+    """The dataset's where they are drawn, the teacher's if it is fine-tuned, a checkpoint's as its description says."""
+    config = composed("student=resnet8", "teacher=resnet8", "method=finetune")
+    spec = SimpleNamespace(mean=(0.1,) * 3, std=(0.2,) * 3, num_classes=4, image_size=32, task="classification")
+    network = {**config["student"]["network"], "width": 0.25}
+    config["student"]["network"] = network
+    theirs = build_classifier(network, 4, 32, ((0.5,) * 3, (0.25,) * 3))
+    describe_student(tmp_path, config, theirs, None, spec)
+    torch.save(theirs.network.state_dict(), tmp_path / "student.pth")
+    given = {**config["student"], "checkpoint": str(tmp_path / "student.pth")}
+    drawn = {**config, "method": {"name": "none"}}
+    for changed, mean in ((drawn, 0.1), (config, 0.5), ({**drawn, "student": given}, 0.5)):
+        student, _ = build_student(changed, spec, theirs)
+        assert student.mean.flatten().tolist() == pytest.approx([mean] * 3)
