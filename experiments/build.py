@@ -26,12 +26,13 @@ from kt.files import write_json
 from kt.hooks import WandbRun
 from kt.methods import Method, build_method, find_method
 from kt.models import NETWORKS, build_network
+from kt.models.build import normalisation_of_weights
 from kt.models.checkpoints import load_backbone, load_weights
 from kt.needs import SNAPSHOTS, WEIGHTS
 from kt.settings import METHODS as SETTINGS
 from kt.stages import IMAGENET, head_of
 from kt.students import DESCRIPTION, load_model
-from kt.train import fit, images_per_second, phase_records
+from kt.train import best_metrics, fit, images_per_second, phase_records
 from kt.transfer import TransferModel
 
 logger = logging.getLogger(__name__)
@@ -43,10 +44,10 @@ WEIGHTS_STREAM, CLASSIFIER_STREAM = 1_000_003, 1_000_033
 def build_classifier(
     network: Mapping[str, Any], num_classes: int, image_size: int, normalisation: Any, pretrained: str | None = None
 ) -> Classifier:
-    """A network of the config with the dataset's normalisation, or with its own where it comes pretrained."""
+    """A network of the config with the given normalisation, or with that of its weights where it comes pretrained."""
     settings = {key: value for key, value in network.items() if value is not None and key != "options"}
     plain = build_network(**settings, num_classes=num_classes, image_size=image_size, pretrained=pretrained)
-    return Classifier(plain, None if pretrained else normalisation)
+    return Classifier(plain, normalisation_of_weights(network["name"], pretrained) if pretrained else normalisation)
 
 
 def read_data(config: Mapping[str, Any], dataset: Mapping[str, Any], device: torch.device) -> Data:
@@ -97,18 +98,27 @@ def _as_hidden(model: Classifier | DenseModel, spec: Any) -> Classifier | Backbo
     return model if spec.task == "classification" and isinstance(model, Classifier) else as_teacher(model)
 
 
+def _description_of(weights: Path) -> dict[str, Any] | None:
+    """What `describe_student` has written beside weights; None beside a file from elsewhere."""
+    described = weights.with_name(DESCRIPTION)
+    return json.loads(described.read_text()) if described.exists() else None
+
+
 def build_student(
     config: Mapping[str, Any], spec: Any, teacher: Classifier | Backbone | None
 ) -> tuple[Classifier | DenseModel, dict[str, Any] | None]:
     """The student with its initial weights: drawn from the seed, a checkpoint's, or (fine-tuning) the teacher's.
 
+    Its input normalisation goes with the weights; where they are drawn, it is the dataset's.
+
     Returns:
         The student, and for a detector or segmentor the config that mmdet or mmseg build it from.
     """
     seed_everything(config["seed"], WEIGHTS_STREAM)
-    normalisation = (spec.mean, spec.std)
     pretrained = config["student"].get("pretrained")
     network, checkpoint = config["student"]["network"], config["student"].get("checkpoint")
+    described = _description_of(Path(checkpoint)) if checkpoint else None
+    normalisation = (described["mean"], described["std"]) if described else (spec.mean, spec.std)
     if spec.task != "classification":
         size = config["dataset"]["image_size"]
         dense, model = build_dense_model(network, spec.num_classes, size, normalisation, pretrained)
@@ -124,7 +134,7 @@ def build_student(
 
 
 def _copy_features(student: Classifier, teacher: Classifier, method: str) -> None:
-    """Everything but the classifier from the teacher."""
+    """Everything but the classifier from the teacher, its input normalisation included."""
     theirs = teacher.network.state_dict()
     fresh = {id(parameter) for parameter in head_of(student.network).classifier.parameters()}
     names = {name for name, parameter in student.network.named_parameters() if id(parameter) in fresh}
@@ -135,6 +145,7 @@ def _copy_features(student: Classifier, teacher: Classifier, method: str) -> Non
             f"method={method}: the student must be the teacher's network (set student= to the same network)"
         )
     student.network.load_state_dict({**{name: own[name] for name in names}, **features})
+    student.mean, student.std = teacher.mean.clone(), teacher.std.clone()
 
 
 def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], progress: Any = None) -> dict[str, Any]:
@@ -204,6 +215,7 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
         describe_student(folder, config, student, model_config, spec)
     return {
         "metrics": metrics,
+        "best": best_metrics(folder),
         "labels": metric_labels(spec.num_classes) if spec.task == "classification" else {},
         "images_per_second": images_per_second(folder),
         "phases": phase_records(folder, schedule["batch_size"]),
@@ -270,7 +282,7 @@ def describe_student(
     else:
         from mmengine.config import Config
 
-        mean, std = list(spec.mean), list(spec.std)
+        mean, std = student.normaliser.in_rgb()
         record |= {"image_size": list(config["dataset"]["image_size"])}
         own = {
             "StagedBackbone": "kt.models.backbone",

@@ -61,6 +61,12 @@ class Normaliser(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
         self.bgr, self.pad_value = bgr, pad_value
 
+    def in_rgb(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation per RGB channel for images in 0..1; single precision holds six decimals."""
+        found = ([round(value / 255, 6) for value in each.flatten().tolist()] for each in (self.mean, self.std))
+        mean, std = (values[::-1] if self.bgr else values for values in found)
+        return mean, std
+
     def forward(self, images: Tensor) -> Tensor:
         """The network's input."""
         images = images.flip(1) if self.bgr else images

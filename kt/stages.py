@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial, singledispatch
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kt.errors import UserError
+from kt.models.names import IMAGENET, Normalisation
 
 Map = Callable[[Tensor], Tensor]
 
@@ -151,16 +152,6 @@ class Head:
     def parameters(self) -> Iterator[nn.Parameter]:
         """Its parameters."""
         return chain.from_iterable(step.parameters() for step in (*self.steps, *self.dropout, self.classifier))
-
-
-class Normalisation(NamedTuple):
-    """How a network wants its input: `(image - mean) / std` per channel for RGB images in 0..1."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def normalisation_of(network: nn.Module) -> Normalisation:

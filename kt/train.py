@@ -125,18 +125,29 @@ def _finished_phases(cell: Path, phases: Sequence[Phase]) -> int:
     return len(phases)
 
 
-def _steps(cell: Path) -> Iterator[dict[str, Any]]:
-    """The records of a cell's training steps."""
+def _records(cell: Path, kind: str) -> Iterator[dict[str, Any]]:
+    """The records of a cell's training steps (`train`) or of its scores (`eval`)."""
     with open(cell / "metrics.jsonl") as file:
         for line in file:
             row = json.loads(line)
-            if row["kind"] == "train":
+            if row["kind"] == kind:
                 yield row
+
+
+def best_metrics(cell: Path) -> dict[str, float]:
+    """The best of each score of the main phase, which some papers report; the result is the last one."""
+    found: dict[str, float] = {}
+    for row in _records(cell, "eval"):
+        if row["phase"] == TRAIN:
+            for name in row.keys() - {"kind", "phase", "step", "epoch"}:
+                better = min if name.startswith("mr_") else max  # miss rates
+                found[name] = better(row[name], found.get(name, row[name]))
+    return found
 
 
 def images_per_second(cell: Path) -> float | None:
     """The median training speed of the main phase, from the cell's records."""
-    rates = [row["images_per_second"] for row in _steps(cell) if row["phase"] == "train"]
+    rates = [row["images_per_second"] for row in _records(cell, "train") if row["phase"] == "train"]
     return statistics.median(rates) if rates else None
 
 
@@ -148,11 +159,11 @@ def phase_records(cell: Path, batch_size: int) -> list[dict[str, Any]]:
         batch_size: Images a step, for the records hold speeds.
     """
     found: dict[str, dict[str, Any]] = {}
-    for row in _steps(cell):
+    for row in _records(cell, "train"):
         phase = found.setdefault(row["phase"], {"name": row["phase"], "seconds": 0.0})
         phase |= {"epochs": math.ceil(row["epoch"]), "steps": row["step"]}
         phase["seconds"] += batch_size / max(row["images_per_second"], 0.1)
     return list(found.values())
 
 
-__all__ = ["Classifier", "fit", "images_per_second", "phase_records"]
+__all__ = ["Classifier", "best_metrics", "fit", "images_per_second", "phase_records"]

@@ -42,7 +42,7 @@ def collect(
         dataset: The run's dataset; None takes it from the results.
 
     Returns:
-        table, paper, scale, dataset, comparable, banner (the same in words), metrics, rows, claims.
+        table, paper, scale, dataset, comparable, banner (the same in words), reported, metrics, rows, claims.
 
     Raises:
         UserError: There is no such table or printed row, or rows do not say which they are.
@@ -68,6 +68,7 @@ def collect(
         "dataset": dataset,
         "comparable": not reasons,
         "banner": banner(reasons, scale, dataset),
+        "reported": record.reported,
         "metrics": _metrics(record, [*results.values(), *_evaluations(rows, output_root)]),
         "rows": collected,
         "claims": judge_all(context),
@@ -141,6 +142,9 @@ def measured_row(
     measured = [cell["metrics"] for cell in cells if cell["status"] == "done"]
     values = {name: [each[name] for each in measured if each[name] is not None] for name in names}
     mean = {name: float(np.mean(found)) if found else None for name, found in values.items()}
+    bests = {
+        name: [cell["best"][name] for cell in cells if cell.get("best", {}).get(name) is not None] for name in names
+    }
     several = len(measured) > 1
     std = {name: float(np.std(found, ddof=1)) if len(found) > 1 else None for name, found in values.items()}
     return {
@@ -155,6 +159,10 @@ def measured_row(
         "evaluation": row.get("evaluation"),
         "mean": mean if measured else None,
         "std": std if several else None,
+        # Beside the last epoch's, which count.
+        "best": {
+            name: float(np.mean(found)) if len(found) == len(measured) > 0 else None for name, found in bests.items()
+        },
         "cells": cells,
     }
 
@@ -178,8 +186,11 @@ def _collect_cell(
         evaluation = row.get("evaluation")
         folder = folder_of(output_root, cell["id"])
         metrics = read_evaluation(folder, evaluation) if evaluation else result.get("metrics")
-        found = {name: (metrics or {}).get(name, (metrics or {}).get(SYNONYMS.get(name, name))) for name in names}
-        return {**shown, "status": "done", "metrics": {name: _finite(value) for name, value in found.items()}}
+        found, best = (
+            {name: _finite((scores or {}).get(name, (scores or {}).get(SYNONYMS.get(name, name)))) for name in names}
+            for scores in (metrics, None if evaluation else result.get("best"))
+        )
+        return {**shown, "status": "done", "metrics": found, "best": best}
     status = "failed" if state["status"] in ("failed", "interrupted") else "missing"
     return {**shown, "status": status, "metrics": {}, "error": state.get("error")}
 

@@ -29,6 +29,8 @@ _RECORD = {
 # libyaml's loader is ten times faster; wheels of PyYAML without it exist.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
+REPORTED = ("last", "best", "median")
+
 _READABLE = {
     "top1": "top-1 accuracy",
     "top5": "top-5 accuracy",
@@ -121,6 +123,19 @@ class TableRecord:
     def protocols(self) -> list[Mapping[str, Any]]:
         """The settings behind the table."""
         return [self.document["protocols"][name] for name in self.protocol_names]
+
+    @property
+    def reported(self) -> str | None:
+        """Which epoch's number the paper prints, one of `REPORTED`; None where that is unknown.
+
+        Raises:
+            UserError: The record says something else.
+        """
+        found = {protocol.get("reported") for protocol in self.protocols}
+        for value in found - {None, *REPORTED}:
+            hint = nearest(value, REPORTED)
+            raise UserError(f"{self.paper}: reported: {value}: expected null or one of {', '.join(REPORTED)}{hint}")
+        return found.pop() if len(found) == 1 else None
 
     @property
     def figures(self) -> list[Mapping[str, Any]]:

@@ -124,6 +124,13 @@ def ours(row: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
     return text if text == X or done == len(row["cells"]) else f"{text} ({done} of {len(row['cells'])} seeds)"
 
 
+def best_note(row: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
+    """The best epoch's number where it is not the last one's, which is the result."""
+    last, best = ((row.get(key) or {}).get(metric["name"]) for key in ("mean", "best"))
+    shown = number(best, metric["decimals"])
+    return "" if best is None or shown == number(last, metric["decimals"]) else f" ({shown})"
+
+
 def printed(row: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
     """What the paper prints; empty if nothing."""
     value, decimals = row["paper"][metric["name"]], metric["decimals"]
@@ -178,6 +185,10 @@ def pair(row: Mapping[str, Any]) -> str:
 def spread_notes(table: Mapping[str, Any]) -> list[str]:
     """What stands behind ± and other signs of a table."""
     notes = []
+    if any(best_note(row, metric) for row in table["rows"] for metric in table["metrics"]):
+        notes.append("Ours is the last epoch's number, in brackets the best epoch's.")
+    if table.get("reported"):
+        notes.append(f"The paper reports the {table['reported']} of its epochs.")
     if any(row["std"] for row in table["rows"]):
         notes.append("Ours: mean ± sample standard deviation over seeds.")
     kinds = {metric["spread"] for metric in table["metrics"] if metric["spread"]}
@@ -236,6 +247,7 @@ def as_markdown(record: TableRecord, table: Mapping[str, Any]) -> str:
             key = (row["id"], metric["name"])
             for shown, best in ((ours(row, metric), ours_best), (printed(row, metric), paper_best)):
                 cells.append(f"**{shown}**" if key in best else shown)
+            cells[-2] += best_note(row, metric)
         lines.append(cells)
     text = [
         f"# {record.name}",
@@ -244,7 +256,8 @@ def as_markdown(record: TableRecord, table: Mapping[str, Any]) -> str:
         "",
     ]
     text += [f"**{table['banner']}**", "", *markdown_grid(lines, left=2), ""]
-    text += [*spread_notes(table), ""] if spread_notes(table) else []
+    notes = [*filter(None, [record.table.get("expect")]), *spread_notes(table)]
+    text += [*notes, ""] if notes else []
     text += [
         f"- **{each['verdict']}** {each['id']}: {_clean(each['claim'])}. {_clean(each['evidence'])}"
         for each in table["claims"]
@@ -343,7 +356,8 @@ def template(name: str) -> jinja2.Template:
 def shown_number(row: Mapping[str, Any], metric: Mapping[str, Any], best: set[tuple[str, str]]) -> Json:
     """A measured number as a page sets it: value, spread, and whether it is among the best."""
     value, _, spread = ours(row, metric).partition(" ± ")
-    return {"value": value, "spread": spread, "best": (row["id"], metric["name"]) in best}
+    marked = (row["id"], metric["name"]) in best
+    return {"value": value, "spread": spread, "best": marked, "note": best_note(row, metric)}
 
 
 def linked_cells(row: Mapping[str, Any], output_root: str | os.PathLike[str], folder: Path) -> list[Json]:

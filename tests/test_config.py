@@ -60,6 +60,13 @@ def test_scale_chooses_data_and_length() -> None:
     assert composed("scale=fast", "schedule.epochs=3")["schedule"]["epochs"] == 3
 
 
+def test_the_imagenet_recipe_is_the_released_one_of_heo_et_al() -> None:
+    schedule = composed("scale=paper")["schedule"]
+    wanted = {"epochs": 100, "batch_size": 256, "lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4}
+    assert {key: schedule[key] for key in wanted} == wanted
+    assert [share * 100 for share in schedule["milestones"]] == [30, 60, 90] and schedule["gamma"] == 0.1
+
+
 def test_sign_does_not_matter() -> None:
     for line in ("seed=3", "+seed=3", "++seed=3"):
         assert composed(line)["seed"] == 3

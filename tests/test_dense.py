@@ -29,17 +29,18 @@ from dense_settings import (
     make_network,
     make_teacher,
 )
-from experiments.build import describe_student
+from experiments.build import build_student, build_teacher, describe_student
 from kt.classifier import Classifier
 from kt.data.dense import AVERAGE_PRECISIONS
-from kt.dense import Backbone, DenseModel, as_teacher
+from kt.dense import Backbone, DenseModel, Normaliser, as_teacher
 from kt.engine import open_groups
 from kt.errors import UserError
 from kt.methods import build_method
-from kt.models import build_network
+from kt.models import NETWORKS, build_network
 from kt.models.backbone import DeepLabV2Head, StagedBackbone
 from kt.models.checkpoints import load_backbone
 from kt.models.dense import build_dense, dense_config, read_config
+from kt.models.names import DENSE_NETWORKS
 from kt.stages import outputs_of, stages_of
 from kt.train import fit
 from kt.transfer import TransferModel
@@ -329,9 +330,20 @@ def test_dilation_is_that_of_torchvision(output_stride: int) -> None:
     torch.testing.assert_close(backbone(x)[0], y)
 
 
-def test_a_dilated_vgg_keeps_the_resolution_from_stride_8_on() -> None:
-    backbone = StagedBackbone("vgg16", 0.125, out_strides=(16,), output_stride=8)
-    assert backbone(torch.randn(1, 3, 64, 64))[0].shape[-2:] == (8, 8)
+def test_a_dilated_vgg_is_that_of_tsai_et_al() -> None:
+    """Without its fourth pool, the convolutions behind it dilated by 2."""
+    reference = build_network("vgg16", 1, WIDTH)
+    backbone = StagedBackbone("vgg16", WIDTH, out_strides=(16,), output_stride=8)
+    state = reference.state_dict()
+    backbone.load_state_dict({key: state[plain] for key, plain in backbone.plain_names.items()})
+    x = y = torch.randn(1, 3, 64, 64)
+    for number, layer in enumerate(reference.features[:30]):  # type: ignore[index]
+        if number in (24, 26, 28):
+            y = nn.functional.conv2d(y, layer.weight, layer.bias, padding=2, dilation=2)
+        elif number != 23:
+            y = layer(y)
+    assert y.shape[-2:] == (8, 8)
+    torch.testing.assert_close(backbone(x)[0], y)
     with pytest.raises(UserError, match=r"out_strides=\[32\]: vgg16 has the strides"):
         StagedBackbone("vgg16", out_strides=(32,))
 
@@ -345,6 +357,16 @@ def test_the_deeplab_v2_head_is_a_sum_of_dilated_classifiers() -> None:
         for rate, convolution in zip((1, 2), head.pyramid, strict=True)
     )
     torch.testing.assert_close(head([x]), expected)
+
+
+def test_fully_connected_layers_before_the_pyramid_are_dilated_convolutions() -> None:
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        head = DeepLabV2Head(in_channels=4, in_index=0, num_classes=3, dilations=(1,), fc_channels=6)
+    x, layers = torch.randn(1, 4, 12, 12), dict(head.named_modules())
+    y = x
+    for key in ("fc.0", "fc.2"):
+        y = nn.functional.conv2d(y, layers[key].weight, layers[key].bias, padding=4, dilation=4).relu()
+    torch.testing.assert_close(head([x]), head.pyramid[0](y))
 
 
 SLIM = {
@@ -374,6 +396,53 @@ def test_a_stock_config_trains_unchanged_under_hybrid_forward(tmp_path: Path) ->
     assert {"ap", "ap50", "ap75"} <= set(metrics) <= set(AVERAGE_PRECISIONS)
     assert bits(student.network.backbone.layer1.state_dict()) == frozen
     assert bits(student.network.bbox_head.state_dict()) != head
+
+
+@pytest.fixture
+def no_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backbones with pretrained weights are built with random ones."""
+
+    def build(name: str, num_classes: int, width: float, pretrained: str | None) -> nn.Module:
+        return build_network(name, num_classes, width)
+
+    monkeypatch.setattr("kt.models.backbone.build_network", build)
+
+
+def test_weights_bring_their_normalisation_into_a_detector_and_back(no_downloads: None, tmp_path: Path) -> None:
+    """Into its preprocessor, its exported config, and the teacher that is read from its files."""
+    network = {"name": "fasterrcnn_mobilenet_v1", "width": WIDTH, "config": None, "options": None}
+    student = {"network": network, "pretrained": NETWORKS["mobilenet_v1"].weights}
+    config = {"seed": 0, "student": student, "teacher": {"network": network}, "dataset": {"image_size": SIZE}}
+    spec = make_data("detection").spec
+    detector, model = build_student(config, spec, None)
+    describe_student(tmp_path, config, detector, model, spec)
+    torch.save(detector.network.state_dict(), tmp_path / "student.pth")
+    own = Config.fromfile(tmp_path / "student_config.py").model.data_preprocessor
+    assert [own.mean, own.std] == [[127.5] * 3] * 2
+    for each in (detector, build_teacher(config, spec, tmp_path / "student.pth")):
+        assert isinstance(each, DenseModel)
+        assert each.normaliser.mean.unique().tolist() == each.normaliser.std.unique().tolist() == [127.5]
+        assert each.network.data_preprocessor.mean.unique().tolist() == [127.5]
+    drawn, _ = build_student({**config, "student": {"network": network}}, spec, None)
+    torch.testing.assert_close(drawn.normaliser.in_rgb(), (list(spec.mean), list(spec.std)), rtol=0, atol=0)
+
+
+def test_a_description_gives_the_normalisation_of_a_network_that_reads_bgr() -> None:
+    assert Normaliser([103.53, 116.28, 123.675], [1.0, 2.0, 255.0], bgr=True).in_rgb() == (
+        [0.485, 0.456, 0.406],
+        [1.0, round(2 / 255, 6), round(1 / 255, 6)],
+    )
+
+
+@pytest.mark.parametrize("name", DENSE_NETWORKS)
+def test_weights_freeze_the_stem_and_first_stage_of_detectors_alone(name: str, no_downloads: None) -> None:
+    spec = DENSE_NETWORKS[name]
+    for weights in (NETWORKS[spec.backbone].weights, None):
+        config = dense_config(name, 8, WIDTH, SIZE, NORMALISATION, weights)
+        model = DenseModel(build_dense(config)).train()
+        frozen = [stage.stride for stage in model.stages if not any(p.requires_grad for p in stage.parameters())]
+        assert frozen == ([2, 4] if weights and spec.task == "detection" else [])
+        assert not any(part.training for stage in model.stages for part in stage.modules() if stage.stride in frozen)
 
 
 def test_frozen_stages_of_a_detector_stay_frozen(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from mmengine.runner import CheckpointLoader, Runner
 from torch.utils.data import Dataset
 
 from checks import bits
+from configs import composed
 from dense_settings import CLASSES, NORMALISATION, SIZE, WIDTH, make_data, make_network
 from kt.errors import UserError
 from kt.mm import KnowledgeTransfer
@@ -103,3 +104,20 @@ def test_nothing_stays_random_and_phases_need_the_engine(tmp_path: Path) -> None
             KnowledgeTransfer(config.model.student, config.model.method)
         with pytest.raises(UserError, match="method='hybrid'"):
             KnowledgeTransfer(config.model.student, {"type": "hybrid"})
+
+
+def test_the_recipe_of_the_detection_teacher_is_that_of_mmdet() -> None:
+    """Its epochs are eight passes over the 2,975 images."""
+    import mmdet
+
+    folder = Path(mmdet.__file__).parent / ".mim" / "configs" / "cityscapes"
+    theirs = Config.fromfile(folder / "faster-rcnn_r50_fpn_1x_cityscapes.py")
+    ours = composed("student=fasterrcnn_resnet50", "dataset=cityscapes_det")["schedule"]
+    optimizer, (warmup, steps) = theirs.optim_wrapper.optimizer, theirs.param_scheduler
+    assert {key: ours[key] for key in ("lr", "momentum", "weight_decay")} == {
+        key: optimizer[key] for key in ("lr", "momentum", "weight_decay")
+    }
+    passes = theirs.train_cfg.max_epochs * theirs.train_dataloader.dataset.times
+    assert ours["iterations"] * ours["batch_size"] == pytest.approx(passes * 2975, rel=0.01)
+    assert ours["milestones"] == [steps.milestones[0] / steps.end]
+    assert ours["warmup_epochs"] * ours["interval"] == warmup.end

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import multiprocessing
 import os
 import signal
@@ -28,7 +29,7 @@ from kt.methods.base import METHODS, Method, build_method
 from kt.phase import Batch, Loop, Phase, Trained, only, student_alone
 from kt.settings import Schedule, defaults
 from kt.stages import Head, Piece, Stage, head_of, stages_of
-from kt.train import fit
+from kt.train import best_metrics, fit
 from kt.transfer import TransferModel
 from method_settings import DATASET, make_model
 
@@ -468,3 +469,16 @@ def test_a_loss_sees_where_its_batch_stands(tmp_path: Path) -> None:
 def test_methods_are_described_without_torch() -> None:
     code = "import sys, kt.phase, kt.ranks; sys.exit('torch' in sys.modules or kt.ranks.world_size() - 1)"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=True)
+
+
+def test_the_best_score_is_the_main_phase_s_and_the_lowest_of_miss_rates(tmp_path: Path) -> None:
+    lines = [
+        ("eval", "first", 90.0, 1.0),
+        ("eval", "train", 50.0, 30.0),
+        ("train", "train", 95.0, 2.0),
+        ("eval", "train", 60.0, 20.0),
+        ("eval", "train", 55.0, 25.0),
+    ]
+    records = [{"kind": k, "phase": p, "step": 1, "epoch": 1, "top1": a, "mr_all": m} for k, p, a, m in lines]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
+    assert best_metrics(tmp_path) == {"top1": 60.0, "mr_all": 20.0}

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -15,10 +16,13 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
+from configs import composed
+from experiments.build import build_classifier, build_student, describe_student
 from kt.errors import UserError
 from kt.models import NETWORKS, build_network
+from kt.models.build import normalisation_of_weights
 from kt.models.cifar import PreActivationBlock, Projection, shuffle
-from kt.stages import head_of
+from kt.stages import IMAGENET, head_of
 
 torch.set_num_threads(1)
 
@@ -237,6 +241,26 @@ def test_pretrained_weights_keep_all_but_another_classifier(monkeypatch: pytest.
     assert other["fc.weight"].shape == (7, 512)
 
 
+@pytest.mark.parametrize("name", [name for name, spec in NETWORKS.items() if spec.weights])
+def test_weights_come_with_the_normalisation_that_their_library_states(name: str) -> None:
+    spec = NETWORKS[name]
+    assert spec.library and spec.weights
+    if spec.family.startswith("timm"):
+        import timm
+
+        stated = timm.get_pretrained_cfg(f"{spec.library}.{spec.weights}")
+    else:
+        stated = torchvision.models.get_model_weights(spec.library)[spec.weights].transforms()
+    assert normalisation_of_weights(name, spec.weights) == (tuple(stated.mean), tuple(stated.std))
+
+
+def test_weights_that_are_not_the_default_have_their_own_normalisation() -> None:
+    assert normalisation_of_weights("vit_small", "augreg_in1k") == ((0.5,) * 3, (0.5,) * 3)
+    assert normalisation_of_weights("deit_tiny", "fb_in1k") == IMAGENET
+    with pytest.raises(UserError, match="did you mean 'fb_in1k'"):
+        normalisation_of_weights("deit_tiny", "in1k")
+
+
 def test_a_failed_download_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     from urllib.error import URLError
 
@@ -275,3 +299,19 @@ def test_narrow_networks_train_on_larger_images() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_student_has_the_normalisation_of_the_weights_that_it_starts_from(tmp_path: Path) -> None:
+    """The dataset's where they are drawn, the teacher's if it is fine-tuned, a checkpoint's as its description says."""
+    config = composed("student=resnet8", "teacher=resnet8", "method=finetune")
+    spec = SimpleNamespace(mean=(0.1,) * 3, std=(0.2,) * 3, num_classes=4, image_size=32, task="classification")
+    network = {**config["student"]["network"], "width": 0.25}
+    config["student"]["network"] = network
+    theirs = build_classifier(network, 4, 32, ((0.5,) * 3, (0.25,) * 3))
+    describe_student(tmp_path, config, theirs, None, spec)
+    torch.save(theirs.network.state_dict(), tmp_path / "student.pth")
+    given = {**config["student"], "checkpoint": str(tmp_path / "student.pth")}
+    drawn = {**config, "method": {"name": "none"}}
+    for changed, mean in ((drawn, 0.1), (config, 0.5), ({**drawn, "student": given}, 0.5)):
+        student, _ = build_student(changed, spec, theirs)
+        assert student.mean.flatten().tolist() == pytest.approx([mean] * 3)

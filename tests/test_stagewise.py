@@ -444,6 +444,21 @@ def test_the_papers_settings() -> None:
                 assert (method["temperature"], method["alpha"], method["task_weight"]) == (4, 1, 1)
 
 
+def test_the_stem_is_an_ablation() -> None:
+    """Its rows differ from the printed ones in nothing but the stem, and come when they are asked for."""
+    for name, own in (("cifar100_stagewise", "stagewise"), ("stage_count", "stages_4")):
+        wanted = [row for base in ("student", "teacher", own) for row in (base, f"{base}_imagenet_stem")]
+        shown = {each.row.id: each.config for each in table(name, f"rows=[{','.join(wanted)}]").shown}
+        for base in ("student", "teacher", own):
+            config, ablated = copy.deepcopy(shown[base]), shown[f"{base}_imagenet_stem"]
+            for who in ("student", "teacher"):
+                if config[who]["network"]:
+                    assert config[who]["network"]["small_stem"] and not ablated[who]["network"]["small_stem"]
+                    config[who]["network"]["small_stem"] = False
+            assert {**config, "table": None} == {**ablated, "table": None}
+        assert not any(each.row.optional for each in table(name).shown)
+
+
 def test_k4_of_one_table_is_the_method_of_the_other() -> None:
     counts = {each.row.id: list(each.cells) for each in table("stage_count").shown}
     methods = {each.row.id: list(each.cells) for each in table("cifar100_stagewise").shown}

@@ -25,7 +25,7 @@ from tables.__main__ import run
 from tables.collect import collect
 from tables.curves import Curve, _read_curve, downsample, first_decay, read_curve
 from tables.judging import Gap, signed
-from tables.records import all_tables, find_table, load_paper
+from tables.records import TableRecord, all_tables, find_table, load_paper
 from tables.render import escape_latex, write_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,8 +130,39 @@ def test_record_schema(record: Any) -> None:
             values = value if isinstance(value, list) else [value]
             assert len(values) in (1, 2)
             assert all(isinstance(each, int | float) for each in values)
-    assert record.protocols
+    for protocol in record.protocols:
+        assert protocol["reported"] in ("last", "best", "median") or "reported" in protocol["unstated"]
     assert all(isinstance(note, str) for note in record.table["notes"])
+
+
+def test_which_epoch_a_paper_reports_is_checked() -> None:
+    record = find_table("imagenet_compression")
+    assert record.reported == "best"
+    document = {**record.document, "protocols": {"imagenet_mobilenetv1": {"reported": "medain"}}}
+    with pytest.raises(UserError, match="reported: medain: expected null or one of .*did you mean 'median'"):
+        _ = TableRecord(document, record.table).reported
+
+
+def test_the_best_epoch_stands_beside_the_last(tmp_path: Path) -> None:
+    for seed, best in enumerate((63.0, 61.0)):
+        write_cell(tmp_path, f"kd-s{seed}", {"top1": 60.0, "top5": 80.0}, best={"top1": best, "top5": 80.0})
+    write_cell(tmp_path, "at-s0", {"top1": 61.0, "top5": 80.0})  # an older result, without it
+    rows = [make_row("imagenet_compression", "kd", (0, 1)), make_row("imagenet_compression", "at")]
+    folder = write_table("imagenet_compression", rows, tmp_path, "mini", "scenes")
+    first, second = json.loads((folder / "table.json").read_text())["rows"]
+    assert first["mean"]["top1"] == 60 and first["best"] == {"top1": 62, "top5": 80}
+    assert second["best"] == {"top1": None, "top5": None}
+    for file in ("table.md", "index.html"):
+        text = (folder / file).read_text()
+        assert text.count("(62.00)") == 1 and "in brackets the best epoch's" in text.replace("&#39;", "'")
+        assert "(80.00)" not in text and "The paper reports the best of its epochs." in text
+
+
+@pytest.mark.parametrize("name", ["cifar100_stagewise", "stage_count"])
+def test_what_to_expect_of_a_table_stands_on_its_page(name: str, tmp_path: Path) -> None:
+    folder = write_table(name, [make_row(name, "student")], tmp_path, "mini", "scenes")
+    for file in ("table.md", "index.html"):
+        assert "With the 3x3 stem expect" in (folder / file).read_text()
 
 
 @pytest.mark.parametrize("key", papers.known())

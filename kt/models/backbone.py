@@ -32,6 +32,7 @@ class StagedBackbone(BaseModule):
         output_stride: Stages beyond this stride are dilated instead of strided, as DeepLab does.
         stem_pool: Keep the max-pool of a ResNet's stem; strides stay nominal without it.
         norm_eval: Keep batch normalisation in eval mode, as detectors with pretrained backbones do.
+        frozen_stride: Stages up to this nominal stride never change; 0 for none. 4 is mmdet's `frozen_stages=1`.
         pretrained: The library's name of its ImageNet weights, see `kt.models.build_network`.
         init_cfg: mmengine's initialisation; the network comes initialised.
 
@@ -47,6 +48,7 @@ class StagedBackbone(BaseModule):
         output_stride: int | None = None,
         stem_pool: bool = True,
         norm_eval: bool = False,
+        frozen_stride: int = 0,
         pretrained: str | None = None,
         init_cfg: Any = None,
     ):
@@ -66,8 +68,11 @@ class StagedBackbone(BaseModule):
         # The stages are fixed here: a dilated network no longer shows where its resolution would drop.
         self.stages = nn.ModuleList()
         for stage in kept:
+            pools = stem_pool and (output_stride is None or stage.stride <= output_stride)
             steps = (step for step in stage.steps if isinstance(step, nn.Module))
-            self.stages.append(nn.Sequential(*(s for s in steps if stem_pool or not isinstance(s, nn.MaxPool2d))))
+            self.stages.append(nn.Sequential(*(s for s in steps if pools or not isinstance(s, nn.MaxPool2d))))
+        self.frozen = sum(stage.stride <= frozen_stride for stage in kept)
+        self.stages[: self.frozen].requires_grad_(False)
         self.described = [(stage.name, stage.stride, stage.channels) for stage in kept]
         # Own key -> the key under which the whole network has it, as checkpoints of its library do.
         self.plain_names = {key: original[id(tensor)] for key, tensor in self.state_dict(keep_vars=True).items()}
@@ -78,8 +83,10 @@ class StagedBackbone(BaseModule):
         """Does nothing: networks come initialised or loaded."""
 
     def train(self, mode: bool = True) -> StagedBackbone:
-        """Train or eval mode, but for batch normalisation that is kept in eval mode."""
+        """Train or eval mode, but for frozen stages and for batch normalisation that is kept in eval mode."""
         super().train(mode)
+        for stage in self.stages[: self.frozen]:
+            stage.eval()
         if self.norm_eval:
             for module in self.modules():
                 if isinstance(module, _BatchNorm):
@@ -111,7 +118,8 @@ def _dilate(stages: Sequence[Stage], output_stride: int) -> None:
     """Keeps the resolution from a stride on: strides become dilations of everything that follows.
 
     Source: Chen et al., "DeepLab: Semantic Image Segmentation with Deep Convolutional Nets, Atrous Convolution, and
-    Fully Connected CRFs", section 3.1.
+    Fully Connected CRFs", section 3.1. `StagedBackbone` leaves out max-pools beyond the stride, as Tsai et al. 2018 do
+    with VGG-16's; Chen et al. keep them with stride 1.
     """
     for stage in stages:
         if stage.stride <= output_stride:
@@ -119,12 +127,7 @@ def _dilate(stages: Sequence[Stage], output_stride: int) -> None:
         dilation = stage.stride // output_stride
         first = True
         for module in stage.modules():
-            if isinstance(module, nn.MaxPool2d) and module.stride in (2, (2, 2)):
-                kernel = module.kernel_size if isinstance(module.kernel_size, int) else module.kernel_size[0]
-                # A pool of kernel 2 has no centre: without its stride it would shift the map, so it becomes a 3x3 one.
-                module.stride, module.kernel_size, module.padding = 1, max(3, kernel), max(3, kernel) // 2
-                first = False
-            elif isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d):
                 strided = module.stride[0] == 2
                 if module.kernel_size[0] > 1:
                     # The layer that was strided still sees the finer grid that comes before it.
@@ -144,8 +147,9 @@ class DeepLabV2Head(BaseDecodeHead):
 
     Args:
         dilations: The rates.
-        fc_channels: Width of a pair of convolutions before the pyramid, as the VGG-16 variant has (fc6, dilated by 4,
-            and fc7, both with dropout 0.5); 0 for none, as with ResNet-101.
+        fc_channels: Width of a pair of 3x3 convolutions before the pyramid, dilated by 4 and without dropout, as the
+            VGG-16 of Tsai et al. 2018 has them (fc6 and fc7 of its released code, which sums the first two rates alone;
+            here all four, as the paper says); 0 for none, as with ResNet-101.
         kwargs: mmseg's `BaseDecodeHead`'s.
     """
 
@@ -157,10 +161,8 @@ class DeepLabV2Head(BaseDecodeHead):
             self.fc = nn.Sequential(
                 nn.Conv2d(in_channels, fc_channels, 3, padding=4, dilation=4),
                 nn.ReLU(),
-                nn.Dropout2d(0.5),
-                nn.Conv2d(fc_channels, fc_channels, 1),
+                nn.Conv2d(fc_channels, fc_channels, 3, padding=4, dilation=4),
                 nn.ReLU(),
-                nn.Dropout2d(0.5),
             )
         else:
             self.fc = nn.Sequential()

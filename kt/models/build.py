@@ -23,7 +23,7 @@ from kt.models.cifar import (
     initialise,
     shufflenet_v2_32,
 )
-from kt.models.names import NETWORKS, NetworkSpec
+from kt.models.names import NETWORKS, NetworkSpec, Normalisation
 from kt.outside import load_outside
 from kt.stages import head_of
 
@@ -261,6 +261,24 @@ def build(
     return network
 
 
+def normalisation_of_weights(name: str, pretrained: str) -> Normalisation:
+    """The input normalisation that ImageNet weights were trained with, in whatever role their network is.
+
+    Args:
+        name: One of `NETWORKS`.
+        pretrained: The library's name of the weights, see `kt.models.build_network`.
+    """
+    spec = NETWORKS[name]
+    if pretrained == spec.weights or not spec.family.startswith("timm"):
+        return spec.normalisation
+    import timm
+
+    if pretrained not in _timm_weights(spec):
+        raise _unknown_weights(name, pretrained, _timm_weights(spec))
+    found = timm.get_pretrained_cfg(f"{spec.library}.{pretrained}")
+    return Normalisation(found.mean, found.std)
+
+
 def _unknown_weights(name: str, pretrained: str, known: Sequence[str]) -> UserError:
     choices = f"one of {', '.join(known)}" if known else "null (there are none)"
     return UserError(f"network.pretrained={pretrained!r}: expected {choices} for {name}{nearest(pretrained, known)}")
@@ -290,12 +308,17 @@ def _load_torchvision(network: nn.Module, name: str, spec: NetworkSpec, pretrain
     network.load_state_dict(state)
 
 
+def _timm_weights(spec: NetworkSpec) -> list[str]:
+    import timm
+
+    return [found.partition(".")[2] for found in timm.list_pretrained(f"{spec.library}.*")]
+
+
 def _timm_pretrained(
     name: str, spec: NetworkSpec, pretrained: str, num_classes: int, options: dict[str, Any]
 ) -> nn.Module:
-    import timm
 
-    known = [found.partition(".")[2] for found in timm.list_pretrained(f"{spec.library}.*")]
+    known = _timm_weights(spec)
     if pretrained not in known:
         raise _unknown_weights(name, pretrained, known)
     options = {**options, "library": f"{spec.library}.{pretrained}", "pretrained": True}

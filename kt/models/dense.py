@@ -13,7 +13,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DefaultScope
 
 from kt.errors import UserError, nearest
-from kt.models.build import slim
+from kt.models.build import normalisation_of_weights, slim
 from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS
 from kt.stages import stages_of
 
@@ -281,8 +281,9 @@ def dense_config(
         num_classes: Classes without background; number of keypoints of a pose network.
         width: Factor on every channel count.
         image_size: Height and width of the images.
-        normalisation: `(mean, std)` per RGB channel for images in 0..1.
-        pretrained: ImageNet weights of the backbone, whose batch normalisation then stays fixed.
+        normalisation: `(mean, std)` per RGB channel for images in 0..1, where no pretrained weights have their own.
+        pretrained: ImageNet weights of the backbone, whose batch normalisation then stays fixed, and in a detector its
+            stem and first stage as well: mmdet's and Detectron's setting, and no good for weights that are random.
 
     Raises:
         UserError: There is no such network.
@@ -290,8 +291,13 @@ def dense_config(
     if name not in DENSE_NETWORKS:
         raise UserError(f"network.name={name!r}: there is no such network{nearest(name, list(DENSE_NETWORKS))}")
     spec = DENSE_NETWORKS[name]
+    options: dict[str, Any] = {}
+    if pretrained:
+        normalisation = normalisation_of_weights(spec.backbone, pretrained)
+        options = {"pretrained": pretrained, "norm_eval": True}
+        if spec.task == "detection":
+            options["frozen_stride"] = 4
     mean, std = ([255 * float(value) for value in values] for values in normalisation)
-    options: dict[str, Any] = {"pretrained": pretrained, "norm_eval": True} if pretrained else {}
     channels = _channels(spec.backbone, width)
     if spec.architecture.startswith("deeplab"):
         strides, options["output_stride"] = [max(channels)], 8

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Normalisation(NamedTuple):
+    """How a network wants its input: `(image - mean) / std` per channel for RGB images in 0..1."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALVES = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # pixels in -1..1
 
 
 @dataclass(frozen=True)
@@ -17,6 +28,7 @@ class NetworkSpec:
         options: Its arguments.
         library: The name under which torchvision or timm knows the network and its pretrained weights.
         weights: The library's name of the ImageNet weights that a backbone of this kind starts from.
+        normalisation: What those weights were trained with; the network then has it in every role.
         teaches: Whether a classifier with these weights is the papers' teacher as it is.
     """
 
@@ -24,6 +36,7 @@ class NetworkSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
     library: str | None = None
     weights: str | None = None
+    normalisation: Normalisation = IMAGENET
     teaches: bool = False
 
 
@@ -53,7 +66,9 @@ NETWORKS: dict[str, NetworkSpec] = {
     "mobilenet_v2_half": NetworkSpec("torchvision_mobilenet_v2", {"multiplier": 0.5}),
     "shufflenet_v2": NetworkSpec("torchvision_shufflenet_v2", library="shufflenet_v2_x1_0"),
     # ImageNet networks, timm
-    "mobilenet_v1": NetworkSpec("timm_mobilenet_v1", library="mobilenetv1_100", weights="ra4_e3600_r224_in1k"),
+    "mobilenet_v1": NetworkSpec(
+        "timm_mobilenet_v1", library="mobilenetv1_100", weights="ra4_e3600_r224_in1k", normalisation=HALVES
+    ),
     "deit_tiny": NetworkSpec("timm_vit", {"dim": 192, "heads": 3}, "deit_tiny_patch16_224"),
     "deit_small": NetworkSpec("timm_vit", {"dim": 384, "heads": 6}, "deit_small_patch16_224"),
     "vit_small": NetworkSpec("timm_vit", {"dim": 384, "heads": 6}, "vit_small_patch16_224"),
