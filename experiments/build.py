@@ -24,6 +24,7 @@ from kt.dense import Backbone, DenseModel, as_teacher
 from kt.engine import seed_everything
 from kt.errors import UserError, needs_mm
 from kt.evaluation.accuracy import metric_labels
+from kt.evaluation.outcomes import Outcomes, keep_outcomes
 from kt.files import write_json
 from kt.hooks import WandbRun
 from kt.methods import Method, build_method, find_method
@@ -31,6 +32,7 @@ from kt.models import NETWORKS, build_network
 from kt.models.checkpoints import load_backbone, load_weights
 from kt.settings import METHODS as SETTINGS
 from kt.stages import IMAGENET, head_of
+from kt.store import outcomes_file
 from kt.students import load_student
 from kt.train import fit, images_per_second, phase_records
 from kt.transfer import TransferModel
@@ -342,7 +344,11 @@ def evaluate_cell(config: Mapping[str, Any], folder: Path) -> dict[str, float]:
     network = load_student(folder)
     classifies = dataset["task"] == "classification"
     student = Classifier(network, (record["mean"], record["std"])) if classifies else DenseModel(network)
-    return data.score(student.to(device))
+    outcomes: Outcomes = {}
+    metrics = data.score(student.to(device), outcomes=outcomes)
+    if ranks.is_first():
+        keep_outcomes(outcomes_file(folder, config["evaluation"]), outcomes)
+    return metrics
 
 
 def _score_teacher(teacher: Classifier, data: Any, device: torch.device, folder: Path) -> None:

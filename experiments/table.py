@@ -315,6 +315,8 @@ class Table:
         user = parse(arguments)
         if stand_in is not None:
             user.setdefault("dataset", [stand_in])
+        if user.get("scale") == ["paper"] and (seeds := find_table(name).seeds) > 1:
+            user.setdefault(AVERAGED, [str(seed) for seed in range(seeds)])
         everything = read_rows(name, rows)
         self.selected = {row.id for row in select(everything, user)}
         chosen = [row for row in everything if row.id in self.selected]

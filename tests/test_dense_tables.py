@@ -318,48 +318,6 @@ def test_all_claims_of_cityscapes_hold(tmp_path: Path) -> None:
     assert re.search(r"Over the first 20 of 400 steps .* by \+(49|50|51)\.\d", found["c11"][1])
 
 
-@pytest.mark.parametrize(
-    ("claim", "miou", "spread", "seeds", "verdict", "words"),
-    [
-        ("c7", {}, 0.1, 1, "holds", "one seed, spread unknown: 0.5 points or less count as none"),
-        ("c7", {"at_gta5": 61.4}, 0.1, 1, "unknown", "AT_GTA5 +0.40,"),
-        ("c7", {"at_gta5": 61.4}, 0.1, 3, "holds", "AT_GTA5 +0.40 ± 0.14"),
-        ("c7", {"at_gta5": 61.4}, 0.5, 3, "unknown", "AT_GTA5 +0.40 ± 0.71"),
-        ("c7", {"at_gta5": 60.6}, 0.1, 3, "fails", "AT_GTA5 -0.40"),
-        ("c7", {"at_gta5": 60.6}, 0.1, 1, "unknown", "AT_GTA5 -0.40"),
-        ("c7", {"at_gta5": 60.0}, 0.1, 1, "fails", "AT_GTA5 -1.00"),
-        ("c8", {}, 0.1, 1, "holds", "smallest lead +1.00 points"),
-        ("c8", {"at_gta5": 60.8}, 0.1, 3, "fails", "smallest lead -0.20 ± 0.14"),
-        ("c8", {"at_gta5": 61.2}, 0.1, 1, "unknown", "smallest lead +0.20 points"),
-        # Neighbours are too close to tell, but the first is below the last but one.
-        ("c8", {"hybrid_det": 60.0, "at_det": 60.3, "fitnet_det": 60.6}, 0.1, 1, "fails", "smallest lead -0.60"),
-    ],
-)
-def test_verdicts_on_miou(
-    tmp_path: Path, claim: str, miou: Json, spread: float, seeds: int, verdict: str, words: str
-) -> None:
-    rows = make_cityscapes(tmp_path, range(seeds), miou, spread=spread)
-    found, evidence = verdicts("cityscapes_teachers", tmp_path, rows)[claim]
-    assert found == verdict, evidence
-    assert words in evidence
-
-
-@pytest.mark.parametrize(
-    ("miou", "verdict"),
-    [
-        ({}, "holds"),
-        ({"hybrid_gta5": 34.3}, "unknown"),
-        ({"hybrid_gta5": 33.2, "hybrid_det": 34.0}, "fails"),
-        ({"hybrid_gta5": 32.0, "hybrid_det": 31.0}, "fails"),  # only better than the other teacher's
-    ],
-)
-def test_verdict_on_the_teachers_domain(tmp_path: Path, miou: Mapping[str, float], verdict: str) -> None:
-    found, evidence = verdicts("gta5_teachers", tmp_path, make_gta5(tmp_path, miou=miou))["c9"]
-    assert found == verdict, evidence
-    assert "of HYBRID_DET" in evidence
-    assert "of BASELINE" in evidence
-
-
 @pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
 @pytest.mark.parametrize(
     ("claim", "balances", "verdict"),

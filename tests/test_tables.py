@@ -24,7 +24,6 @@ from tables import papers
 from tables.__main__ import run
 from tables.collect import collect
 from tables.curves import Curve, _read_curve, downsample, first_decay, read_curve
-from tables.judging import Gap, signed
 from tables.records import all_tables, find_table, load_paper
 from tables.render import escape_latex, write_table
 
@@ -391,38 +390,6 @@ def test_verdicts_on_curves(
     assert found == verdict, evidence
 
 
-@pytest.mark.parametrize(
-    ("difference", "spread", "seeds", "extra", "verdict", "words"),
-    [
-        (3.0, 0.1, 3, {}, "holds", "the spread of 3 seeds"),
-        (0.1, 0.2, 3, {}, "unknown", "the spread of 3 seeds: 0.28"),
-        (-0.1, 0.2, 3, {}, "unknown", "-0.10 points (the spread of 3 seeds: 0.28)"),
-        (-3.0, 0.1, 3, {}, "fails", "-3.00 points"),
-        (3.0, 0.1, 1, {"test_size": 1000}, "unknown", "two standard errors of 1000 test images"),
-        (3.0, 0.1, 1, {"test_size": 10000}, "holds", "one seed"),
-        (-3.0, 0.1, 1, {"test_size": 10000}, "fails", "one seed"),
-        (0.1, 0.1, 1, {}, "holds", "one seed, spread unknown"),
-        (-0.1, 0.1, 1, {}, "fails", "one seed, spread unknown"),
-    ],
-)
-def test_verdict_on_accuracy(
-    tmp_path: Path, difference: float, spread: float, seeds: int, extra: Json, verdict: str, words: str
-) -> None:
-    values = {"hybrid_forward": TOP1["kd"] + difference}
-    rows = make_run(tmp_path, range(seeds), values, spread=spread, **extra)
-    found, evidence = verdicts(tmp_path, rows)["c1"]
-    assert found == verdict, evidence
-    assert words in evidence
-
-
-def test_margin_of_one_seed_is_binomial(tmp_path: Path) -> None:
-    """Twice the standard error of a difference of two proportions."""
-    rows = make_run(tmp_path, (0,), test_size=1000)
-    p, q = TOP1["hybrid_forward"] / 100, TOP1["kd"] / 100
-    margin = 2 * 100 * np.sqrt((p * (1 - p) + q * (1 - q)) / 1000)
-    assert f"{margin:.2f}" in verdicts(tmp_path, rows)["c1"][1]
-
-
 def test_missing_cells_leave_claims_unknown_and_are_named(tmp_path: Path) -> None:
     rows = make_run(tmp_path)
     (tmp_path / "cells" / "at-s1" / "result.json").unlink()
@@ -733,8 +700,3 @@ def test_rendering_needs_no_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
-
-
-def test_nothing_has_no_minus_sign() -> None:
-    assert [signed(value) for value in (-0.004, 0.0, -0.006, 1.2)] == ["+0.00", "+0.00", "-0.01", "+1.20"]
-    assert Gap(-0.04, 0.1, 1).text(1) == "+0.0 ± 0.1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import pickle
@@ -58,13 +59,14 @@ class Data:
     Attributes:
         spec: What it is.
         train, test: Loaders (`kt.data.loaders.Loader`).
-        score: Metrics in percent of a student on the whole test set, over all processes.
+        score: Metrics in percent of a student on the whole test set, over all processes. A dict as second argument gets
+            what became of each image (`kt.evaluation.outcomes`), where the task's score is made of that.
     """
 
     spec: DataSpec
     train: Any
     test: Any
-    score: Callable[[Any], dict[str, float]]
+    score: Callable[..., dict[str, float]]
 
 
 @dataclass
@@ -169,7 +171,7 @@ def build_data(
     mark = _fingerprint(source, chosen, tested)
     numbers = (len(chosen), len(tested))
     spec = DataSpec(name, classes, size, source.mean, source.std, *numbers, mark, source.class_names)
-    return Data(spec, train, test, lambda student: evaluate_accuracy(student, test, classes))
+    return Data(spec, train, test, functools.partial(evaluate_accuracy, loader=test, num_classes=classes))
 
 
 def balanced_subset(labels: NDArray[np.int64], size: int, classes: int, last: bool = False) -> NDArray[np.int64]:

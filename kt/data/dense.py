@@ -40,6 +40,7 @@ from kt.data.gta5 import read_gta5
 from kt.data.loaders import _mix, epoch_order
 from kt.errors import UserError, nearest
 from kt.evaluation.miss_rate import Pedestrians, miss_rates
+from kt.evaluation.outcomes import Outcomes, joined
 
 Batch = dict[str, Any]
 Reader = Callable[[Mapping[str, Any], Path, Path | None], Source]
@@ -270,8 +271,8 @@ def build_dense_data(
         task=task,
     )
 
-    def score(student: Any) -> dict[str, float]:
-        return _score(student, test, task, source)
+    def score(student: Any, outcomes: Outcomes | None = None) -> dict[str, float]:
+        return _score(student, test, task, source, outcomes)
 
     return Data(spec, train, test, score)
 
@@ -410,18 +411,29 @@ def _metric(task: str, source: Source) -> BaseMetric:
 
 
 @torch.no_grad()
-def _score(student: Any, loader: DenseLoader, task: str, source: Source) -> dict[str, float]:
-    """Metrics of the plain student on a whole loader, over all processes; its modes are put back afterwards."""
-    evaluator = Evaluator(_metric(task, source))
+def _score(
+    student: Any, loader: DenseLoader, task: str, source: Source, outcomes: Outcomes | None = None
+) -> dict[str, float]:
+    """Metrics of the plain student on a whole loader, over all processes; its modes are put back afterwards.
+
+    `outcomes`, where given, gets each image's areas in segmentation; other scores are not made of those of images.
+    """
+    metric = _metric(task, source)
+    evaluator = Evaluator(metric)
     evaluator.dataset_meta = {"classes": source.class_names}
     modes = {module: module.training for module in student.modules()}
     student.eval()
+    indices = []
     try:
         for batch in loader.epoch(0):
+            indices.append(batch["indices"])
             evaluator.process(student.predict(batch))
     finally:
         for module, mode in modes.items():
             module.training = mode
+    if outcomes is not None and task == "segmentation":
+        intersect, union = (np.stack([image[k].numpy() for image in metric.results]).astype(np.int32) for k in (0, 1))
+        outcomes.update(joined({"indices": torch.cat(indices).numpy(), "intersect": intersect, "union": union}))
     with quiet():
         found = {
             key.removeprefix("kt/"): float(value) for key, value in evaluator.evaluate(len(loader.indices)).items()
