@@ -477,7 +477,7 @@ def _sampling(context: Context, row: Row, other: Row, metric: str) -> tuple[floa
 
 
 def _allowance() -> str:
-    return f"our allowance of {POINTS:g} points for one seed"
+    return f"our allowance of {POINTS:g} points a seed"
 
 
 def improvement(context: Context, row: Row, other: Row, metric: str, share: float | None = None) -> Difference:
@@ -501,7 +501,7 @@ def improvement(context: Context, row: Row, other: Row, metric: str, share: floa
         error, source, images = _sampling(context, row, other, metric)
     else:
         error, images = share * abs(float(values[1].mean())) / 2 / math.sqrt(seeds), None
-        source = f"our allowance of {100 * share:g} % for one seed"
+        source = f"our allowance of {100 * share:g} % a seed"
     if max(map(len, values)) == 1:
         return Difference(mean, 2 * error, 1, f"{source}; one seed", error, images)
     half = noise.t_interval(*values)
@@ -619,7 +619,7 @@ def compared(
         couples = [
             (one, other, pair[2] if len(pair) == 3 else test)
             for pair in pairs
-            for one in matching(context, pair[0], row)
+            for one in ([row] if row in context.named(pair[0]) else matching(context, pair[0], row))
             for other in matching(context, pair[1], one)
             if agree(row, other)
         ]
@@ -627,7 +627,7 @@ def compared(
         demand_done(seen, *metrics)
         verdict = ruling([each(context, one, other, name) for name in metrics for one, other, each in couples])
         labels = " and ".join(str(context.metric(name).get("printed_as", metric_label(name))) for name in metrics)
-        verdict = verdict._replace(evidence=f"{labels}, in points: {verdict.evidence}")
+        verdict = verdict._replace(evidence=f"points of {labels}: {verdict.evidence}")
         for name in metrics:
             verdict = sound(context, verdict, seen, name)
         return verdict

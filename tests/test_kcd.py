@@ -433,7 +433,9 @@ def test_claims_say_what_they_lack() -> None:
     record = find_table("kcd_untrained")
     (claim,) = judge_all(Context(record, [], {}, Path("nowhere")))
     assert claim["verdict"] == "unknown"
-    assert claim["evidence"] == "Needs the row S_T: +table=kcd_untrained rows=S_T."
+    assert claim["evidence"] == (
+        "Needs the rows S_T and S0_T0 and S0_T and S_T0: +table=kcd_untrained rows=S_T,S0_T0,S0_T,S_T0."
+    )
 
 
 def test_figure_1_is_drawn_from_the_maps_that_analyses_left(tmp_path: Path) -> None:

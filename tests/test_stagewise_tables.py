@@ -97,7 +97,7 @@ def test_claims_over_several_tables(fitnet: Any, verdicts_of: tuple[str, str], t
     """c9 and c12 read the other tables as they were last rendered."""
     given: dict[str, Any] = {"imagenet_stagewise": {"fitnet": fitnet}} if fitnet else {}
     rows = {
-        name: make_table(tmp_path, name, given.get(name))
+        name: make_table(tmp_path, name, given.get(name), range(8), test_size=10**6)
         for name in ("cifar100_stagewise", "imagenet_stagewise", "coco_retinanet")
     }
     first = verdicts(tmp_path, "imagenet_stagewise", rows["imagenet_stagewise"])
@@ -108,7 +108,6 @@ def test_claims_over_several_tables(fitnet: Any, verdicts_of: tuple[str, str], t
     for name in ("cifar100_stagewise", "imagenet_stagewise"):
         found = verdicts(tmp_path, name, rows[name])
         assert (found["c9"][0], found["c12"][0]) == verdicts_of
-    assert "rank 1 of 6 students" in found["c12"][1]
 
 
 def test_cost_for_both_lengths(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ Values = dict[str, dict[str, float]]  # row -> metric -> value
 
 
 def test_error_on_the_same_images() -> None:
-    """Of ten images two are right only in the first, one only in the second: differences of 1, 1, -1 and seven zeros."""
+    """Of ten images two are right only in the first and one only in the second: differences 1, 1, -1, and zeros."""
     first = np.array([1, 1, 1, 1, 1, 0, 0, 0, 0, 0], bool)
     second = np.array([1, 1, 1, 0, 0, 1, 0, 0, 0, 0], bool)
     variance = (3 - 10 * 0.1**2) / 9
@@ -263,7 +263,7 @@ def feed(root: Path, name: str, case: str) -> list[Json]:
     return rows
 
 
-# The verdicts in each of the cases: as printed, all alike, the other way round, within noise, what is proposed collapsed.
+# The verdicts in each case: as printed, all alike, the other way round, within noise, what is proposed collapsed.
 # The papers state one run of everything: most of their leads are within what the test set leaves open.
 EXPECTED = {
     "imagenet_compression": {"c1": "holds unknown fails unknown fails"},
