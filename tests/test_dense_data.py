@@ -33,6 +33,7 @@ from kt.data.cityscapes import STUFF_AND_THINGS, train_ids
 from kt.data.dense import DenseLoader, build_dense_data
 from kt.data.dense_scenes import DETECTED, heatmaps, mirrored_keypoints, scene_seed
 from kt.data.gta5 import split_names
+from tables.noise import mean_iou
 
 SCENES: dict[str, Any] = {
     "name": "scenes",
