@@ -22,6 +22,7 @@ from kt.dense import Backbone, DenseModel, as_teacher
 from kt.engine import seed_everything
 from kt.errors import UserError, needs_mm
 from kt.evaluation.accuracy import metric_labels
+from kt.evaluation.outcomes import Outcomes, keep_outcomes
 from kt.files import write_json
 from kt.hooks import WandbRun
 from kt.methods import Method, build_method, find_method
@@ -31,6 +32,7 @@ from kt.models.checkpoints import load_backbone, load_weights
 from kt.needs import SNAPSHOTS, WEIGHTS
 from kt.settings import METHODS as SETTINGS
 from kt.stages import IMAGENET, head_of
+from kt.store import outcomes_file
 from kt.students import DESCRIPTION, load_model
 from kt.train import best_metrics, fit, images_per_second, phase_records
 from kt.transfer import TransferModel
@@ -333,7 +335,11 @@ def evaluate_cell(config: Mapping[str, Any], folder: Path) -> dict[str, float]:
             f"evaluation={config['evaluation']}: it has {data.spec.num_classes} classes, the student was trained with "
             f"{record['num_classes']}"
         )
-    return data.score(load_model(folder / WEIGHTS, "student").eval().to(device))
+    outcomes: Outcomes = {}
+    metrics = data.score(load_model(folder / WEIGHTS, "student").eval().to(device), outcomes=outcomes)
+    if ranks.is_first():
+        keep_outcomes(outcomes_file(folder, config["evaluation"]), outcomes)
+    return metrics
 
 
 def _score_teacher(teacher: Classifier, data: Any, device: torch.device, folder: Path) -> None:

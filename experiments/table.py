@@ -311,6 +311,8 @@ class Table:
         self.name = name
         user = parse(arguments)
         self.dataset, self.stand_in = dataset, stand_in and "dataset" not in user
+        if user.get("scale") == ["paper"] and (seeds := find_table(name).seeds) > 1:
+            user.setdefault(AVERAGED, [str(seed) for seed in range(seeds)])
         everything = read_rows(name, rows)
         self.selected = {row.id for row in select(everything, user)}
         chosen = [row for row in everything if row.id in self.selected]

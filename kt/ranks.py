@@ -108,6 +108,16 @@ def _reduced(value: Tensor, operation: str) -> Tensor:
     return value
 
 
+def gathered(value: Any) -> list[Any]:
+    """Every process's value (anything that can be pickled), in the order of their ranks."""
+    group = _group()
+    if group is None:
+        return [value]
+    found: list[Any] = [None] * world_size()
+    group.all_gather_object(found, value)
+    return found
+
+
 def mean_gradients(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> list[Tensor | None]:
     """Gradients averaged over all processes, by one message.
 

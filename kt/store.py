@@ -63,6 +63,11 @@ def evaluation_file(folder: Path, name: str) -> Path:
     return folder / "evaluations" / f"{name}.json"
 
 
+def outcomes_file(folder: Path, name: str = "test") -> Path:
+    """Where a cell keeps what became of each image of a test set (`kt.evaluation.outcomes`), its own by default."""
+    return evaluation_file(folder, name).with_suffix(".npz")
+
+
 def failure_file(folder: Path, name: str) -> Path:
     """Where a cell keeps why a score could not be had."""
     return evaluation_file(folder, name).with_suffix(".failed")

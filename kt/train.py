@@ -17,11 +17,13 @@ from kt import ranks
 from kt.classifier import Classifier
 from kt.data.loaders import by_iterations
 from kt.engine import Engine, run_phase
+from kt.evaluation.outcomes import Outcomes, keep_outcomes
 from kt.files import replacing, write_json
 from kt.hooks import CheckpointHook, EvaluateHook, ProgressHook, RecordHook, Records, SnapshotHook, SyncBuffersHook
 from kt.hooks.checkpoint import load_checkpoint
 from kt.phase import TRAIN, Phase, phase_folder
 from kt.settings import Schedule, defaults
+from kt.store import outcomes_file
 from kt.transfer import TransferModel, export_student
 
 
@@ -44,8 +46,9 @@ def fit(
     Args:
         model: Student, method and teachers.
         data: `kt.data.Data`.
-        folder: Gets `phases/`, `metrics.jsonl`, `evaluations/test.json` and `student.pth`. Called again with the same
-            folder, it goes on after the last epoch saved and ends at the numbers of an uninterrupted run.
+        folder: Gets `phases/`, `metrics.jsonl`, `evaluations/test.json` (and `.npz`, of each image) and
+            `student.pth`. Called again with the same folder, it goes on after the last epoch saved and ends at the
+            numbers of an uninterrupted run.
         schedule: Changes to the defaults of `kt.settings.Schedule`; 0 epochs score the student as it is. With
             `iterations` the length is that many steps, and every `interval` of them counts as an epoch.
         seed: Of everything random in training.
@@ -100,12 +103,14 @@ def fit(
             records.cut(fresh_offset)
         for index in range(finished, len(phases)):
             run_phase(model, phases[index], index, loaders[index], engine)
-        metrics = data.score(model.student)
+        outcomes: Outcomes = {}
+        metrics = data.score(model.student, outcomes=outcomes)
         if records is not None:
             total = phases[-1].epochs(settings) if phases else 0
             row = {"kind": "eval", "phase": "train", "step": steps[-1] if steps else 0, "epoch": total, **metrics}
             records.write([row])
             write_json(cell / "evaluations" / "test.json", metrics)
+            keep_outcomes(outcomes_file(cell), outcomes)
             with replacing(cell / "student.pth") as file:
                 torch.save(export_student(model), file)
     finally:

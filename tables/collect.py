@@ -60,7 +60,7 @@ def collect(
         configs = [_config(results.get(cell["id"], {})) for row in students_first for cell in row["cells"]]
         dataset = next((config["dataset"]["name"] for config in configs if config), None)
     reasons = differences(record, collected, results, scale, dataset)
-    context = Context(record, collected, results, Path(output_root))
+    context = Context(record, collected, results, Path(output_root), comparable=not reasons)
     return {
         "table": name,
         "paper": record.paper,

@@ -138,6 +138,11 @@ class TableRecord:
         return found.pop() if len(found) == 1 else None
 
     @property
+    def seeds(self) -> int:
+        """How many runs are behind each printed number; one where the paper does not say."""
+        return max((protocol.get("seeds") or {}).get("runs", 1) for protocol in self.protocols)
+
+    @property
     def figures(self) -> list[Mapping[str, Any]]:
         """The figures that show the same experiments, or that a claim names beside this table."""
         applied = [set(protocol["applies_to"]) for protocol in self.document["protocols"].values()]

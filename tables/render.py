@@ -262,6 +262,8 @@ def as_markdown(record: TableRecord, table: Mapping[str, Any]) -> str:
         f"- **{each['verdict']}** {each['id']}: {_clean(each['claim'])}. {_clean(each['evidence'])}"
         for each in table["claims"]
     ]
+    if note := open_note(table):
+        text += ["", f"{note}."]
     return "\n".join(text).rstrip() + "\n"
 
 
@@ -395,6 +397,7 @@ def as_html(
         notes=spread_notes(table),
         plots=plots,
         tally=_tally(table),
+        open_note=open_note(table),
         facts={
             "scale": table["scale"],
             "dataset": table["dataset"] or "unknown",
@@ -402,6 +405,12 @@ def as_html(
         },
         command=command,
     )
+
+
+def open_note(table: Mapping[str, Any]) -> str:
+    """Which claims more seeds would decide; empty if none."""
+    needed = [f"{claim['id']} (about {claim['seeds']})" for claim in table["claims"] if claim["seeds"]]
+    return f"More seeds would decide: {', '.join(needed)}; run with seed=0,1,…" if needed else ""
 
 
 def _tally(table: Mapping[str, Any]) -> list[tuple[str, str]]:

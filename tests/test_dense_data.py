@@ -33,6 +33,7 @@ from kt.data.cityscapes import STUFF_AND_THINGS, train_ids
 from kt.data.dense import DenseLoader
 from kt.data.dense_scenes import DETECTED, heatmaps, mirrored_keypoints, scene_seed
 from kt.data.gta5 import split_names
+from tables.noise import mean_iou
 
 SCENES: dict[str, Any] = {
     "name": "scenes",
@@ -345,10 +346,13 @@ def test_scores_of_the_truth_and_of_nothing(cache: Path, capfd: pytest.CaptureFi
 def _score_in_group(rank: int, root: Path, queue: Any) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{root}/group", rank=rank, world_size=2)
+    outcomes: dict[str, Any] = {}
+    kept = {"segmentation": outcomes}
     found = {
-        task: build(task=task, rank=rank, world=2, batch_size=1, cache_root=root).score(Oracle(1)) for task in TASKS
+        task: build(task=task, rank=rank, world=2, batch_size=1, cache_root=root).score(Oracle(1), kept.get(task))
+        for task in TASKS
     }
-    queue.put(found)
+    queue.put((found, outcomes))
     torch.distributed.destroy_process_group()
 
 
@@ -361,11 +365,16 @@ def test_two_processes_score_the_whole_set(tmp_path: Path, monkeypatch: pytest.M
     processes = [context.Process(target=_score_in_group, args=(rank, tmp_path, queue)) for rank in range(2)]
     for process in processes:
         process.start()
-    found = [queue.get(timeout=60) for _ in processes]
+    found, outcomes = zip(*(queue.get(timeout=60) for _ in processes), strict=True)
     for process in processes:
         process.join(30)
     for task in TASKS:
         assert found[0][task] == found[1][task] == pytest.approx(alone[task]), task
+    for kept in outcomes:
+        assert np.array_equal(kept["indices"], np.arange(len(kept["indices"]))) and kept["union"].dtype == np.int32
+        areas = np.stack([kept["intersect"], kept["union"]]).sum(axis=1)
+        # The library rounds to two decimals.
+        assert mean_iou(areas) == pytest.approx(alone["segmentation"]["miou"], abs=0.005)
     assert 0 < alone["segmentation"]["miou"] < 100 and 0 < alone["detection"]["ap"] < 100
     assert not (tmp_path / ".dist_test").exists()
 

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -80,6 +81,10 @@ def test_trains(name: str, trained: Any, data: Any) -> None:
     assert (
         evaluations[-1]["top1"] == metrics["top1"] == json.loads((folder / "evaluations/test.json").read_text())["top1"]
     )
+    with np.load(folder / "evaluations/test.npz") as outcomes:
+        assert np.array_equal(outcomes["indices"], np.arange(len(outcomes["indices"])))
+        for name in ("top1", "top5"):
+            assert outcomes[name].dtype == bool and 100 * outcomes[name].mean() == pytest.approx(metrics[name])
 
 
 @pytest.mark.parametrize("name", NAMES)

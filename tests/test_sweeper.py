@@ -19,6 +19,7 @@ from experiments import progress
 from experiments.run import main
 from experiments.table import Table
 from kt.store import folder_of, read_status
+from tables.records import TableRecord
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "imagenet_compression"
@@ -147,6 +148,16 @@ def test_axes_are_rows_and_seeds_are_averaged(tmp_path: Path) -> None:
     assert rows[axes[1]]["axes"] == {"method.balance": "0.1"} and rows[axes[1]]["ours"]
     assert "method.balance=0.1" in rows[axes[1]]["label"]
     assert len(list((tmp_path / "out" / "cells").iterdir())) == 1 + 2 + 6
+
+
+def test_at_its_paper_s_scale_a_table_has_its_paper_s_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seeds(*arguments: str) -> list[int]:
+        return list(table(NAME, "rows=baseline", *arguments).shown[0].cells.values())
+
+    monkeypatch.setattr(TableRecord, "seeds", 3)
+    assert seeds() == [0]
+    assert seeds("scale=paper") == [0, 1, 2]
+    assert seeds("scale=paper", "seed=7") == [7]
 
 
 def test_a_teacher_axis_multiplies_only_the_taught() -> None:

@@ -31,12 +31,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from kt.data.dense_scenes import HEATMAP_STRIDE, PackKeypoints, mirrored_keypoints
 from kt.data.dense_source import Source, quiet
-from kt.data.images import IMAGENET_MEAN, IMAGENET_STD
 from kt.data.loaders import _mix, epoch_order
 from kt.data.names import read_dataset
 from kt.data.spec import Data, DataSpec
 from kt.errors import UserError
 from kt.evaluation.miss_rate import Pedestrians, miss_rates
+from kt.evaluation.outcomes import Outcomes, joined
+from kt.models.names import IMAGENET
 
 Batch = dict[str, Any]
 
@@ -220,8 +221,7 @@ def dense_data(
         dataset["name"],
         len(source.class_names),
         max(size),
-        IMAGENET_MEAN,
-        IMAGENET_STD,
+        *IMAGENET,
         len(chosen),
         len(tested),
         mark,
@@ -230,8 +230,8 @@ def dense_data(
         largest_index=int(chosen.max()),
     )
 
-    def score(student: Any) -> dict[str, float]:
-        return _score(student, test, task, source)
+    def score(student: Any, outcomes: Outcomes | None = None) -> dict[str, float]:
+        return _score(student, test, task, source, outcomes)
 
     return Data(spec, train, test, score)
 
@@ -370,18 +370,29 @@ def _metric(task: str, source: Source) -> BaseMetric:
 
 
 @torch.no_grad()
-def _score(student: Any, loader: DenseLoader, task: str, source: Source) -> dict[str, float]:
-    """Metrics of the plain student on a whole loader, over all processes; its modes are put back afterwards."""
-    evaluator = Evaluator(_metric(task, source))
+def _score(
+    student: Any, loader: DenseLoader, task: str, source: Source, outcomes: Outcomes | None = None
+) -> dict[str, float]:
+    """Metrics of the plain student on a whole loader, over all processes; its modes are put back afterwards.
+
+    `outcomes`, where given, gets each image's areas in segmentation; other scores are not made of those of images.
+    """
+    metric = _metric(task, source)
+    evaluator = Evaluator(metric)
     evaluator.dataset_meta = {"classes": source.class_names}
     modes = {module: module.training for module in student.modules()}
     student.eval()
+    indices = []
     try:
         for batch in loader.epoch(0):
+            indices.append(batch["indices"])
             evaluator.process(student.predict(batch))
     finally:
         for module, mode in modes.items():
             module.training = mode
+    if outcomes is not None and task == "segmentation":
+        intersect, union = (np.stack([image[k].numpy() for image in metric.results]).astype(np.int32) for k in (0, 1))
+        outcomes.update(joined({"indices": torch.cat(indices).numpy(), "intersect": intersect, "union": union}))
     with quiet():
         found = {
             key.removeprefix("kt/"): float(value) for key, value in evaluator.evaluate(len(loader.indices)).items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import pickle
 from collections.abc import Mapping
@@ -24,8 +25,8 @@ from kt.data.names import read_dataset
 from kt.data.spec import Data, DataSpec
 from kt.errors import UserError
 from kt.evaluation.accuracy import evaluate_accuracy
+from kt.models.names import IMAGENET
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 # Of 20,000 crops in each style; a test draws them again.
 SCENES_MEAN, SCENES_STD = (0.440, 0.495, 0.540), (0.174, 0.200, 0.247)
@@ -58,8 +59,8 @@ class Images:
     train: Split
     test: Split
     class_names: tuple[str, ...]
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET.mean
+    std: tuple[float, ...] = IMAGENET.std
 
 
 class _Files(torch.utils.data.Dataset):
@@ -121,7 +122,7 @@ def image_data(
     numbers = (len(chosen), len(tested))
     facts = (dataset["name"], classes, size, source.mean, source.std, *numbers, mark, source.class_names)
     spec = DataSpec(*facts, largest_index=int(chosen.max()))
-    return Data(spec, train, test, lambda student: evaluate_accuracy(student, test, classes))
+    return Data(spec, train, test, functools.partial(evaluate_accuracy, loader=test, num_classes=classes))
 
 
 def balanced_subset(labels: NDArray[np.int64], size: int, classes: int, last: bool = False) -> NDArray[np.int64]:

@@ -36,10 +36,11 @@ class Data:
     Attributes:
         spec: What it is.
         train, test: Loaders (`kt.data.loaders.Loader`, `kt.data.dense.DenseLoader`).
-        score: Metrics in percent of a student on the whole test set, over all processes.
+        score: Metrics in percent of a student on the whole test set, over all processes. A dict as second argument gets
+            what became of each image (`kt.evaluation.outcomes`), where the task's score is made of that.
     """
 
     spec: DataSpec
     train: Any
     test: Any
-    score: Callable[[Any], dict[str, float]]
+    score: Callable[..., dict[str, float]]

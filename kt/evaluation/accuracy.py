@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kt.evaluation.outcomes import Outcomes, joined
 from kt.ranks import sum_over_ranks
 
 
@@ -23,24 +24,33 @@ def metric_labels(num_classes: int) -> dict[str, str]:
 
 
 @torch.no_grad()
-def evaluate_accuracy(model: nn.Module, loader: Any, num_classes: int) -> dict[str, float]:
+def evaluate_accuracy(
+    model: nn.Module, loader: Any, num_classes: int, outcomes: Outcomes | None = None
+) -> dict[str, float]:
     """Top-1 and top-5 accuracy in percent of the plain student on a whole loader, over all processes.
 
-    The model's mode is put back afterwards; there is one device synchronisation, at the end.
+    The model's mode is put back afterwards; there is one device synchronisation, at the end. `outcomes`, where given,
+    gets `indices` and whether each of these images was right by `top1` and `top5`, (n,) bool.
     """
     k = top_k_of(num_classes)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     counts: torch.Tensor | None = None
+    kept: list[torch.Tensor] = []
     for batch in loader.epoch(0):
         logits = model(batch["inputs"], mode="predict")
         ranked = logits.topk(k, dim=1).indices.eq(batch["labels"][:, None])
         hits = torch.stack([ranked[:, 0].sum(), ranked.sum(), torch.tensor(len(ranked), device=ranked.device)])
         counts = hits if counts is None else counts + hits
+        if outcomes is not None:
+            kept.append(torch.stack([batch["indices"].to(ranked.device), ranked[:, 0].long(), ranked.any(1).long()]))
     for module, mode in modes.items():
         module.training = mode
     if counts is None:
         raise ValueError("the evaluation set is empty")
+    if outcomes is not None:
+        indices, first, among = torch.cat(kept, dim=1).cpu().numpy()
+        outcomes.update(joined({"indices": indices, "top1": first.astype(bool), "top5": among.astype(bool)}))
     top1, topk, total = sum_over_ranks(counts).tolist()
     return {"top1": 100.0 * top1 / total, "top5": 100.0 * topk / total}
 

@@ -1,4 +1,4 @@
-"""Judges of hybrid forward's claims, c1 to c14.
+"""Judges of hybrid forward's claims, c1 to c14: what is compared, and the thresholds.
 
 Paths are named as the records name them: `l1` starts in the student, `l2` in the teacher, `l3` is the plain student.
 The readings of `about the same` and `much larger`, which the paper gives no numbers for, are our choice.
@@ -6,39 +6,41 @@ The readings of `about the same` and `much larger`, which the paper gives no num
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from tables.curves import Array, Curve, first_decay
 from tables.judging import (
-    FAILS,
-    HOLDS,
-    ONE_SEED_POINTS,
     UNKNOWN,
     Context,
-    Gap,
+    Difference,
     Judges,
     Missing,
     Row,
+    Statement,
     Verdict,
     agree,
     all_hold,
     any_holds,
-    count_seeds,
+    beside,
+    by_epoch,
+    chain,
+    compared,
     demand,
     demand_done,
     demand_rows,
-    gap,
-    gap_of_means,
-    gaps_by_epoch,
     improvement,
+    most_hold,
     needed,
+    of_means,
+    over_steps,
     over_variants,
-    sampling_noise,
+    ruling,
     show_value,
     signed,
+    sound,
     undone,
 )
 
@@ -67,7 +69,7 @@ def _of_hybrid_rows(context: Context, judge_row: Callable[[Row], Verdict]) -> Ve
     rows = hybrid_rows(context)
     if not rows:
         raise Missing("Needs the row hybrid_forward.")
-    return over_variants(rows, judge_row)
+    return over_variants(rows, lambda row: sound(context, judge_row(row), [row]))
 
 
 # Table 1
@@ -75,37 +77,10 @@ def _of_hybrid_rows(context: Context, judge_row: Callable[[Row], Verdict]) -> Ve
 
 @JUDGES.of("c1")
 def beats_all_students(context: Context) -> Verdict:
-    """Top-1 of hybrid forward against every other student row."""
-
-    def judge_row(row: Row) -> Verdict:
-        students = [other for other in context.rows if other["role"] != "teacher" and agree(row, other)]
-        others = [other for other in students if other["method"] != "hybrid_forward"]
-        wanted = {str(printed["method"]) for printed in context.record.rows if printed["role"] != "teacher"}
-        absent = sorted(wanted - {str(other["method"]) for other in students})
-        lacking = [text for other in (row, *others) if (text := undone(other, "top1"))]
-        lacking += [f"{name} (not in this run)" for name in absent]
-        if lacking:
-            raise Missing(f"Needs {'; '.join(lacking)}.")
-        own, source = sampling_noise(context, row, "top1")
-        verdicts, closest = [], None
-        for other in others:
-            difference = row["mean"]["top1"] - other["mean"]["top1"]
-            noise, other_source = sampling_noise(context, other, "top1")
-            known = own is not None and noise is not None
-            margin = math.hypot(own or 0.0, noise or 0.0) if known else 0.0
-            verdicts.append(Gap(difference, margin, 1).verdict)
-            if closest is None or difference < closest[1]:
-                closest = (other, difference, margin, source if own is None or noise is not None else other_source)
-        if closest is None:
-            raise Missing("Needs other student rows.")
-        other, difference, margin, source = closest
-        evidence = (
-            f"top-1 {show_value(row, 'top1', 2)} against {show_value(other, 'top1', 2)} of the best other row, "
-            f"{other['label']}: {signed(difference)} points ({source}{f': {margin:.2f}' if margin else ''})."
-        )
-        return all_hold(verdicts), evidence
-
-    return _of_hybrid_rows(context, judge_row)
+    """Top-1 of hybrid forward against every other student row that is printed."""
+    students = [row["id"] for row in context.record.rows if row["role"] != "teacher"]
+    others = [row_id for row_id in students if row_id != "hybrid_forward"]
+    return compared(context, chain("hybrid_forward", others))
 
 
 def _pairs(context: Context, row: Row) -> list[tuple[Curve, Curve]]:
@@ -154,14 +129,14 @@ def loss_above_untaught(context: Context) -> Verdict:
 
     def judge_row(row: Row) -> Verdict:
         pairs = _pairs(context, row)
-        gaps = gaps_by_epoch(pairs, _summed, lambda curve: curve.values["loss"])
-        lowest = min(gaps, key=lambda epoch: gaps[epoch].mean)
-        above = sum(each.mean > 0 for each in gaps.values())
+        found = by_epoch(pairs, _summed, lambda curve: curve.values["loss"])
+        lowest = min(found, key=lambda epoch: found[epoch].mean)
+        above = sum(each.mean > 0 for each in found.values())
         evidence = (
-            f"the mean of L1 + L2 + L3 lies above the loss without teacher in {above} of {len(gaps)} epochs; smallest "
-            f"difference {gaps[lowest].text(3)} in epoch {lowest} ({count_seeds(gaps[lowest].seeds)})."
+            f"the mean of L1 + L2 + L3 lies above the loss without teacher in {above} of {len(found)} epochs; smallest "
+            f"difference {found[lowest].text(3)} in epoch {lowest}"
         )
-        return all_hold([each.verdict for each in gaps.values()]), evidence
+        return ruling([each.above(evidence) for each in found.values()], evidence)
 
     return _of_hybrid_rows(context, judge_row)
 
@@ -174,18 +149,17 @@ def accuracy_overtakes_after_decay(context: Context) -> Verdict:
         pairs = _pairs(context, row)
         curve = pairs[0][0]
         decay = _decay(context, row, curve)
-        gaps = gaps_by_epoch(pairs, lambda taught: taught.values["accuracy"], lambda plain: plain.values["accuracy"])
+        found = by_epoch(pairs, lambda taught: taught.values["accuracy"], lambda plain: plain.values["accuracy"])
         decayed = int(curve.epoch_index[decay])
-        earlier = [epoch for epoch in gaps if epoch < decayed]
-        if not earlier or max(gaps) < decayed:
+        earlier = [epoch for epoch in found if epoch < decayed]
+        if not earlier or max(found) < decayed:
             raise Missing("Needs at least one whole epoch before and one after the first decay.")
-        before, end = gaps[earlier[-1]], gaps[max(gaps)]
+        before, end = found[earlier[-1]], found[max(found)]
         evidence = (
             f"training accuracy with minus without teacher is {before.text()} points in epoch {earlier[-1]}, the last "
-            f"before the first decay, and {end.text()} in the last epoch, {max(gaps)} ({count_seeds(end.seeds)})."
+            f"before the first decay, and {end.text()} in the last epoch, {max(found)}"
         )
-        behind = {HOLDS: FAILS, FAILS: HOLDS, UNKNOWN: UNKNOWN}[before.verdict]
-        return all_hold([behind, end.verdict]), evidence
+        return ruling([before.at_most(evidence, 0.0), end.above(evidence)], evidence)
 
     return _of_hybrid_rows(context, judge_row)
 
@@ -197,16 +171,19 @@ def hybrid_paths_lead_before_decay(context: Context) -> Verdict:
     def judge_row(row: Row) -> Verdict:
         curves = _path_curves(context, row)
         decay = _decay(context, row, curves[0])
-        verdicts, texts = [], []
+        found: list[Statement] = []
+        texts = []
         for path in PATHS[:2]:
-            lower = gap([curve.values["l3"][:decay] - curve.values[path][:decay] for curve in curves])
+            lower = over_steps([curve.values["l3"][:decay] - curve.values[path][:decay] for curve in curves])
             accuracies = PATH_ACCURACIES[path], PATH_ACCURACIES["l3"]
-            ahead = gap([curve.values[accuracies[0]][:decay] - curve.values[accuracies[1]][:decay] for curve in curves])
-            verdicts += [lower.verdict, ahead.verdict]
+            ahead = over_steps(
+                [curve.values[accuracies[0]][:decay] - curve.values[accuracies[1]][:decay] for curve in curves]
+            )
             texts.append(f"{PATH_NAMES[path]}: loss lower by {lower.text(3)}, accuracy higher by {ahead.text()} points")
+            found += [lower.above(texts[-1]), ahead.above(texts[-1])]
         epoch = curves[0].epoch[decay - 1]
         evidence = f"Over the {epoch:g} epochs before the first decay, against the normal path, {'; '.join(texts)}"
-        return all_hold(verdicts), f"{evidence} ({count_seeds(len(curves))})."
+        return ruling(found, evidence)
 
     return _of_hybrid_rows(context, judge_row)
 
@@ -217,9 +194,9 @@ def _final_losses(curves: Sequence[Curve]) -> dict[str, list[np.ndarray]]:
     return {path: [curve.values[path][kept] for curve, kept in zip(curves, last, strict=True)] for path in PATHS}
 
 
-def _compare(losses: Mapping[str, Sequence[np.ndarray]], higher: str, lower: str) -> Gap:
+def _compare(losses: Mapping[str, Sequence[np.ndarray]], higher: str, lower: str) -> Difference:
     """By how much one path's final loss is above another's."""
-    return gap([one - other for one, other in zip(losses[higher], losses[lower], strict=True)])
+    return over_steps([one - other for one, other in zip(losses[higher], losses[lower], strict=True)])
 
 
 def _list_losses(losses: Mapping[str, Sequence[np.ndarray]]) -> str:
@@ -236,9 +213,9 @@ def normal_path_lies_between(context: Context) -> Verdict:
         losses = _final_losses(curves)
         above = {path: _compare(losses, "l3", path) for path in PATHS[:2]}
         low, high = sorted(above, key=lambda path: -above[path].mean)
-        verdict = all_hold([above[low].verdict, _compare(losses, high, "l3").verdict])
         texts = [f"L3 - {path.upper()} = {each.text(3)}" for path, each in above.items()]
-        return verdict, f"Last epoch: {_list_losses(losses)}; {', '.join(texts)} ({count_seeds(len(curves))})."
+        evidence = f"Last epoch: {_list_losses(losses)}; {', '.join(texts)}"
+        return ruling([above[low].above(evidence), _compare(losses, high, "l3").above(evidence)], evidence)
 
     return _of_hybrid_rows(context, judge_row)
 
@@ -277,10 +254,10 @@ def depth_does_not_order_losses(context: Context) -> Verdict:
         (deep, flat), widest = max(found.items(), key=lambda item: item[1].mean)
         layers = ", ".join(f"{path.upper()} {depths[path]}" for path in PATHS)
         evidence = (
-            f"Last epoch: {_list_losses(losses)}; layers: {layers}; {deep.upper()} - {flat.upper()} = {widest.text(3)} "
-            f"({count_seeds(len(curves))})."
+            f"Last epoch: {_list_losses(losses)}; layers: {layers}; {deep.upper()} - {flat.upper()} = {widest.text(3)}"
         )
-        return any_holds([each.verdict for each in found.values()]), evidence
+        statements = [each.above(evidence) for each in found.values()]
+        return ruling(statements, evidence, any_holds([each.verdict for each in statements]))
 
     return _of_hybrid_rows(context, judge_row)
 
@@ -303,106 +280,23 @@ def _dynamic(context: Context, row_id: str) -> list[Row]:
     return found
 
 
-def _matching(context: Context, row_id: str, row: Row) -> list[Row]:
-    """The variants of a row that are to be compared with `row`."""
-    found = [other for other in context.named(row_id) if agree(row, other)]
-    if not found:
-        raise Missing(needed(context, row_id))
-    return found
-
-
-def _source(gaps: Sequence[Gap]) -> str:
-    """Where the spreads of improvements are from."""
-    seeds = min(each.seeds for each in gaps)
-    if seeds > 1:
-        return f"the spread of {count_seeds(seeds)}"
-    return f"one seed, spread unknown: {ONE_SEED_POINTS} points or less count as none"
-
-
-def _signed(found: Gap, decimals: int = 2) -> str:
-    """`+1.20 ± 0.10`; with one seed `+1.20`."""
-    return found.text(decimals) if found.seeds > 1 else signed(found.mean, decimals)
-
-
 @JUDGES.of("c7")
 def domain_teacher_helps_more(context: Context) -> Verdict:
     """mIoU with the GTA5 teacher against the detection teacher's, for each method."""
-    demand_rows(context, *(f"{method}_{teacher}" for method in METHODS for teacher in TEACHERS))
-
-    def judge_row(row: Row) -> Verdict:
-        taught = [each for method in METHODS for each in _matching(context, f"{method}_gta5", row)]
-        pairs = []
-        for each in taught:
-            partner = each["id"].partition("[")[0].replace("_gta5", "_det")
-            pairs += [(each, other) for other in _matching(context, partner, each)]
-        demand_done([each for couple in pairs for each in couple], "miou")
-        gaps = [improvement(context, *couple, "miou") for couple in pairs]
-        texts = [f"{each['label']} {_signed(found)}" for (each, _), found in zip(pairs, gaps, strict=True)]
-        evidence = f"with the GTA5 teacher minus with the detection teacher, mIoU of {', '.join(texts)} points"
-        return all_hold([each.verdict for each in gaps]), f"{evidence} ({_source(gaps)})."
-
-    return over_variants(_dynamic(context, "hybrid_gta5"), judge_row)
+    return compared(context, [(f"{name}_gta5", f"{name}_det") for name in METHODS], "miou", rows=_dynamic)
 
 
 @JUDGES.of("c8")
 def methods_are_in_order(context: Context) -> Verdict:
     """mIoU of hybrid forward > AT > FitNet > no teacher, for each teacher: every better row against every worse one."""
-    demand_rows(context, "baseline", *(f"{method}_{teacher}" for method in METHODS for teacher in TEACHERS))
-
-    def judge_teacher(row: Row, teacher: str) -> tuple[list[Gap], str]:
-        names = [*(f"{method}_{teacher}" for method in METHODS[1:]), "baseline"]
-        ranks = [[row], *(_matching(context, name, row) for name in names)]
-        rows = [each for rank in ranks for each in rank]
-        demand_done(rows, "miou")
-        gaps = [
-            improvement(context, better, worse, "miou")
-            for number, rank in enumerate(ranks)
-            for better in rank
-            for lower in ranks[number + 1 :]
-            for worse in lower
-        ]
-        shown = ", ".join(f"{each['label']} {show_value(each, 'miou', 2)}" for each in rows)
-        return gaps, f"{TEACHERS[teacher]}: {shown}"
-
-    def judge_row(row: Row) -> Verdict:
-        gaps, texts = [], []
-        for teacher in TEACHERS:
-            for own in _matching(context, f"hybrid_{teacher}", row):
-                found, text = judge_teacher(own, teacher)
-                gaps += found
-                texts.append(text)
-        smallest = min(gaps, key=lambda each: each.mean - each.spread)
-        evidence = f"in the claimed order, mIoU with the {'; with the '.join(texts)}"
-        lead = f"smallest lead {_signed(smallest)} points ({_source(gaps)})"
-        return all_hold([each.verdict for each in gaps]), f"{evidence}; {lead}."
-
-    return over_variants(_dynamic(context, "hybrid_gta5"), judge_row)
+    orders = [chain(*(f"{name}_{teacher}" for name in METHODS), "baseline") for teacher in ("gta5", "det")]
+    return compared(context, [pair for order in orders for pair in order], "miou", rows=_dynamic)
 
 
 @JUDGES.of("c9")
 def student_improves_on_teachers_domain(context: Context) -> Verdict:
     """mIoU on GTA5 with the GTA5 teacher against the detection teacher's and against none."""
-    demand_rows(context, "hybrid_gta5", "hybrid_det", "baseline")
-
-    def judge_row(row: Row) -> Verdict:
-        others = _matching(context, "hybrid_det", row) + _matching(context, "baseline", row)
-        demand_done([row, *others], "miou")
-        gaps = [improvement(context, row, other, "miou") for other in others]
-        texts = [
-            f"{_signed(found)} against {show_value(other, 'miou', 2)} of {other['label']}"
-            for other, found in zip(others, gaps, strict=True)
-        ]
-        evidence = f"with the GTA5 teacher mIoU {show_value(row, 'miou', 2)} on GTA5: {', '.join(texts)}"
-        return all_hold([each.verdict for each in gaps]), f"{evidence} ({_source(gaps)})."
-
-    return over_variants(_dynamic(context, "hybrid_gta5"), judge_row)
-
-
-def _most(verdicts: Sequence[str]) -> str:
-    """Whether more than half of the statements hold."""
-    if 2 * verdicts.count(HOLDS) > len(verdicts):
-        return HOLDS
-    return UNKNOWN if 2 * (len(verdicts) - verdicts.count(FAILS)) > len(verdicts) else FAILS
+    return compared(context, chain("hybrid_gta5", ("hybrid_det", "baseline")), "miou", rows=_dynamic)
 
 
 @JUDGES.of("c12")
@@ -417,33 +311,33 @@ def pose_teacher_improves_most(context: Context) -> Verdict:
     names = [metric["name"] for metric in metrics]
 
     def judge_row(row: Row) -> Verdict:
-        (other,) = _matching(context, "baseline", row)[:1]
+        other = beside(context, "baseline", row)
         demand_done([row, other], *names)
         points = {name: improvement(context, row, other, name) for name in names}
-        shares = {}
-        for name, found in points.items():
-            scale = 100 / other["mean"][name] if other["mean"][name] else 0.0
-            shares[name] = Gap(scale * found.mean, scale * found.spread, found.seeds)
-        readings = {_is_largest(found, "mr_reasonable") for found in (points, shares)}
-        largest = readings.pop() if len(readings) == 1 else UNKNOWN
-        most = _most([each.verdict for each in points.values()])
+        shares = {
+            name: found.scaled(100 / other["mean"][name] if other["mean"][name] else 0.0)
+            for name, found in points.items()
+        }
         texts = [
-            f"{metric['printed_as']} {_signed(points[name])} points ({signed(shares[name].mean, 1)} %)"
+            f"{metric['printed_as']} {points[name].text()} points ({signed(shares[name].mean, 1)} %)"
             for metric, name in zip(metrics, names, strict=True)
         ]
-        evidence = f"miss rates are lower than without teacher by: {', '.join(texts)}; {_source([*points.values()])}"
-        differ = "; whether R improves the most depends on counting points or shares" if readings else ""
-        return all_hold([most, largest]), f"{evidence}{differ}."
+        lower = [points[name].above(text) for name, text in zip(names, texts, strict=True)]
+        largest = [_is_largest(found, "mr_reasonable") for found in (points, shares)]
+        readings = [all_hold([each.verdict for each in reading]) for reading in largest]
+        one = readings[0] if readings[0] == readings[1] else UNKNOWN
+        evidence = f"miss rates are lower than without teacher by: {', '.join(texts)}"
+        if readings[0] != readings[1]:
+            evidence += "; whether R improves the most depends on counting points or shares"
+        verdict = all_hold([most_hold([each.verdict for each in lower]), one])
+        return sound(context, ruling([*lower, *largest[0]], evidence, verdict), [row, other])
 
     return over_variants(_dynamic(context, "hybrid_forward"), judge_row)
 
 
-def _is_largest(found: Mapping[str, Gap], name: str) -> str:
-    """Whether one improvement is above all others."""
-    own = found[name]
-    others = [each for other, each in found.items() if other != name]
-    gaps = [Gap(own.mean - each.mean, math.hypot(own.spread, each.spread), own.seeds) for each in others]
-    return all_hold([each.verdict for each in gaps])
+def _is_largest(found: Mapping[str, Difference], name: str) -> list[Statement]:
+    """That one improvement is above each other."""
+    return [found[name].minus(each).above(other) for other, each in found.items() if other != name]
 
 
 def fixed_rows(context: Context, row: Row) -> dict[float, Row]:
@@ -467,19 +361,19 @@ def dynamic_balance_is_best(context: Context) -> Verdict:
 
     def judge_row(row: Row) -> Verdict:
         fixed = fixed_rows(context, row)
-        (none,) = _matching(context, "baseline", row)[:1]
+        none = beside(context, "baseline", row)
         if len(fixed) < 2:
             raise needs
         demand_done([row, none, *fixed.values()], name)
-        below = [improvement(context, row, other, name) for other in fixed.values()]
-        helped = [improvement(context, other, none, name) for other in fixed.values()]
+        below = [improvement(context, row, other, name).above(other["label"]) for other in fixed.values()]
+        helped = [improvement(context, other, none, name).above(other["label"]) for other in fixed.values()]
         best = min(fixed, key=lambda balance: fixed[balance]["mean"][name])
         evidence = (
             f"miss rate R {show_value(row, name, 2)} with the dynamic balance, {show_value(fixed[best], name, 2)} with "
             f"the best of {len(fixed)} fixed ones, {best:g}, and {show_value(none, name, 2)} without teacher"
         )
         verdict = all_hold([*(each.verdict for each in below), any_holds([each.verdict for each in helped])])
-        return verdict, f"{evidence} ({_source([*below, *helped])})."
+        return sound(context, ruling([*below, *helped], evidence, verdict), [row, none, *fixed.values()])
 
     return over_variants(_dynamic(context, "hybrid_forward"), judge_row)
 
@@ -510,21 +404,21 @@ def _balance_pairs(context: Context, row: Row, other: Row) -> list[tuple[Array, 
     return [(one[:length], two[:length]) for one, two in pairs]
 
 
-def _relative(pairs: Sequence[tuple[Array, Array]], part: slice) -> Gap:
+def _relative(pairs: Sequence[tuple[Array, Array]], part: slice) -> Difference:
     """By which share the first balances are above the second ones over some steps."""
-    return gap([(one[part] - two[part]) / two[part].mean() for one, two in pairs])
+    return over_steps([(one[part] - two[part]) / two[part].mean() for one, two in pairs])
 
 
-def _distance(pairs: Sequence[tuple[Array, Array]], first: int = 0) -> Gap:
+def _distance(pairs: Sequence[tuple[Array, Array]], first: int = 0) -> Difference:
     """The mean of the shares by which balances differ, up or down, in `SPANS` equal spans from step `first` on."""
     edges = np.linspace(first, len(pairs[0][0]), SPANS + 1).astype(int)
-    gaps = [_relative(pairs, slice(start, end)) for start, end in zip(edges[:-1], edges[1:], strict=True)]
-    apart, spread = np.mean([abs(each.mean) for each in gaps]), np.mean([each.spread for each in gaps])
-    return Gap(float(apart), float(spread), len(pairs))
+    spans = [_relative(pairs, slice(start, end)) for start, end in zip(edges[:-1], edges[1:], strict=True)]
+    mean, noise, error = np.mean([(abs(each.mean), each.noise, each.error) for each in spans], axis=0).tolist()
+    return replace(spans[0], mean=mean, noise=noise, error=error)
 
 
-def _percent(found: Gap) -> str:
-    return f"{Gap(100 * found.mean, 100 * found.spread, found.seeds).text(1)} %"
+def _percent(found: Difference) -> str:
+    return f"{found.scaled(100).text(1)} %"
 
 
 @JUDGES.of("c10")
@@ -536,13 +430,14 @@ def balance_falls(context: Context) -> Verdict:
         values = list(_balances(context, row).values())
         parts = [(each[: len(each) // 5], each[-(len(each) // 5) :]) for each in values]
         means = [np.mean([part[index].mean() for part in parts]) for index in (0, 1)]
-        fall = gap_of_means(parts)
+        fall = of_means(parts)
         evidence = f"mean balance {means[0]:.3f} over the first fifth of the steps and {means[1]:.3f} over the last"
-        return fall.verdict, f"{evidence}, a fall of {fall.text(3)} ({count_seeds(fall.seeds)})."
+        return sound(context, ruling([fall.above(evidence)], f"{evidence}, a fall of {fall.text(3)}"), [row])
 
     found = {teacher: over_variants(_dynamic(context, f"hybrid_{teacher}"), judge_row) for teacher in TEACHERS}
-    evidence = " ".join(f"{TEACHERS[teacher]}: {text}" for teacher, (_, text) in found.items())
-    return all_hold([verdict for verdict, _ in found.values()]), evidence
+    evidence = " ".join(f"{TEACHERS[teacher]}: {each.evidence}" for teacher, each in found.items())
+    seeds = max((each.seeds for each in found.values() if each.seeds), default=None)
+    return Verdict(all_hold([each.verdict for each in found.values()]), evidence, seeds)
 
 
 @JUDGES.of("c11")
@@ -553,19 +448,17 @@ def balances_differ_only_at_the_start(context: Context) -> Verdict:
     demand_rows(context, "hybrid_det", "hybrid_gta5")
 
     def judge_row(row: Row) -> Verdict:
-        (other,) = _matching(context, "hybrid_gta5", row)[:1]
+        other = beside(context, "hybrid_gta5", row)
         pairs = _balance_pairs(context, row, other)
         first = max(2, round(START * len(pairs[0][0])))
         start, later = _relative(pairs, slice(first)), _distance(pairs, first)
-        larger = Gap(start.mean - MUCH, start.spread, start.seeds).verdict
-        same = Gap(SAME - later.mean, later.spread, later.seeds).verdict
         evidence = (
             f"over the first {first} of {len(pairs[0][0])} steps the balance with the detection teacher differs from "
             f"that with the GTA5 teacher by {_percent(start)} (much larger: above {100 * MUCH:+.0f} %), later up or "
-            f"down by {_percent(later).lstrip('+')} on average (about the same: below {100 * SAME:.0f} %; "
-            f"{count_seeds(start.seeds)})."
+            f"down by {_percent(later).lstrip('+')} on average (about the same: below {100 * SAME:.0f} %)"
         )
-        return all_hold([larger, same]), evidence
+        verdict = ruling([start.above(evidence, MUCH), later.within(evidence, SAME)], evidence)
+        return sound(context, verdict, [row, other])
 
     return over_variants(_dynamic(context, "hybrid_det"), judge_row)
 
@@ -590,15 +483,15 @@ def model_gap_is_not_serious(context: Context) -> Verdict:
     demand_rows(context, "hybrid_forward", "hybrid_resnet50")
 
     def judge_row(row: Row) -> Verdict:
-        (other,) = _matching(context, "hybrid_forward", row)[:1]
+        other = beside(context, "hybrid_forward", row)
         pairs = _balance_pairs(context, row, other)
         first, last = middle_steps(context, len(pairs[0][0]))
         apart, middle = _distance(pairs), _relative(pairs, slice(first - 1, last))
         evidence = (
             f"the balances of {row['student']} and {other['student']} differ by {_percent(apart).lstrip('+')} on "
             f"average (nearly coinciding: below {100 * SAME:.0f} %); in steps {first} to {last} the first differs from "
-            f"the second by {_percent(middle)} ({count_seeds(apart.seeds)})."
+            f"the second by {_percent(middle)}"
         )
-        return all_hold([Gap(SAME - apart.mean, apart.spread, apart.seeds).verdict, middle.verdict]), evidence
+        return sound(context, ruling([apart.within(evidence, SAME), middle.above(evidence)], evidence), [row, other])
 
     return over_variants(_dynamic(context, "hybrid_resnet50"), judge_row)
