@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -203,8 +203,8 @@ def _telling_method(settings: Mapping[str, Any]) -> Config:
     return {key: _telling_method(value) if isinstance(value, Mapping) else value for key, value in told.items()}
 
 
-def semantics(config: Mapping[str, Any]) -> Config:
-    """Everything that a settled cell's numbers depend on, and nothing else."""
+def _decisive(config: Mapping[str, Any]) -> Config:
+    """Everything that a settled cell's numbers depend on by itself, without what it needs."""
     student, dataset, schedule, teacher = (config[key] for key in ("student", "dataset", "schedule", "teacher"))
     given = student["checkpoint"] or student["pretrained"]
     length = {key: value for key, value in schedule.items() if key != "evaluate_every"}
@@ -214,11 +214,7 @@ def semantics(config: Mapping[str, Any]) -> Config:
         length = {key: value for key, value in length.items() if key not in ("momentum", "nesterov")}
     if schedule["epochs"] == 0:
         length = {"epochs": 0}
-    needs: dict[str, str] = {}
-    for name, need in needs_of(config).items():
-        needs[name] = identity(need.config) if isinstance(need, Need) else content_hash(need, f"{name}.checkpoint")
     return {
-        "version": IDENTITY_VERSION,
         "student": {
             "network": _network_content(student["network"]),
             "checkpoint": content_hash(Path(student["checkpoint"]), "checkpoint") if student["checkpoint"] else None,
@@ -227,13 +223,22 @@ def semantics(config: Mapping[str, Any]) -> Config:
         "teacher": {"network": _network_content(teacher["network"]), "norm": teacher["norm"]}
         if teacher["network"]
         else None,
-        "dataset": _telling(content(dataset), Dataset),
-        "method": _telling_method(config["method"]),
-        "schedule": _telling(length, Schedule),
+        "dataset": content(dataset),
+        "method": config["method"],
+        "schedule": length,
         "precision": config["precision"],
         "seed": None if given and schedule["epochs"] == 0 else config["seed"],
-        "needs": needs,
     }
+
+
+def semantics(config: Mapping[str, Any]) -> Config:
+    """Everything that a settled cell's numbers depend on, and nothing else."""
+    needs: dict[str, str] = {}
+    for name, need in needs_of(config).items():
+        needs[name] = identity(need.config) if isinstance(need, Need) else content_hash(need, f"{name}.checkpoint")
+    told = _decisive(config)
+    told |= {"dataset": _telling(told["dataset"], Dataset), "schedule": _telling(told["schedule"], Schedule)}
+    return {"version": IDENTITY_VERSION, **told, "method": _telling_method(told["method"]), "needs": needs}
 
 
 def identity(config: Mapping[str, Any]) -> str:
@@ -241,3 +246,55 @@ def identity(config: Mapping[str, Any]) -> str:
     told = _canonical(semantics(settle(config)), "")
     text = json.dumps(told, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _dotted(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _decisive_keys(config: Mapping[str, Any]) -> Config:
+    """Dotted key -> value of all that a settled cell's numbers depend on but its seed.
+
+    What it needs comes under the need's name: `teacher.schedule.lr` is the learning rate of the teacher's training.
+    """
+    found = dict(_dotted(_decisive(config)))
+    del found["seed"]
+    try:
+        needs = needs_of(config)
+    except UserError:  # such as a teacher whose weights only the command line can name
+        needs = {}
+    for name, need in needs.items():
+        if isinstance(need, Path):
+            found[f"{name}.checkpoint"] = content_hash(need, f"{name}.checkpoint")
+        else:
+            own = _decisive_keys(need.config)
+            found |= {f"{name}.{key.removeprefix('student.')}": value for key, value in own.items()}
+    return found
+
+
+def differences(config: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The keys in which two settled cells differ, seeds aside, with the values of both; none if they are the same cell.
+
+    Keys of a dataset, method or network of another name follow from the name, and what a need shares with the cell is
+    said once.
+
+    Args:
+        config: A settled config.
+        reference: Another one.
+
+    Returns:
+        Dotted key -> [value, value in the reference]; None where one lacks the key.
+    """
+    ours, theirs = _decisive_keys(config), _decisive_keys(reference)
+    found = {key: [ours.get(key), theirs.get(key)] for key in ours | theirs if ours.get(key) != theirs.get(key)}
+
+    def is_told(key: str) -> bool:
+        group, _, leaf = key.rpartition(".")
+        inner = key.partition(".")[2]
+        return (leaf != "name" and f"{group}.name" in found) or (inner in found and found[inner] == found[key])
+
+    return {key: values for key, values in found.items() if not is_told(key)}

@@ -25,7 +25,7 @@ from experiments.cell import check_writable, is_first, world_size
 from experiments.checking import known_keys, plain, unknown
 from experiments.groups import choices
 from experiments.launch import ByLauncher, Report, SideBySide, refresh
-from experiments.meaning import identity, needed_cells, settle
+from experiments.meaning import differences, identity, needed_cells, settle
 from experiments.plan import Config, Job, plan_lines
 from experiments.schema import Config as Schema
 from experiments.schema import is_group, sign, with_recipe
@@ -329,11 +329,18 @@ class Table:
         """One setting of all axes with what it brings along."""
         return with_recipe({"table": self.name, **chosen}, self.dataset, self.stand_in)
 
+    def _differs(self, shown: Shown) -> dict[str, list[Any]]:
+        """In which settings a row differs from what the table's own file means by it at scale=paper."""
+        own = shown.row.overrides.items()
+        single = {key: shown.axes[key] if shown.axes.get(key) in values else values[0] for key, values in own}
+        overrides = with_recipe({"table": self.name, "scale": "paper", **single}, self.dataset)
+        return differences(shown.config, settle(plain(self.compose(unparse(overrides)))))
+
     def write(self, output_root: str, scale: str) -> Path:
         """Renders what there are results of; returns the folder."""
         from tables.render import write_table
 
-        rows = [shown.entry() for shown in self.rendered(output_root)]
+        rows = [{**shown.entry(), "differs": self._differs(shown)} for shown in self.rendered(output_root)]
         return write_table(self.name, rows, output_root, scale, self.shown[-1].config["dataset"]["name"])
 
     def _expand(self, row: Row) -> list[Shown]:

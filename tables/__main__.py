@@ -83,7 +83,7 @@ def printed_rows(record: TableRecord) -> list[dict[str, Any]]:
     kept = ("role", "method", "teacher", "student")
     return [
         {"id": row["id"], "label": row["row"], **{key: row[key] for key in kept}, "ours": row.get("ours", False)}
-        | {"printed": row["id"], "axes": {}, "cells": [{"id": "none", "seed": 0}]}
+        | {"printed": row["id"], "differs": {}, "axes": {}, "cells": [{"id": "none", "seed": 0}]}
         for row in record.rows
     ]
 

@@ -19,7 +19,14 @@ from tables.records import TableRecord, find_table, metric_label
 Json = dict[str, Any]
 
 SYNONYMS = {"map": "ap"}  # papers' names of metrics that results know by another one
-_CUTS = ("subset", "validation")  # keys of a dataset that leave images out
+SHOWN = 4  # differing settings that the banner names
+# What makes up a recipe, in words.
+UNSTATED = {
+    "optimizer": "optimizer",
+    "lr": "learning rate",
+    "schedule.total": "length of training",
+    "batch_size": "batch size",
+}
 
 
 def collect(
@@ -36,38 +43,41 @@ def collect(
         rows: id, label, role, method, teacher, student, ours, printed (id of the printed row or None), axes
             (key -> value) and cells (id, seed) of each row; a row that only cites a number has no cells. A row with
             `evaluation` takes its numbers from the cells' scores of that name on other data; a row with `optional` is
-            left out while none of its cells has been done or has failed.
+            left out while none of its cells has been done or has failed. `differs` has, by key, the values of a row and
+            of the table's own at scale=paper, where they are not the same.
         output_root: Where `cells/` is.
         scale: The scale of the run.
         dataset: The run's dataset; None takes it from the results.
 
     Returns:
-        table, paper, scale, dataset, comparable, banner (the same in words), reported, metrics, rows, claims.
+        table, paper, scale, dataset, comparable, banner (the same in words), differs, reported, metrics, rows, claims.
 
     Raises:
         UserError: There is no such table or printed row, or rows do not say which they are.
     """
     record = find_table(name)
-    if not all("printed" in row for row in rows):
+    if not all({"printed", "differs"} <= row.keys() for row in rows):
         raise UserError(f"table={name}: its rows do not say which printed ones they are; run the table again")
     rows = [row for row in rows if is_shown(row, output_root)]
     ids = {cell["id"] for row in rows for cell in row["cells"]}
     results = read_results(output_root, ids)
     collected = [_collect_row(record, row, output_root, results) for row in rows]
+    differing = differences([row for row in collected if row["cells"]])
+    comparable = bool(results) and not differing
     if dataset is None:
         # A teacher may have been trained on other data than the table is about.
         students_first = sorted(collected, key=lambda row: row["role"] == "teacher")
         configs = [_config(results.get(cell["id"], {})) for row in students_first for cell in row["cells"]]
         dataset = next((config["dataset"]["name"] for config in configs if config), None)
-    reasons = differences(record, collected, results, scale, dataset)
-    context = Context(record, collected, results, Path(output_root), comparable=not reasons)
+    context = Context(record, collected, results, Path(output_root), comparable=comparable)
     return {
         "table": name,
         "paper": record.paper,
         "scale": scale,
         "dataset": dataset,
-        "comparable": not reasons,
-        "banner": banner(reasons, scale, dataset),
+        "comparable": comparable,
+        "banner": banner(record, differing, bool(results), scale),
+        "differs": differing,
         "reported": record.reported,
         "metrics": _metrics(record, [*results.values(), *_evaluations(rows, output_root)]),
         "rows": collected,
@@ -120,6 +130,7 @@ def _collect_row(
     return {
         **measured_row(row, names, output_root, results),
         "printed_row": printed["row"] if printed else None,
+        "differs": row["differs"],
         "paper": {name: printed["values"].get(name) if printed else None for name in names},
     }
 
@@ -233,76 +244,32 @@ def network_key(name: str) -> str:
     return f"fasterrcnn_{name.removeprefix('fpn_')}" if name.startswith("fpn_") else name
 
 
-def differences(
-    record: TableRecord,
-    rows: Sequence[Mapping[str, Any]],
-    results: Mapping[str, Mapping[str, Any]],
-    scale: str,
-    dataset: str | None,
-) -> list[str]:
-    """Why a run's numbers cannot be compared with the printed ones; nothing if they can."""
-    reasons: list[str] = []
-    if dataset is None:
-        return ["there are no results yet"]
-    trained_on = record.datasets
-    if any(row["evaluation"] for row in rows):
-        # The table's own data are those of the evaluation.
-        trained_on = [str(protocol["dataset"]) for protocol in record.protocols]
-    if dataset == "scenes":
-        reasons.append(f"scale={scale} trains {'slim ' if scale == 'mini' else ''}networks on embedded data")
-    elif dataset not in map(dataset_key, trained_on):
-        named = " or ".join(name.split(" (")[0] for name in trained_on)
-        reasons.append(f"dataset={dataset} is not the paper's {named}")
-    if scale == "fast":
-        reasons.append("scale=fast shortens the schedule")
-    elif scale != "paper" and dataset != "scenes":
-        reasons.append(f"scale={scale} is not the paper's setting")
-    if reasons:
-        return reasons
-    varied = sorted({key for row in rows for key in row["axes"]})
-    if varied:
-        reasons.append(f"the run varies {', '.join(varied)}")
-    settings = {
-        reason
-        for row in rows
-        for cell in row["cells"]
-        if cell["id"] in results
-        for reason in _settings_changed(record, row, _config(results[cell["id"]]))
-    }
-    return reasons + sorted(settings)
+def differences(rows: Sequence[Mapping[str, Any]]) -> list[Json]:
+    """The settings in which rows differ from the table's own at scale=paper: key, ours, paper, ids of the rows."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        for key, (own, papers) in row["differs"].items():
+            found.setdefault((key, _shown(own), _shown(papers)), []).append(row["id"])
+    return [{"key": key, "ours": own, "paper": papers, "rows": ids} for (key, own, papers), ids in found.items()]
 
 
-def _settings_changed(record: TableRecord, row: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """What one cell does differently from what the paper states."""
-    schedule, teacher = config.get("schedule", {}), config.get("teacher", {})
-    data = {"dataset": config.get("dataset", {})}
-    if not teacher.get("checkpoint"):
-        data["teacher.dataset"] = teacher.get("dataset") or {}
-    reasons = [f"{key}.{name}={each[name]}" for key, each in data.items() for name in _CUTS if each.get(name)]
-    if data.get("teacher.dataset", {}).get("name") == "scenes":
-        reasons.append("teacher.dataset.name=scenes")
-    # A row that the paper does not print has no networks to differ from.
-    for key in ("teacher", "student") if row["printed_row"] else ():
-        printed = {network_key(line[key]) for line in record.rows if line[key]}
-        if row[key] and row[key] not in printed:
-            reasons.append(f"{key}={row[key]} is not the paper's {' or '.join(sorted(printed))}")
-    if row["role"] == "teacher" or not (schedule.get("epochs") or schedule.get("iterations")):
-        return reasons
-    if len(record.protocols) == 1:
-        protocol = record.protocols[0]
-        unit = protocol["schedule"]["unit"]
-        stated = {"lr": protocol["lr"], "batch_size": protocol["batch_size"], unit: protocol["schedule"]["total"]}
-        for key, value in stated.items():
-            own = schedule.get(key)
-            if isinstance(value, int | float) and isinstance(own, int | float) and not math.isclose(value, own):
-                reasons.append(f"schedule.{key}={own} instead of {value}")
-    return reasons
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def banner(reasons: Sequence[str], scale: str, dataset: str | None) -> str:
+def banner(record: TableRecord, differing: Sequence[Mapping[str, Any]], measured: bool, scale: str) -> str:
     """In words, whether the numbers can be compared with the paper's."""
-    if reasons:
-        return f"These numbers are not comparable with the paper: {'; '.join(reasons)}."
-    return (
-        f"These numbers are comparable with the paper: scale={scale} on dataset={dataset}, settings as it prints them."
-    )
+    if not measured:
+        return "These numbers are not comparable with the paper: there are no results yet."
+    ours = _and([UNSTATED[key] for key in UNSTATED if key in record.unstated])
+    recipe = f" The paper does not print its {ours}: there the recipe is ours." if ours else ""
+    if not differing:
+        return f"These numbers are comparable with the paper: all settings are the table's own at scale=paper.{recipe}"
+    told = [f"{each['key']}={each['ours']} instead of {each['paper']}" for each in differing[:SHOWN]]
+    if len(differing) > SHOWN:
+        told.append(f"and {len(differing) - SHOWN} more settings that are listed")
+    return f"These numbers are not comparable with the paper: scale={scale}, {', '.join(told)}.{recipe}"
+
+
+def _and(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

@@ -143,6 +143,11 @@ class TableRecord:
         return max((protocol.get("seeds") or {}).get("runs", 1) for protocol in self.protocols)
 
     @property
+    def unstated(self) -> set[str]:
+        """The settings that one of the protocols leaves open, as they spell them."""
+        return {str(name) for protocol in self.protocols for name in protocol.get("unstated", ())}
+
+    @property
     def figures(self) -> list[Mapping[str, Any]]:
         """The figures that show the same experiments, or that a claim names beside this table."""
         applied = [set(protocol["applies_to"]) for protocol in self.document["protocols"].values()]

@@ -205,6 +205,16 @@ def spread_notes(table: Mapping[str, Any]) -> list[str]:
     return notes
 
 
+def differing(table: Mapping[str, Any]) -> list[str]:
+    """The settings that are not the table's own at scale=paper, and in which rows where not in all."""
+    count = sum(bool(row["cells"]) for row in table["rows"])
+    return [
+        f"{each['key']} {each['ours']} ({each['paper']})"
+        + ("" if len(each["rows"]) == count else f" in {', '.join(each['rows'])}")
+        for each in table["differs"]
+    ]
+
+
 # Formats
 
 
@@ -258,6 +268,8 @@ def as_markdown(record: TableRecord, table: Mapping[str, Any]) -> str:
     text += [f"**{table['banner']}**", "", *markdown_grid(lines, left=2), ""]
     notes = [*filter(None, [record.table.get("expect")]), *spread_notes(table)]
     text += [*notes, ""] if notes else []
+    if found := differing(table):
+        text += [f"Other than the table's own at scale=paper: {'; '.join(found)}.", ""]
     text += [
         f"- **{each['verdict']}** {each['id']}: {_clean(each['claim'])}. {_clean(each['evidence'])}"
         for each in table["claims"]
@@ -274,7 +286,7 @@ def as_csv(table: Mapping[str, Any]) -> str:
     printed = "paper" in table
     own = ("id", "label", "role", "method", "teacher", "student")
     whole = {key: table[key] for key in ("comparable", "scale", "dataset") if key in table}
-    columns = [*own, *(["proposed"] if printed else []), *axes, "seeds", "done"]
+    columns = [*own, *(["proposed", "differs"] if printed else []), *axes, "seeds", "done"]
     for name in names:
         columns += [f"{name}_mean", f"{name}_std"]
         columns += [f"{name}_paper", f"{name}_paper_spread"] if printed else []
@@ -282,7 +294,7 @@ def as_csv(table: Mapping[str, Any]) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([*columns, *whole])
     for row in table["rows"]:
-        line = [row[key] for key in own] + ([row["ours"]] if printed else [])
+        line = [row[key] for key in own] + ([row["ours"], " ".join(row["differs"])] if printed else [])
         line += [row["axes"].get(key) for key in axes]
         line += [len(row["cells"]), sum(cell["status"] == "done" for cell in row["cells"])]
         for name in names:
@@ -320,6 +332,7 @@ def as_latex(record: TableRecord, table: Mapping[str, Any]) -> str:
     heads = [rf"\multicolumn{{2}}{{c}}{{{escape_latex(heading(metric))}}}" for metric in table["metrics"]]
     lines = [
         "% Needs \\usepackage{booktabs}.",
+        *(f"% other than the table's own at scale=paper: {' '.join(line.split())}" for line in differing(table)),
         r"\begin{table}",
         r"  \centering",
         rf"  \caption{{{escape_latex(record.table['caption'])}. {escape_latex(table['banner'])}}}",
@@ -395,6 +408,7 @@ def as_html(
         rows=rows,
         headings=[heading(metric) for metric in table["metrics"]],
         notes=spread_notes(table),
+        differing=differing(table),
         plots=plots,
         tally=_tally(table),
         open_note=open_note(table),

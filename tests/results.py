@@ -77,6 +77,7 @@ def make_row(
         **known,
         "printed": None if printed is None else row_id,
         "axes": dict(axes or {}),
+        "differs": {"dataset.name": ["scenes", "imagenet"]},
         "cells": [{"id": f"{cell_id}-s{seed}", "seed": seed} for seed in seeds],
         **changes,
     }

@@ -251,58 +251,6 @@ def test_the_lowest_miss_rate_is_bold(tmp_path: Path) -> None:
 SEG = {"lr": 0.001, "batch_size": 8, "epochs": None, "iterations": 40000}
 
 
-@pytest.mark.parametrize(
-    ("scale", "dataset", "changes", "words"),
-    [
-        ("paper", "cityscapes", {}, None),
-        ("paper", "cityscapes", {"schedule": {**SEG, "iterations": 4000}}, "schedule.iterations=4000 instead of 40000"),
-        ("paper", "cityscapes", {"schedule": {"lr": 0.001, "batch_size": 8, "epochs": 100}}, None),
-        ("paper", "cityscapes", {"schedule": {**SEG, "lr": 0.01}}, "schedule.lr=0.01 instead of 0.001"),
-        ("paper", "cityscapes", {"dataset": {"subset": 100}}, "dataset.subset=100"),
-        ("paper", "cityscapes", {"teacher": {"dataset": {"name": "scenes"}}}, "teacher.dataset.name=scenes"),
-        ("paper", "cityscapes", {"teacher": {"dataset": {"name": "gta5", "subset": 9}}}, "teacher.dataset.subset=9"),
-        ("paper", "cityscapes", {"teacher": {"dataset": {"subset": 9}, "checkpoint": "teacher.pth"}}, None),
-        ("paper", "segfolder", {}, "dataset=segfolder is not the paper's CityScapes"),
-        ("paper", "gta5", {}, "dataset=gta5 is not the paper's CityScapes"),
-        ("mini", "scenes", {}, "embedded data"),
-        ("fast", "cityscapes", {}, "scale=fast"),
-    ],
-)
-def test_comparable(tmp_path: Path, scale: str, dataset: str, changes: Json, words: str | None) -> None:
-    config = {
-        "dataset": {"name": dataset},
-        "schedule": SEG,
-        "teacher": {"dataset": None, "checkpoint": None},
-        **changes,
-    }
-    for name in ("cityscapes_teachers", "gta5_teachers"):
-        row = make_row(name, "hybrid_det")
-        if name == "gta5_teachers":
-            row["evaluation"] = "gta5"
-        write_dense(tmp_path, "hybrid_det-s0", {"miou": 60.0}, evaluation={"miou": 33.0}, config=config)
-        table = collect(name, [row], tmp_path, scale, dataset)
-        assert table["comparable"] is (words is None), table["banner"]
-        assert words is None or words in table["banner"]
-
-
-def test_the_run_is_about_the_students_data(tmp_path: Path) -> None:
-    rows = make_gta5(tmp_path)[:2]
-    for row, dataset in zip(rows, ("gta5", "cityscapes"), strict=True):
-        config = {"dataset": {"name": dataset}, "schedule": SEG}
-        write_dense(tmp_path, row["cells"][0]["id"], {}, evaluation={"miou": 1.0}, config=config)
-    table = collect("gta5_teachers", rows, tmp_path, "paper")
-    assert (table["dataset"], table["comparable"]) == ("cityscapes", True)
-
-
-def test_a_row_that_is_not_printed_has_no_network_to_keep(tmp_path: Path) -> None:
-    config = {"dataset": {"name": "citypersons"}}
-    rows = make_pedestrians(tmp_path, (0,), config=config)
-    assert collect("citypersons_pose", rows, tmp_path, "paper")["comparable"]
-    rows[0]["student"] = "fasterrcnn_resnet18"
-    banner = collect("citypersons_pose", rows, tmp_path, "paper")["banner"]
-    assert "student=fasterrcnn_resnet18 is not the paper's fasterrcnn_mobilenet_v1" in banner
-
-
 # Claims
 
 

@@ -332,41 +332,44 @@ def test_axes_are_rows_of_their_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scale", "dataset", "config", "words"),
+    ("differs", "words"),
     [
-        ("paper", "imagenet", {}, None),
-        ("paper", "cifar100", {}, "dataset=cifar100 is not the paper's ImageNet"),
-        ("paper", "scenes", {}, "embedded data"),
-        ("fast", "imagenet", {}, "scale=fast shortens the schedule"),
-        ("mini", "scenes", {}, "scale=mini trains slim networks on embedded data"),
-        ("mini", "imagenet", {}, "scale=mini"),
-        ("paper", "imagenet", {"dataset": {"name": "imagenet", "subset": 1000}}, "dataset.subset=1000"),
-        ("paper", "imagenet", {"schedule": {"epochs": 9, "lr": 0.3, "batch_size": 256}}, "schedule.lr=0.3"),
+        ({}, ": all settings are the table's own at scale=paper."),
+        ({"schedule.lr": [0.3, 0.1]}, ": scale=fast, schedule.lr=0.3 instead of 0.1."),
+        ({f"method.key{i}": [i, None] for i in range(6)}, "method.key3=3 instead of null, and 2 more settings"),
     ],
 )
-def test_comparable_only_with_the_papers_settings(
-    tmp_path: Path, scale: str, dataset: str, config: Json, words: str | None
-) -> None:
-    schedule = {"epochs": 100, "lr": 0.1, "batch_size": 256, "policy": "step"}
-    settings = {"dataset": {"name": dataset, "subset": None, "validation": 0.0}, "schedule": schedule, **config}
-    rows = make_run(tmp_path, (0,), config=settings)[:2]
-    folder = write_table(NAME, rows, tmp_path, scale, dataset)
+def test_every_rendering_says_what_differs(tmp_path: Path, differs: Json, words: str) -> None:
+    first, second = make_run(tmp_path, (0,))[:2]
+    rows = [{**first, "differs": differs}, {**second, "differs": {}}]
+    folder = write_table(NAME, rows, tmp_path, "fast", "imagenet")
     table = json.loads((folder / "table.json").read_text())
-    assert table["comparable"] is (words is None)
-    sentence = f"These numbers are {'' if words is None else 'not '}comparable with the paper"
+    assert table["comparable"] is (not differs)
+    sentence = f"These numbers are {'not ' if differs else ''}comparable with the paper"
+    assert sentence in table["banner"] and words in table["banner"]
     for file in ("table.md", "table.tex", "index.html", "table.json"):
-        assert sentence in (folder / file).read_text(), file
-    assert words is None or words in table["banner"]
-    assert {line["comparable"] for line in csv.DictReader((folder / "table.csv").read_text().splitlines())} == {
-        str(words is None)
-    }
+        text = (folder / file).read_text().replace(r"\_", "_")
+        assert sentence in text, file
+        assert all(key in text and f"in {first['id']}" in text or file == "table.json" for key in differs), file
+    lines = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
+    assert [line["differs"] for line in lines] == [" ".join(differs), ""]
+    assert {line["comparable"] for line in lines} == {str(not differs)}
 
 
-def test_another_network_is_not_comparable(tmp_path: Path) -> None:
-    rows = [make_row(NAME, "baseline", student="resnet20")]
-    write_cell(tmp_path, "baseline-s0", {"top1": 1.0, "top5": 2.0}, config={"dataset": {"name": "imagenet"}})
-    table = collect(NAME, rows, tmp_path, "paper")
-    assert "student=resnet20 is not the paper's mobilenet_v1" in table["banner"]
+def test_without_results_nothing_is_comparable(tmp_path: Path) -> None:
+    banner = collect(NAME, [make_row(NAME, "kd")], tmp_path, "paper")["banner"]
+    assert "not comparable" in banner and "no results yet" in banner
+
+
+def test_a_recipe_that_no_paper_prints_is_said_to_be_ours(tmp_path: Path) -> None:
+    for name, words in (
+        ("stage_count", "does not print its optimizer, learning rate, length of training"),
+        (NAME, None),
+    ):
+        row = make_row(name, find_table(name).rows[0]["id"])
+        write_cell(tmp_path, row["cells"][0]["id"], {"top1": 1.0})
+        banner = collect(name, [row], tmp_path, "paper")["banner"]
+        assert words is None or words in banner
 
 
 def test_rows_that_are_not_printed(tmp_path: Path) -> None:

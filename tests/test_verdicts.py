@@ -354,7 +354,7 @@ def test_the_size_of_a_printed_lead_counts_where_numbers_compare(tmp_path: Path)
         top1 = {"student": 68.0, "stages_1": 68.0}.get(row["id"], 69.6)
         write_cell(tmp_path, row["cells"][0]["id"], {"top1": top1}, test_size=10**6, num_classes=100, config=config)
     assert judged(tmp_path, "stage_count", rows)["c6"]["verdict"] == "holds"
-    table = collect("stage_count", rows, tmp_path, "paper", "cifar100")
+    table = collect("stage_count", [{**row, "differs": {}} for row in rows], tmp_path, "paper", "cifar100")
     claim = next(claim for claim in table["claims"] if claim["id"] == "c6")
     assert table["comparable"], table["banner"]
     assert claim["verdict"] == "fails" and "(printed +4.7, 50 % of that counts)" in claim["evidence"]
