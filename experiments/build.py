@@ -30,6 +30,7 @@ from kt.methods import Method, build_method, find_method
 from kt.models import NETWORKS, build_network
 from kt.models.checkpoints import load_backbone, load_weights
 from kt.settings import METHODS as SETTINGS
+from kt.settings import device_batch
 from kt.stages import IMAGENET, head_of
 from kt.students import load_student
 from kt.train import fit, images_per_second, phase_records
@@ -52,7 +53,8 @@ def build_classifier(
 
 def read_data(config: Mapping[str, Any], dataset: Mapping[str, Any], device: torch.device) -> Data:
     """Loaders and scores of a dataset, for this process."""
-    options: dict[str, Any] = {"batch_size": config["schedule"]["batch_size"], "seed": config["seed"]}
+    options: dict[str, Any] = {key: config["schedule"][key] for key in ("batch_size", "device_batch")}
+    options["seed"] = config["seed"]
     options |= {"rank": ranks.rank(), "world": ranks.world_size(), "cache_root": Path(config["output_root"]) / "cache"}
     if dataset["task"] == "classification":
         return build_data(dataset, config["data_root"], device=device, **options)
@@ -214,6 +216,7 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
         "labels": metric_labels(spec.num_classes) if spec.task == "classification" else {},
         "images_per_second": images_per_second(folder),
         "phases": phase_records(folder, schedule["batch_size"]),
+        "device_batch": device_batch(schedule, ranks.world_size()),
         "peak_memory": peak_memory(device),
         "dataset_fingerprint": spec.fingerprint,
         "wandb_id": run.id if run else None,

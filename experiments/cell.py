@@ -33,7 +33,7 @@ from kt.files import write_json, write_text
 from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS
 from kt.ranks import launched as world_size
 from kt.ranks import launched_first as is_first
-from kt.settings import METHODS, Dataset, Need
+from kt.settings import METHODS, Dataset, Need, accumulates, check_accumulation, count_passes, device_batch
 from kt.store import (
     cells_of,
     evaluation_file,
@@ -49,7 +49,7 @@ from kt.store import (
 Config = dict[str, Any]
 
 # Raise it when the same config comes to mean another computation: results of older code are then not taken for new.
-IDENTITY_VERSION = 3
+IDENTITY_VERSION = 4
 
 NO_TEACHER: Config = {
     "network": None,
@@ -106,6 +106,21 @@ def _check_task(network: Config, dataset: Config, key: str) -> None:
         raise UserError(f"{key}={name}: not a network for {task}{nearest(name, fitting)}; choose {', '.join(fitting)}")
 
 
+def _check_batch(config: Config) -> None:
+    """Refuses an update that the processes cannot share, or that this training cannot accumulate.
+
+    Raises:
+        UserError: Names the key.
+    """
+    schedule, network = config["schedule"], config["student"]["network"]
+    if schedule["epochs"] == 0:
+        return
+    passes = count_passes(schedule["batch_size"], schedule["device_batch"], world_size())
+    # Nobody knows what the losses of a network from a config of its own are divided by.
+    exact = accumulates(config["method"]) and network["name"] != CONFIG_NETWORK
+    check_accumulation(passes, exact, config["dataset"]["task"])
+
+
 def settle(config: Mapping[str, Any]) -> Config:
     """The config of the cell that a command means: unused parts emptied, widths filled in, a teacher turned student.
 
@@ -129,6 +144,7 @@ def settle(config: Mapping[str, Any]) -> Config:
         return need
     method, dataset = settled["method"]["name"], settled["dataset"]
     _check_task(settled["student"]["network"], dataset, "student")
+    _check_batch(settled)
     if dataset["task"] != "classification" and not METHODS[method].dense:
         able = ", ".join(name for name, kind in METHODS.items() if kind.dense)
         raise UserError(f"method={method}: teaches classifiers only; for {dataset['task']} choose {able}")
@@ -293,7 +309,10 @@ def semantics(config: Mapping[str, Any]) -> Config:
     student, dataset, schedule, teacher = (config[key] for key in ("student", "dataset", "schedule", "teacher"))
     given = student["checkpoint"] or student["pretrained"]
     kept = {key: dataset[key] for key in (*Dataset.COMMON, *Dataset.OWN.get(dataset["name"], ()))}
-    length = {key: value for key, value in schedule.items() if key != "evaluate_every"}
+    length = {key: value for key, value in schedule.items() if key not in ("evaluate_every", "device_batch")}
+    # How many processes share an update is of no account; how many images one normalisation sees is.
+    if schedule["epochs"] != 0 and (images := device_batch(schedule, world_size())) < schedule["batch_size"]:
+        length["device_batch"] = images
     if schedule["policy"] != "step":
         length = {key: value for key, value in length.items() if key not in ("milestones", "gamma")}
     if schedule["optimizer"] != "sgd":

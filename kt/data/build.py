@@ -116,6 +116,7 @@ def build_data(
     batch_size: int,
     seed: int,
     device: torch.device,
+    device_batch: int | None = None,
     rank: int = 0,
     world: int = 1,
     workers: int | None = None,
@@ -127,9 +128,10 @@ def build_data(
         dataset: `name`, `num_classes`, `image_size`, `subset`, `validation`, `augmentation`, `style`, `train_size`,
             `test_size`, `folder`, `resident`, as in `conf/dataset`.
         data_root: Where real datasets lie.
-        batch_size: Images a batch on this process.
+        batch_size: Images of an update, over all processes and passes.
         seed: Of order and augmentation (never of the split or of the embedded images).
         device: Where batches go.
+        device_batch: Images of a pass; None is the batch size over the processes.
         rank, world: This process among all.
         workers: Loading processes of sets that stream from disk; by default one per core, eight at most.
         cache_root: Where drawn images may be kept.
@@ -160,7 +162,8 @@ def build_data(
         chosen = np.setdiff1d(chosen, held_out)
     size = dataset["image_size"]
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
-    common: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "device": device, "rank": rank, "world": world}
+    common: dict[str, Any] = {"batch_size": batch_size, "device_batch": device_batch, "seed": seed, "device": device}
+    common |= {"rank": rank, "world": world}
     resident = dataset["resident"]
     train = _loader(source.train, chosen, size, augmentation, True, resident, workers, common)
     held = source.train if len(held_out) else source.test

@@ -40,6 +40,7 @@ from kt.data.gta5 import read_gta5
 from kt.data.loaders import _mix, epoch_order
 from kt.errors import UserError, nearest
 from kt.evaluation.miss_rate import Pedestrians, miss_rates
+from kt.settings import count_passes
 
 Batch = dict[str, Any]
 Reader = Callable[[Mapping[str, Any], Path, Path | None], Source]
@@ -115,12 +116,13 @@ class DenseLoader:
     Args:
         dataset: Of mmdet or mmseg; a sample has `inputs`, uint8 (3, h, w) in BGR, and `data_samples`.
         indices: Samples that take part.
-        batch_size: Images a batch.
+        batch_size: Images of an update, over all processes and passes.
         shuffle: Training order; False for evaluation.
         seed: Of order and augmentation.
         rank, world: This process among all.
         workers: Loading processes; 0 loads in this one.
         unaugmented: Opens the same samples without augmentation, where there is one; opened when first asked for.
+        device_batch: Images of a pass, see `kt.settings.count_passes`.
     """
 
     def __init__(
@@ -134,14 +136,16 @@ class DenseLoader:
         world: int = 1,
         workers: int = 0,
         unaugmented: Callable[[], BaseDataset] | None = None,
+        device_batch: int | None = None,
     ):
         self.unaugmented = unaugmented
         self.dataset, self.indices, self.batch_size, self.shuffle = dataset, indices, batch_size, shuffle
         self.seed, self.rank, self.world, self.workers = seed, rank, world, workers
+        self.passes = count_passes(batch_size, device_batch, world)
 
     def _order(self, epoch: int) -> list[list[int]]:
-        size = len(self.indices)
-        batches = epoch_order(size, self.seed, epoch, self.shuffle, self.rank, self.world, self.batch_size)
+        size, shared = len(self.indices), (self.rank, self.world, self.batch_size, self.passes)
+        batches = epoch_order(size, self.seed, epoch, self.shuffle, *shared)
         return [self.indices[batch.numpy()].tolist() for batch in batches]
 
     def __len__(self) -> int:
@@ -192,6 +196,7 @@ def build_dense_data(
     *,
     batch_size: int,
     seed: int,
+    device_batch: int | None = None,
     rank: int = 0,
     world: int = 1,
     workers: int | None = None,
@@ -205,7 +210,8 @@ def build_dense_data(
             training images of segmentation, or null), `augmentation` (none or flip), `subset`, `validation`, `style`,
             `train_size`, `test_size`, `folder`, `train_split`, `test_split`, `num_classes`, as in `conf/dataset`.
         data_root: Where real datasets lie.
-        batch_size: Images a batch on this process.
+        batch_size: Images of an update, over all processes and passes.
+        device_batch: Images of a pass; None is the batch size over the processes.
         seed: Of order and augmentation (never of the split or of the embedded scenes).
         rank, world: This process among all.
         workers: Loading processes of sets that stream from disk; by default one per core, eight at most.
@@ -246,7 +252,8 @@ def build_dense_data(
     )
     tested = held_out if len(held_out) else np.arange(len(testing))
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
-    common: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "rank": rank, "world": world}
+    common: dict[str, Any] = {"batch_size": batch_size, "device_batch": device_batch, "seed": seed}
+    common |= {"rank": rank, "world": world}
     common["workers"] = 0 if source.resident else workers
 
     def unaugmented() -> BaseDataset:

@@ -16,7 +16,7 @@ from kt.errors import UserError, nearest
 from kt.outside import load_outside
 from kt.phase import Batch, Phase
 from kt.settings import METHODS as SETTINGS
-from kt.settings import complete
+from kt.settings import accumulates, complete
 from kt.stages import Stage
 from kt.transfer import TransferModel
 
@@ -41,6 +41,7 @@ class Method(nn.Module):
         companions: Further networks that it may be given beside the teacher, hidden like it, by name: whether each is
             built as the `student` or as the `teacher` is.
         wants_snapshots: Whether it is to be given the snapshots of the teacher's training, as `anchor0`, `anchor1`, ...
+        accumulates: Whether its losses are means over images, see `kt.settings.ACCUMULATING`.
         hidden: The names of the networks that the model it is part of keeps hidden.
         facts: What a method wants the result file to say about the pair it was built for.
     """
@@ -51,6 +52,7 @@ class Method(nn.Module):
     compares_channels: ClassVar[bool] = False
     companions: ClassVar[Mapping[str, str]] = {}
     wants_snapshots: bool = False
+    accumulates: bool = False
     hidden: frozenset[str] = frozenset()
 
     def __init__(self, student: Student, teacher: Teacher | None):
@@ -161,4 +163,6 @@ def build_method(name: str, student: Student, teacher: Teacher | None, **options
         if base["name"] != inner:
             raise UserError(f"method={name!r}: its base is {base['name']!r}; expected {inner!r}")
         options["base"] = base
-    return kind(student, teacher, **complete(name, options))
+    built = kind(student, teacher, **complete(name, options))
+    built.accumulates = accumulates({"name": name, **options})
+    return built
