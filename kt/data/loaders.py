@@ -24,6 +24,7 @@ from kt.settings import count_passes
 
 Batch = dict[str, Tensor]
 PADDING = 4
+DRAWS = {"none": 0, "crop_flip": 3, "imagenet": 5}  # random numbers that an augmentation takes of each image
 
 
 class Loader(Protocol):
@@ -228,18 +229,22 @@ class ResidentLoader:
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """One epoch's batches."""
-        device = self.images.device
-        for chosen in self._order(epoch)[first:]:
-            numbers, chosen = self.indices[chosen], chosen.to(device)
+        device, count = self.images.device, DRAWS[self.augmentation]
+        batches = self._order(epoch)[first:]
+        numbers = [self.indices[chosen] for chosen in batches]
+        # Of all batches at once: a call takes hardly longer for thousands of images than for a few.
+        draws = uniform(self.seed, epoch, torch.cat(numbers), count) if numbers else torch.empty(count, 0)
+        sizes = [len(chosen) for chosen in batches]
+        for chosen, own, drawn in zip(batches, numbers, draws.split(sizes, 1), strict=True):
+            chosen = chosen.to(device)
             images = self.images[chosen]
             if self.augmentation == "crop_flip":
-                images = crop_flip(images, uniform(self.seed, epoch, numbers, 3))
+                images = crop_flip(images, drawn)
             # Permuting height-width-channel storage is channels_last already.
             inputs = images.permute(0, 3, 1, 2).float().div_(255)
             if self.augmentation == "imagenet":
-                inputs = resized_crop_flip(inputs, uniform(self.seed, epoch, numbers, 5))
-                inputs = inputs.contiguous(memory_format=torch.channels_last)
-            yield {"inputs": inputs, "labels": self.labels[chosen], "indices": numbers.to(device)}
+                inputs = resized_crop_flip(inputs, drawn).contiguous(memory_format=torch.channels_last)
+            yield {"inputs": inputs, "labels": self.labels[chosen], "indices": own.to(device)}
 
     def plain(self, by_class: bool = False) -> ResidentLoader:
         """See `Loader.plain`."""
