@@ -115,7 +115,7 @@ def test_an_epoch_is_a_pure_function_and_resumes_anywhere(task: str, cache: Path
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_ranks_share_an_epoch(world: int, cache: Path) -> None:
-    parts = [build(batch_size=2, rank=rank, world=world, cache_root=cache) for rank in range(world)]
+    parts = [build(batch_size=2 * world, rank=rank, world=world, cache_root=cache) for rank in range(world)]
     for loader, exact in (("train", False), ("test", True)):
         found = [[i for batch in getattr(part, loader).epoch(1) for i in batch["indices"].tolist()] for part in parts]
         flat = sum(found, [])
@@ -346,7 +346,7 @@ def _score_in_group(rank: int, root: Path, queue: Any) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{root}/group", rank=rank, world_size=2)
     found = {
-        task: build(task=task, rank=rank, world=2, batch_size=1, cache_root=root).score(Oracle(1)) for task in TASKS
+        task: build(task=task, rank=rank, world=2, batch_size=2, cache_root=root).score(Oracle(1)) for task in TASKS
     }
     queue.put(found)
     torch.distributed.destroy_process_group()
