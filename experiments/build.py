@@ -31,6 +31,7 @@ from kt.models.build import normalisation_of_weights
 from kt.models.checkpoints import load_backbone, load_weights
 from kt.needs import SNAPSHOTS, WEIGHTS
 from kt.settings import METHODS as SETTINGS
+from kt.settings import device_batch
 from kt.stages import IMAGENET, head_of
 from kt.store import outcomes_file
 from kt.students import DESCRIPTION, load_model
@@ -54,7 +55,8 @@ def build_classifier(
 
 def read_data(config: Mapping[str, Any], dataset: Mapping[str, Any], device: torch.device) -> Data:
     """Loaders and scores of a dataset, for this process."""
-    options: dict[str, Any] = {"batch_size": config["schedule"]["batch_size"], "seed": config["seed"]}
+    options: dict[str, Any] = {key: config["schedule"][key] for key in ("batch_size", "device_batch")}
+    options["seed"] = config["seed"]
     options |= {"rank": ranks.rank(), "world": ranks.world_size(), "cache_root": Path(config["output_root"]) / "cache"}
     return build_data(dataset, config["data_root"], device=device, **options)
 
@@ -221,6 +223,7 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
         "labels": metric_labels(spec.num_classes) if spec.task == "classification" else {},
         "images_per_second": images_per_second(folder),
         "phases": phase_records(folder, schedule["batch_size"]),
+        "device_batch": device_batch(schedule, ranks.world_size()),
         "peak_memory": peak_memory(device),
         "dataset_fingerprint": spec.fingerprint,
         "wandb_id": run.id if run else None,

@@ -17,7 +17,17 @@ from kt.data.names import content
 from kt.errors import UserError, nearest
 from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS
 from kt.needs import NO_TEACHER, Config, Need, teacher_dataset, teacher_of
-from kt.settings import METHODS, Dataset, Schedule, Settings
+from kt.ranks import launched
+from kt.settings import (
+    METHODS,
+    Dataset,
+    Schedule,
+    Settings,
+    accumulates,
+    check_accumulation,
+    count_passes,
+    device_batch,
+)
 
 # Raise it when the same config comes to mean another computation: results of older code are then not taken for new.
 IDENTITY_VERSION = 4
@@ -57,6 +67,21 @@ def _check_task(network: Config, dataset: Config, key: str) -> None:
         raise UserError(f"{key}={name}: not a network for {task}{nearest(name, fitting)}; choose {', '.join(fitting)}")
 
 
+def _check_batch(config: Config) -> None:
+    """Refuses an update that the processes cannot share, or that this training cannot accumulate.
+
+    Raises:
+        UserError: Names the key.
+    """
+    schedule, network = config["schedule"], config["student"]["network"]
+    if schedule["epochs"] == 0:
+        return
+    passes = count_passes(schedule["batch_size"], schedule["device_batch"], launched())
+    # Nobody knows what the losses of a network from a config of its own are divided by.
+    exact = accumulates(config["method"]) and network["name"] != CONFIG_NETWORK
+    check_accumulation(passes, exact, config["dataset"]["task"])
+
+
 def settle(config: Mapping[str, Any]) -> Config:
     """The config of the cell that a command means: unused parts emptied, widths filled in, a teacher turned student.
 
@@ -81,6 +106,7 @@ def settle(config: Mapping[str, Any]) -> Config:
         return cells[name]
     method, dataset = settled["method"]["name"], settled["dataset"]
     _check_task(settled["student"]["network"], dataset, "student")
+    _check_batch(settled)
     if dataset["task"] != "classification" and not METHODS[method].dense:
         able = ", ".join(name for name, kind in METHODS.items() if kind.dense)
         raise UserError(f"method={method}: teaches classifiers only; for {dataset['task']} choose {able}")
@@ -207,7 +233,10 @@ def _decisive(config: Mapping[str, Any]) -> Config:
     """Everything that a settled cell's numbers depend on by itself, without what it needs."""
     student, dataset, schedule, teacher = (config[key] for key in ("student", "dataset", "schedule", "teacher"))
     given = student["checkpoint"] or student["pretrained"]
-    length = {key: value for key, value in schedule.items() if key != "evaluate_every"}
+    length = {key: value for key, value in schedule.items() if key not in ("evaluate_every", "device_batch")}
+    # How many processes share an update is of no account; how many images one normalisation sees is.
+    if schedule["epochs"] != 0 and (images := device_batch(schedule, launched())) < schedule["batch_size"]:
+        length["device_batch"] = images
     if schedule["policy"] != "step":
         length = {key: value for key, value in length.items() if key not in ("milestones", "gamma")}
     if schedule["optimizer"] != "sgd":

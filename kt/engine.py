@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from kt import ranks
 from kt.data.loaders import Loader, endless
@@ -135,16 +137,59 @@ class Engine:
         return contextlib.nullcontext()
 
 
+class Optimizer(OptimWrapper):
+    """mmengine's wrapper, whose clipping does not wait for the device to tell a message hub the norm."""
+
+    def _clip_grad(self) -> None:
+        moved = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self.clip_func(moved, **self.clip_grad_kwargs)
+
+
+class MeanStatistics:
+    """Running statistics over an update's passes: each starts from those before it, and the mean is what remains.
+
+    So statistics move by one momentum step an update, however many passes it takes, and as where each pass is a process
+    of its own (`kt.hooks.SyncBuffersHook` averages over processes). What no pass changes stays the same to the bit.
+
+    Args:
+        model: Whose normalisation layers are watched.
+    """
+
+    def __init__(self, model: nn.Module):
+        layers = [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
+        self.buffers = [buffer for layer in layers for buffer in layer.buffers(recurse=False)]
+        self.before = [buffer.clone() for buffer in self.buffers]
+        self.changes = [torch.zeros_like(buffer) for buffer in self.buffers]
+
+    @torch.no_grad()
+    def end_pass(self) -> None:
+        """Takes note of what a pass changed, and takes it back."""
+        for buffer, before, change in zip(self.buffers, self.before, self.changes, strict=True):
+            change += buffer - before
+            buffer.copy_(before)
+
+    @torch.no_grad()
+    def end_update(self, passes: int) -> None:
+        """Moves the statistics by the mean change; a counter of batches has one more."""
+        for buffer, change in zip(self.buffers, self.changes, strict=True):
+            buffer += change / passes if buffer.is_floating_point() else change // passes
+
+
 class PhaseLoop(BaseLoop):
     """Trains one phase: epochs over one loader, no device synchronisation between log points.
 
+    A step is one update: the mean over all passes of all processes (`kt.data.loaders`).
+
     Random states need no storage: every epoch starts by seeding from (seed, phase, epoch, rank), and loaders are pure
-    functions of the epoch, so a run that resumes at an epoch's start is the uninterrupted run.
+    functions of the epoch, so a run that resumes at an epoch's start is the uninterrupted run. Where an update has
+    several chunks, each of them starts by seeding from (seed, phase, epoch, step, chunk), whichever process takes it.
 
     What a phase's own functions may use of it is documented in `kt.phase.Loop`.
 
     Attributes:
         optimizers: mmengine's wrapper of each optimizer, by name.
+        passes, chunks: Batches of an update, on this process and on all.
+        steps_per_epoch: Updates of an epoch.
         drawn: How many batches each further loader has given, by name.
     """
 
@@ -154,9 +199,12 @@ class PhaseLoop(BaseLoop):
         self.loaders, self.phase, self.phase_index, self.engine = loaders, phase, index, engine
         self.optimizers: dict[str, OptimWrapper] = dict(runner.optim_wrapper.items())
         self.schedules = {name: {**engine.schedule, **each.schedule} for name, each in phase.trains.items()}
+        self.passes = loaders[TRAIN].passes
+        self.chunks = self.passes * ranks.world_size()
+        self.steps_per_epoch = len(loaders[TRAIN]) // self.passes
         self.epoch = self.iter = 0
-        self.max_epochs = phase.epochs(engine.schedule)
-        self.max_iters = self.max_epochs * len(self.dataloader)
+        self.max_iters = phase.steps(engine.schedule["epochs"] * self.steps_per_epoch)
+        self.max_epochs = math.ceil(self.max_iters / self.steps_per_epoch)
         self.drawn = dict.fromkeys((name for name in loaders if name != TRAIN), 0)
         self._streams: dict[str, Iterator[Batch]] = {}
 
@@ -182,15 +230,13 @@ class PhaseLoop(BaseLoop):
     def run(self) -> nn.Module:
         """Trains from the current epoch to the last one."""
         self.runner.call_hook("before_train")
-        for optimizer in self.optimizers.values():
-            optimizer.initialize_count_status(self.runner.model, self.iter, self.max_iters)
         while self.epoch < self.max_epochs:
             self.run_epoch()
         self.runner.call_hook("after_train")
         return self.runner.model
 
     def run_epoch(self) -> None:
-        """One pass over the loader."""
+        """One pass over the loader, or what is left of the phase."""
         # Opening a loader may draw from the global random state: it is opened in the epoch that reads it, as after
         # resuming.
         self._streams.clear()
@@ -199,22 +245,23 @@ class PhaseLoop(BaseLoop):
         seed_everything(self.engine.seed, self.phase_index, self.epoch, ranks.rank())
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
-        for index, batch in enumerate(self.dataloader.epoch(self.epoch)):
-            self.advance(batch, index)
+        batches = iter(self.dataloader.epoch(self.epoch))
+        for index in range(min(self.steps_per_epoch, self.max_iters - self.iter)):
+            self.advance(next(batches), index, itertools.islice(batches, self.passes - 1))
         self.epoch += 1
         self.runner.call_hook("after_train_epoch")
 
-    def advance(self, batch: Batch, index: int = 0) -> None:
-        """One step, observers included; `index` counts the epoch's batches."""
+    def advance(self, batch: Batch, index: int = 0, rest: Iterable[Batch] = ()) -> None:
+        """One step, observers included; `index` counts those of the epoch, `rest` are the batches of further passes."""
         self.runner.call_hook("before_train_iter", batch_idx=index, data_batch=batch)
-        outputs = self.step(batch)
+        outputs = self.step(batch, rest)
         self.iter += 1
         self.runner.call_hook("after_train_iter", batch_idx=index, data_batch=batch, outputs=outputs)
 
-    def step(self, batch: Batch) -> dict[str, Tensor]:
-        """What the phase does with a batch; returns device scalars that nobody has waited for."""
+    def step(self, batch: Batch, rest: Iterable[Batch] = ()) -> dict[str, Tensor]:
+        """What the phase does with the batches of an update; returns device scalars that nobody has waited for."""
         for name, optimizer in self.optimizers.items():
-            factor = learning_rate_factor(self.schedules[name], self.iter, self.max_iters, len(self.dataloader))
+            factor = learning_rate_factor(self.schedules[name], self.iter, self.max_iters, self.steps_per_epoch)
             for group in optimizer.optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
         if self.phase.step is not None:
@@ -222,10 +269,33 @@ class PhaseLoop(BaseLoop):
             with self.engine.autocast(cache=False):
                 scalars = self.phase.step(self, self.model.student.prepare(self.numbered(batch)))
             return {name: torch.as_tensor(value, device=self.device).detach() for name, value in scalars.items()}
+        statistics = MeanStatistics(self.model) if self.passes > 1 else None
+        total: dict[str, Tensor] = {}
+        for number, each in enumerate(itertools.chain([batch], rest)):
+            for name, value in self.run_pass(number, each).items():
+                total[name] = total[name] + value if name in total else value
+            if statistics is not None:
+                statistics.end_pass()
+        if statistics is not None:
+            statistics.end_update(self.passes)
+            total = {name: value / self.passes for name, value in total.items()}
         (optimizer,) = self.optimizers.values()
-        with optimizer.optim_context(self.runner.model), self.autocast():
-            loss, logged = self.runner.model(**self.numbered(batch), mode="loss")
-        optimizer.update_params(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        return total
+
+    def run_pass(self, number: int, batch: Batch) -> dict[str, Tensor]:
+        """Forward and backward of one of an update's passes, with its share of the gradient; gives what is logged."""
+        if self.chunks > 1:
+            chunk = number * ranks.world_size() + ranks.rank()
+            seed_everything(self.engine.seed, self.phase_index, self.epoch, self.iter, chunk)
+        # Processes exchange gradients once an update.
+        model, last = self.runner.model, number == self.passes - 1
+        waiting = contextlib.nullcontext() if last or model is self.model else model.no_sync()
+        with waiting:
+            with self.autocast():
+                loss, logged = model(**self.numbered(batch), mode="loss")
+            (loss / self.passes if self.passes > 1 else loss).backward()
         return {"loss": loss.detach(), **logged}
 
     def numbered(self, batch: Batch) -> Batch:
@@ -306,17 +376,8 @@ class PhaseRunner(Runner):
     def _optimizer(self, changes: Mapping[str, Any], groups: list[dict[str, Any]]) -> OptimWrapper:
         """One of the phase's optimizers, with its clipping."""
         schedule = {**self.engine.schedule, **changes}
-        clip, accumulate = schedule["clip_grad"], schedule["accumulate"]
-        if accumulate > 1 and self.phase.step is not None:
-            raise UserError(
-                f"schedule.accumulate={accumulate}: the method's phase '{self.phase.name}' makes its updates itself; "
-                "expected 1"
-            )
-        return OptimWrapper(
-            build_optimizer(schedule, groups),
-            accumulative_counts=accumulate,
-            clip_grad=None if clip is None else {"max_norm": clip},
-        )
+        clip = schedule["clip_grad"]
+        return Optimizer(build_optimizer(schedule, groups), clip_grad=None if clip is None else {"max_norm": clip})
 
     def build_train_loop(self, loop: Any) -> PhaseLoop:
         """The phase's own loop, whatever the registry knows."""
@@ -362,7 +423,7 @@ class OneBatch:
     """A loader that gives the same batch over and over, for whoever measures single steps."""
 
     def __init__(self, batch: Batch):
-        self.batch, self.batch_size = batch, len(batch["inputs"])
+        self.batch, self.batch_size, self.passes = batch, len(batch["inputs"]), 1
 
     def __len__(self) -> int:
         return 1

@@ -86,13 +86,13 @@ class Phase:
 
     Attributes:
         name: Folder and log name; the phase that yields the result is called `train`.
-        loss: `(model, batch) -> (loss, scalars to log)`; runs inside the (possibly data-parallel) forward and makes one
-            update of the phase's one optimizer.
+        loss: `(model, batch) -> (loss, scalars to log)`; runs inside the (possibly data-parallel) forward. The mean
+            over passes and processes makes one update of the phase's one optimizer.
         step: Instead of a loss: `(loop, batch) -> scalars to log`; draws and updates by itself, see `Loop`.
         trains: The optimizers by name; nothing else gets a gradient, and no parameter has two of them.
         loaders: Further loaders that a step draws from, by name, as functions of the data; one called `train` replaces
             the training set.
-        fraction: Length as a share of the schedule's epochs (at least one epoch).
+        fraction: Length as a share of the schedule's steps (at least one).
         evaluate: Score the student on the test set at the schedule's interval.
         enter: Called with the model once, when the phase starts from scratch (not when it resumes).
         before_epoch: Called with the model and the loop before every epoch, also the first one after resuming; what it
@@ -118,11 +118,9 @@ class Phase:
         if self.loss is not None and len(self.trains) != 1:
             raise ValueError(f"phase '{self.name}': a loss makes one update; with several optimizers give a step")
 
-    def epochs(self, schedule: Mapping[str, Any]) -> int:
-        """Number of epochs of this phase under a schedule."""
-        if self.fraction == 1.0:
-            return int(schedule["epochs"])
-        return max(1, round(self.fraction * schedule["epochs"]))
+    def steps(self, total: int) -> int:
+        """Number of steps of this phase where the schedule has `total`."""
+        return max(1, round(self.fraction * total))
 
 
 class Loop(Protocol):
@@ -131,7 +129,7 @@ class Loop(Protocol):
     Attributes:
         model: The `TransferModel` itself, never a wrapper around it.
         loaders: All of the phase by name, `train` among them.
-        epoch, max_epochs: The current epoch from 0, and how many there are.
+        epoch, max_epochs: The current epoch from 0, and how many there are, the last of which may be cut short.
         iter, max_iters: Steps done, and how many there are.
     """
 

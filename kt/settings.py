@@ -73,9 +73,12 @@ class Schedule(Settings):
     """Optimizer, learning rate and length, in epochs or in iterations; by default RepDistiller's for CIFAR-100."""
 
     epochs: Whole | None = Field(240, description="length; null with iterations")
-    iterations: Count | None = Field(None, description="length in steps; null with epochs")
-    interval: Count | None = Field(None, description="steps that count as an epoch of a length in iterations")
-    batch_size: Count = Field(64, description="images a step on one process")
+    iterations: Count | None = Field(None, description="length in updates; null with epochs")
+    interval: Count | None = Field(None, description="updates that count as an epoch of a length in iterations")
+    batch_size: Count = Field(64, description="images of an update, over all processes and accumulated passes")
+    device_batch: Count | None = Field(
+        None, description="images that one normalisation sees; null: the batch size over the processes"
+    )
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: Positive = Field(0.05, description="learning rate at its highest")
     momentum: Fraction = Field(0.9, description="of sgd")
@@ -88,7 +91,6 @@ class Schedule(Settings):
     gamma: Share = Field(0.1, description="by what it falls there")
     warmup_epochs: NotNegative = Field(0, description="of a linear rise")
     clip_grad: Positive | None = Field(None, description="largest norm of a step's gradient")
-    accumulate: Count = Field(1, description="passes an update")
     evaluate_every: Count = Field(1, description="epochs between two scores")
 
 
@@ -352,6 +354,84 @@ METHODS: dict[str, type[Method]] = {
     "rco": RCO,
     **dict.fromkeys(("kcd", "kcd+fitnet", "kcd+ab", "kcd+rkd", "kcd+rco"), KCD),
 }
+
+
+# ------------------------------------------------------------------------------------------------------------- batches
+
+# Whose losses are means over images of what each image gives, so that an update may be accumulated from passes. In
+# others images depend on one another (`rkd`), or what weighs them comes from the whole batch.
+ACCUMULATING = frozenset(
+    ("none", "finetune", "fixed_feature", "kd", "kd_fixed_feature", "fitnet", "at", "nst", "ft", "ab", "l2", "rco")
+    + ("stagewise", "hybrid_forward", "kcd")
+)
+# Losses of the other tasks are divided by the number of positives, or by the truth's sum.
+ACCUMULATING_TASKS = ("classification", "segmentation")
+
+
+def count_passes(batch_size: int, device_batch: int | None, processes: int) -> int:
+    """How many passes of `device_batch` images each process accumulates for one update.
+
+    Args:
+        batch_size: Images of the update.
+        device_batch: Images of a pass; None is the batch size over the processes.
+        processes: Their number.
+
+    Raises:
+        UserError: The processes cannot share an update in passes of that size.
+    """
+    if device_batch is None:
+        if batch_size % processes:
+            raise UserError(f"schedule.batch_size={batch_size}: expected a multiple of {processes}, the processes")
+        return 1
+    passes, rest = divmod(batch_size, device_batch * processes)
+    if rest or not passes:
+        shared = f" over {processes} processes" if processes > 1 else ""
+        raise UserError(
+            f"schedule.device_batch={device_batch}: expected null or a divisor of "
+            f"schedule.batch_size={batch_size}{shared}"
+        )
+    return passes
+
+
+def device_batch(schedule: Mapping[str, Any], processes: int) -> int:
+    """How many images one normalisation sees where the schedule runs on that many processes."""
+    batch = schedule["batch_size"]
+    return batch // (processes * count_passes(batch, schedule["device_batch"], processes))
+
+
+def accumulates(method: Mapping[str, Any]) -> bool:
+    """Whether a method's losses are means over images, see `ACCUMULATING`.
+
+    Args:
+        method: Its `name` and options; `a+b` is method a around method b.
+    """
+    name, _, inner = method["name"].partition("+")
+    if name not in ACCUMULATING or method.get("balance") == "dynamic":
+        return False
+    # A learned transform's loss correlates channels over the images of a batch.
+    if str(method.get("strategy")).startswith("subnet"):
+        return False
+    return name != "kcd" or accumulates({"name": inner or "l2", **(method.get("base") or {})})
+
+
+def check_accumulation(passes: int, method: bool, task: str) -> None:
+    """Refuses accumulated passes where their mean is not the loss of the update.
+
+    Args:
+        passes: How many there are, see `count_passes`.
+        method: Whether the method's losses are means over images, see `accumulates`.
+        task: What the student learns.
+
+    Raises:
+        UserError: Says whose loss it is.
+    """
+    if passes == 1 or (method and task in ACCUMULATING_TASKS):
+        return
+    whose = f"the losses of {task} are no means over images" if method else "the method's update is not their mean"
+    raise UserError(
+        f"schedule.device_batch: an update would take {passes} passes, and {whose}; "
+        f"expected null, or {passes} times as many processes"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ checking

@@ -22,7 +22,7 @@ from kt.files import replacing, write_json
 from kt.hooks import CheckpointHook, EvaluateHook, ProgressHook, RecordHook, Records, SnapshotHook, SyncBuffersHook
 from kt.hooks.checkpoint import load_checkpoint
 from kt.phase import TRAIN, Phase, phase_folder
-from kt.settings import Schedule, defaults
+from kt.settings import Schedule, check_accumulation, defaults
 from kt.store import outcomes_file
 from kt.transfer import TransferModel, export_student
 
@@ -50,7 +50,8 @@ def fit(
             `student.pth`. Called again with the same folder, it goes on after the last epoch saved and ends at the
             numbers of an uninterrupted run.
         schedule: Changes to the defaults of `kt.settings.Schedule`; 0 epochs score the student as it is. With
-            `iterations` the length is that many steps, and every `interval` of them counts as an epoch.
+            `iterations` the length is that many updates, and every `interval` of them counts as an epoch. What an
+            update consists of (`batch_size`, `device_batch`), the data's loaders say.
         seed: Of everything random in training.
         device: Where to train.
         precision: `fp32` or `bf16`.
@@ -69,6 +70,9 @@ def fit(
     if settings["iterations"]:
         for each in loaders:
             each[TRAIN], settings["epochs"] = by_iterations(each[TRAIN], settings["iterations"], settings["interval"])
+    for phase, each in zip(phases, loaders, strict=True):
+        exact = phase.step is None and model.method.accumulates
+        check_accumulation(each[TRAIN].passes, exact, data.spec.task)
     first = ranks.is_first()
     for index, phase in enumerate(phases):
         phase_folder(cell, index, phase).mkdir(parents=True, exist_ok=True)
@@ -91,7 +95,8 @@ def fit(
         return made
 
     engine = Engine(settings, torch.device(device), cell, seed, precision, hooks)
-    steps = [phase.epochs(settings) * len(each[TRAIN]) for phase, each in zip(phases, loaders, strict=True)]
+    epochs = [len(each[TRAIN]) // each[TRAIN].passes for each in loaders]
+    steps = [phase.steps(settings["epochs"] * each) for phase, each in zip(phases, epochs, strict=True)]
     if progress is not None and first:
         progress.start(sum(steps), cell.name)
     try:
@@ -106,7 +111,7 @@ def fit(
         outcomes: Outcomes = {}
         metrics = data.score(model.student, outcomes=outcomes)
         if records is not None:
-            total = phases[-1].epochs(settings) if phases else 0
+            total = math.ceil(steps[-1] / epochs[-1]) if phases else 0
             row = {"kind": "eval", "phase": "train", "step": steps[-1] if steps else 0, "epoch": total, **metrics}
             records.write([row])
             write_json(cell / "evaluations" / "test.json", metrics)
@@ -161,7 +166,7 @@ def phase_records(cell: Path, batch_size: int) -> list[dict[str, Any]]:
 
     Args:
         cell: The cell's folder.
-        batch_size: Images a step, for the records hold speeds.
+        batch_size: Images of an update, for the records hold speeds.
     """
     found: dict[str, dict[str, Any]] = {}
     for row in _records(cell, "train"):

@@ -50,7 +50,8 @@ def collect(
         dataset: The run's dataset; None takes it from the results.
 
     Returns:
-        table, paper, scale, dataset, comparable, banner (the same in words), differs, reported, metrics, rows, claims.
+        table, paper, scale, dataset, comparable, banner (the same in words), differs, device_batch, reported, metrics,
+        rows, claims.
 
     Raises:
         UserError: There is no such table or printed row, or rows do not say which they are.
@@ -63,6 +64,9 @@ def collect(
     results = read_results(output_root, ids)
     collected = [_collect_row(record, row, output_root, results) for row in rows]
     differing = differences([row for row in collected if row["cells"]])
+    # What one normalisation sees follows from the number of GPUs.
+    unstated = [each for each in differing if each["key"].endswith("device_batch") and "gpus" in record.unstated]
+    differing = [each for each in differing if each not in unstated]
     comparable = bool(results) and not differing
     if dataset is None:
         # A teacher may have been trained on other data than the table is about.
@@ -78,6 +82,7 @@ def collect(
         "comparable": comparable,
         "banner": banner(record, differing, bool(results), scale),
         "differs": differing,
+        "device_batch": sorted({each["ours"] for each in unstated}),
         "reported": record.reported,
         "metrics": _metrics(record, [*results.values(), *_evaluations(rows, output_root)]),
         "rows": collected,

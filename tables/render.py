@@ -189,6 +189,9 @@ def spread_notes(table: Mapping[str, Any]) -> list[str]:
         notes.append("Ours is the last epoch's number, in brackets the best epoch's.")
     if table.get("reported"):
         notes.append(f"The paper reports the {table['reported']} of its epochs.")
+    if table.get("device_batch"):
+        sizes = ", ".join(table["device_batch"])
+        notes.append(f"Batch statistics are of {sizes} images (device_batch); the paper does not say of how many.")
     if any(row["std"] for row in table["rows"]):
         notes.append("Ours: mean ± sample standard deviation over seeds.")
     kinds = {metric["spread"] for metric in table["metrics"] if metric["spread"]}

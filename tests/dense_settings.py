@@ -140,6 +140,6 @@ def make_cell(name: str, rank: int, world: int) -> tuple[TransferModel, Data, di
     for module in model.student.modules():
         if isinstance(module, nn.Dropout | nn.Dropout2d):
             module.p = 0.0
-    schedule = {**SCHEDULE, "optimizer": "sgd", "lr": 0.01, "batch_size": 4 // world}
-    data = make_data(SETTINGS[setting].task, rank, world, batch_size=4 // world, augmentation="none")
+    schedule = {**SCHEDULE, "optimizer": "sgd", "lr": 0.01, "batch_size": 4}
+    data = make_data(SETTINGS[setting].task, rank, world, batch_size=4, augmentation="none")
     return model, data, schedule

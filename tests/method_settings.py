@@ -66,10 +66,10 @@ DATASET = {
 }
 
 
-def make_data(seed: int = 0, rank: int = 0, world: int = 1) -> Any:
+def make_data(seed: int = 0, rank: int = 0, world: int = 1, device_batch: int | None = None) -> Any:
     """A few embedded scenes."""
-    device = torch.device("cpu")
-    return build_data(DATASET, Path("."), batch_size=16, seed=seed, device=device, rank=rank, world=world)
+    shared = {"batch_size": 16, "device_batch": device_batch, "rank": rank, "world": world}
+    return build_data(DATASET, Path("."), seed=seed, device=torch.device("cpu"), **shared)
 
 
 def make_classifier(name: str, num_classes: int, seed: int) -> Classifier:
@@ -100,6 +100,11 @@ def make_model(name: str, num_classes: int, **changes: Any) -> TransferModel:
 
 
 def make_cell(name: str, rank: int, world: int) -> tuple[TransferModel, Any, dict[str, Any]]:
-    """A setting's model, data and schedule on one of several processes."""
-    data = make_data(rank=rank, world=world)
-    return make_model(name, data.spec.num_classes), data, SCHEDULE
+    """A setting's model, data and schedule on one of several processes.
+
+    `<setting>, one update` takes a single step, in passes of 4 images.
+    """
+    setting, _, single = name.partition(", ")
+    data = make_data(rank=rank, world=world, device_batch=4 if single else None)
+    length = {"epochs": None, "iterations": 1} if single else {}
+    return make_model(setting, data.spec.num_classes), data, {**SCHEDULE, **length}

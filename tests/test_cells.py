@@ -78,6 +78,51 @@ def test_identity_sees_the_keys_that_decide_a_datasets_images(name: str) -> None
     assert ("test_split" in told) == (name in ("coco", "segfolder"))
 
 
+def test_a_cell_is_what_one_normalisation_sees_not_how_many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(processes: int, *overrides: str) -> str:
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        return identity(composed("method=kd", *PAIR, "schedule.batch_size=64", *overrides))
+
+    whole = found(1)
+    assert found(1, "schedule.device_batch=64") == whole
+    assert found(2) == found(1, "schedule.device_batch=32") == found(2, "schedule.device_batch=32") != whole
+    # A teacher's updates are cut by the same rule.
+    teacher = ("teacher.schedule.batch_size=128",)
+    assert found(2, *teacher) == found(1, *teacher, "schedule.device_batch=32", "teacher.schedule.device_batch=64")
+    for processes, override, words in (
+        (3, "seed=0", r"schedule\.batch_size=64: expected a multiple of 3"),
+        (1, "schedule.device_batch=65", r"schedule\.device_batch=65: expected null or a divisor of .*=64$"),
+        (2, "schedule.device_batch=64", r"schedule\.device_batch=64: .* over 2 processes"),
+        (1, "schedule.device_batch=24", r"schedule\.device_batch=24: expected null or a divisor"),
+    ):
+        with pytest.raises(UserError, match=words):
+            found(processes, override)
+    assert found(3, "schedule.epochs=0", "schedule.batch_size=65")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (*PAIR, "method=rkd"),
+        (*PAIR, "method=kcd+rkd"),
+        (*PAIR, "method=kcd", "method.strategy=subnet_fc"),
+        (*PAIR, "method=hybrid_forward", "method.balance=dynamic"),
+        ("dataset=scenes_det", "student=fasterrcnn_resnet18"),
+        ("dataset=scenes_pose", "student=pifpaf_resnet50"),
+    ],
+)
+def test_what_cannot_accumulate_says_so_before_anything_runs(
+    overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides += ("schedule.batch_size=8", "schedule.device_batch=4")
+    with pytest.raises(
+        UserError, match=r"^schedule\.device_batch: an update would take 2 passes, .*; expected null, or"
+    ):
+        settle(composed(*overrides))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert identity(composed(*overrides))
+
+
 def test_identity_of_a_fixed_config_is_fixed() -> None:
     """Another id throws away everybody's results: then raise IDENTITY_VERSION and this number knowingly."""
     config = composed()
@@ -90,6 +135,7 @@ def test_identity_of_a_fixed_config_is_fixed() -> None:
         "iterations": None,
         "interval": None,
         "batch_size": 64,
+        "device_batch": None,
         "optimizer": "sgd",
         "lr": 0.05,
         "policy": "step",

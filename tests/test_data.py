@@ -17,7 +17,16 @@ from PIL import Image
 from kt.data import build_data
 from kt.data.cache import kept
 from kt.data.images import SCENES_MEAN, SCENES_STD, balanced_subset
-from kt.data.loaders import PADDING, StreamingLoader, by_iterations, crop_flip, epoch_order, resized_crop_flip
+from kt.data.loaders import (
+    PADDING,
+    StreamingLoader,
+    _mix,
+    by_iterations,
+    crop_flip,
+    epoch_order,
+    resized_crop_flip,
+    uniform,
+)
 from kt.data.scenes import CLASSES, KEYPOINTS, STUFF, STYLES, classification_arrays, draw_scene
 from kt.errors import UserError
 from method_settings import DATASET
@@ -26,7 +35,7 @@ CPU = torch.device("cpu")
 
 
 def build(root: Path | str = ".", **changes: Any) -> Any:
-    common = {key: changes.pop(key) for key in ("rank", "world", "workers") if key in changes}
+    common = {key: changes.pop(key) for key in ("rank", "world", "workers", "device_batch") if key in changes}
     return build_data({**DATASET, **changes}, root, batch_size=10, seed=3, device=CPU, **common)
 
 
@@ -51,10 +60,21 @@ def test_batches() -> None:
     assert tested.tolist() == list(range(32)) and len(data.test) == 4
 
 
+@pytest.mark.parametrize(("world", "passes"), [(1, 1), (2, 1), (3, 1), (1, 6), (2, 3), (3, 2), (6, 1)])
+def test_an_update_is_the_same_images_however_they_are_shared(world: int, passes: int) -> None:
+    for size, updates, chunk in ((103, 8, 12 // world // passes), (11, 1, 11 // world // passes)):
+        order = torch.randperm(size, generator=torch.Generator().manual_seed(_mix(0, 5, 0)))
+        parts = [epoch_order(size, 0, 5, True, rank, world, 12, passes) for rank in range(world)]
+        assert [len(part) for part in parts] == [updates * passes] * world
+        found = [parts[rank][number] for number in range(updates * passes) for rank in range(world)]
+        assert {len(each) for each in found} == {chunk}
+        assert torch.equal(torch.cat(found), order[: updates * world * passes * chunk])
+    with pytest.raises(UserError, match=r"the training set has 0 images, an update is cut into"):
+        epoch_order(0, 0, 5, True, 0, world, 12, passes)
+
+
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_ranks_share_an_epoch(world: int) -> None:
-    parts = [torch.cat(epoch_order(103, 0, 5, True, rank, world, 10)).tolist() for rank in range(world)]
-    assert len({len(part) for part in parts}) == 1 and len(set(sum(parts, []))) == sum(map(len, parts))
+def test_ranks_share_a_whole_set(world: int) -> None:
     whole = [torch.cat(epoch_order(103, 0, 0, False, rank, world, 10)).tolist() for rank in range(world)]
     assert sorted(sum(whole, [])) == list(range(103))
 
@@ -78,7 +98,7 @@ def test_stretches_of_iterations_are_the_epochs_batches_in_order() -> None:
 
 def stretches_of_nothing() -> Any:
     class Empty:
-        batch_size = 10
+        batch_size, passes = 10, 1
 
         def __len__(self) -> int:
             return 0
@@ -86,12 +106,48 @@ def stretches_of_nothing() -> Any:
     return Empty()
 
 
+def _splitmix(state: int) -> tuple[int, int]:
+    """The published generator on Python's integers: its next state and number."""
+    state = (state + 0x9E3779B97F4A7C15) % 2**64
+    z = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return state, z ^ (z >> 31)
+
+
+def test_draws_follow_from_seed_epoch_and_index_alone() -> None:
+    assert [_splitmix(state)[1] for state in (0, 1234567)] == [0xE220A8397B1DCDAF, 6457827717110365317]  # published
+    indices = torch.tensor([5, 0, 70_000])
+    found = uniform(3, 2, indices, 4)
+    for column, index in zip(found.T.tolist(), indices.tolist(), strict=True):
+        _, state = _splitmix((index * 0x9E3779B97F4A7C15 + _mix(3, 2, 1) - 0x9E3779B97F4A7C15) % 2**64)
+        for value in column:
+            state, number = _splitmix(state)
+            assert value == (number >> 11) / 2**53
+    assert torch.equal(uniform(3, 2, indices[2:], 4), found[:, 2:])
+    many = uniform(0, 0, torch.arange(200_000), 3)
+    assert len({uniform(*key, indices, 1)[0, 0].item() for key in ((3, 2), (2, 3), (3, 3), (4, 2))}) == 4
+    assert ((many * 9).long().flatten().bincount() / many.numel() - 1 / 9).abs().max() < 0.002
+    assert (torch.corrcoef(torch.cat([many, many.roll(1, 1)])) - torch.eye(6)).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("augmentation", ["crop_flip", "imagenet"])
+def test_an_image_is_augmented_alike_wherever_it_goes(augmentation: str) -> None:
+    found = []
+    for changes in ({}, {"world": 2}, {"device_batch": 2}):
+        images = {}
+        for rank in range(changes.get("world", 1)):
+            for batch in build(augmentation=augmentation, rank=rank, **changes).train.epoch(4):
+                images |= dict(zip(batch["indices"].tolist(), batch["inputs"], strict=True))
+        found.append(images)
+    assert found[0].keys() == found[1].keys() == found[2].keys() and len(found[0]) == 60
+    assert all(torch.equal(images[index], image) for images in found[1:] for index, image in found[0].items())
+
+
 def test_crop_and_flip_image_by_image() -> None:
     images = torch.randint(0, 256, (16, 8, 8, 3), dtype=torch.uint8)
-    found = crop_flip(images, torch.Generator().manual_seed(0)).numpy()
-    generator = torch.Generator().manual_seed(0)
-    shifts = torch.randint(0, 2 * PADDING + 1, (2, 16), generator=generator).numpy()
-    mirrored = (torch.rand(16, generator=generator) < 0.5).numpy()
+    draws = torch.rand(3, 16, generator=torch.Generator().manual_seed(0))
+    found = crop_flip(images, draws).numpy()
+    shifts, mirrored = np.floor(draws[:2].numpy() * 9).astype(int), draws[2].numpy() < 0.5
     assert mirrored.any() and not mirrored.all()
     for i, image in enumerate(images.numpy()):
         padded = np.pad(image, ((PADDING, PADDING), (PADDING, PADDING), (0, 0)))
@@ -102,7 +158,7 @@ def test_crop_and_flip_image_by_image() -> None:
 
 def test_resized_crop_of_everything_is_the_image_or_its_mirror() -> None:
     images = torch.rand(12, 3, 9, 9)
-    found = resized_crop_flip(images, torch.Generator().manual_seed(0), scale=(50.0, 60.0))
+    found = resized_crop_flip(images, torch.rand(5, 12, generator=torch.Generator().manual_seed(0)), scale=(50.0, 60.0))
     same = [torch.allclose(a, b, atol=1e-5) for a, b in zip(found, images, strict=True)]
     mirrored = [torch.allclose(a, b.flip(2), atol=1e-5) for a, b in zip(found, images, strict=True)]
     assert any(same) and any(mirrored) and all(a or b for a, b in zip(same, mirrored, strict=True))

@@ -116,7 +116,7 @@ def test_an_epoch_is_a_pure_function_and_resumes_anywhere(task: str, cache: Path
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_ranks_share_an_epoch(world: int, cache: Path) -> None:
-    parts = [build(batch_size=2, rank=rank, world=world, cache_root=cache) for rank in range(world)]
+    parts = [build(batch_size=2 * world, rank=rank, world=world, cache_root=cache) for rank in range(world)]
     for loader, exact in (("train", False), ("test", True)):
         found = [[i for batch in getattr(part, loader).epoch(1) for i in batch["indices"].tolist()] for part in parts]
         flat = sum(found, [])
@@ -349,7 +349,7 @@ def _score_in_group(rank: int, root: Path, queue: Any) -> None:
     outcomes: dict[str, Any] = {}
     kept = {"segmentation": outcomes}
     found = {
-        task: build(task=task, rank=rank, world=2, batch_size=1, cache_root=root).score(Oracle(1), kept.get(task))
+        task: build(task=task, rank=rank, world=2, batch_size=2, cache_root=root).score(Oracle(1), kept.get(task))
         for task in TASKS
     }
     queue.put((found, outcomes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import multiprocessing
 import os
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from mmengine.hooks import Hook
 from torch import Tensor, nn
 
@@ -70,6 +72,7 @@ class Part:
         for name in ("images", "labels", "indices"):
             setattr(self.loader, name, getattr(loader, name)[first:last])
         self.loader.batch_size = self.batch_size = batch_size
+        self.passes = loader.passes
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -156,13 +159,12 @@ def make_pair(noise: float = 0.0, seed: int = 0) -> TransferModel:
 
 def make_cell(name: str, rank: int = 0, world: int = 1) -> tuple[TransferModel, Data, dict[str, Any]]:
     """The pair on one of several processes that together take `BATCH` images a step; only the first has its weights."""
-    batch_size = BATCH // world
     dataset = {**DATASET, "augmentation": "none"}
     device = torch.device("cpu")
-    data = build_data(dataset, ".", batch_size=batch_size, seed=0, device=device, rank=rank, world=world)
+    data = build_data(dataset, ".", batch_size=BATCH, seed=0, device=device, rank=rank, world=world)
     model, teacher = make_pair(noise=1.0 if name == "noisy" else 0.0, seed=rank), make_pair().teacher
     model.teacher.load_state_dict(teacher.state_dict())  # nobody sends a teacher around
-    return model, data, {**SCHEDULE, "batch_size": batch_size}
+    return model, data, SCHEDULE
 
 
 def checkpoint(folder: Path) -> dict[str, Any]:
@@ -403,7 +405,7 @@ def test_mixed_precision_sees_every_update(tmp_path: Path) -> None:
 
     start = bits(model.student.state_dict())
     model.method.phases = lambda: [Phase("train", step=step, trains=only(student_alone))]
-    schedule |= {"lr": 1.0, "clip_grad": None, "iterations": 1, "interval": 1}
+    schedule = {**schedule, "lr": 1.0, "clip_grad": None, "iterations": 1, "interval": 1}
     fit(model, data, tmp_path, schedule, precision="bf16")
     after = bits(model.student.state_dict())
     assert losses[0] != losses[1] and all(after[key] != start[key] for key in start)
@@ -442,8 +444,10 @@ def test_a_phase_says_what_it_is(tmp_path: Path) -> None:
 
 def test_who_needs_a_loss_says_so(tmp_path: Path) -> None:
     model, data, schedule = make_cell("still")
-    with pytest.raises(UserError, match=r"^schedule\.accumulate=2: .*'train' makes its updates itself; expected 1$"):
-        fit(model, data, tmp_path, {**schedule, "accumulate": 2})
+    data.train.passes = 2
+    with pytest.raises(UserError, match=r"^schedule\.device_batch: .* 2 passes, and the method's update is not their"):
+        fit(model, data, tmp_path, schedule)
+    data.train.passes = 1
     around = make_model("kcd", 10).method
     around.base.phases = model.method.phases
     with pytest.raises(UserError, match=r"^method\.base: its phase 'train' has no loss"):
@@ -451,6 +455,74 @@ def test_who_needs_a_loss_says_so(tmp_path: Path) -> None:
     model.phase = model.method.phases()[-1]
     with pytest.raises(RuntimeError, match="no phase with a loss entered"):
         model(**next(data.train.epoch(0)), mode="loss")
+
+
+class Strange(nn.Module):
+    """A network's normalisation that is run three times a pass, and has statistics that stay fixed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.cumulative = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4, momentum=None)
+        self.fixed = nn.BatchNorm2d(4)
+        nn.init.uniform_(self.fixed.running_mean, generator=torch.Generator().manual_seed(0))
+
+    def loss(self, batch: Batch) -> Tensor:
+        x = self.conv(batch["inputs"].double())
+        for _ in range(3):
+            x = self.norm(x).relu()
+        x = self.fixed.eval()(self.cumulative(x))
+        return F.cross_entropy(x.mean((2, 3)), batch["labels"] % 4)
+
+
+@pytest.mark.parametrize("clip", [None, 0.1])
+def test_an_update_is_the_mean_over_its_passes(clip: float | None, tmp_path: Path) -> None:
+    """Gradients, clipped once, and running statistics, against copies of the network that see one pass each."""
+    model, _, schedule = make_cell("still")
+    dataset, strange = {**DATASET, "augmentation": "none"}, Strange().double()
+    shared: dict[str, Any] = {"seed": 0, "device": torch.device("cpu")}
+    data = build_data(dataset, ".", batch_size=12, device_batch=4, **shared)
+    model.method.strange, model.method.accumulates = strange, True
+    model.trainable = {name for name, _ in model.named_parameters()}
+    phase = Phase("train", lambda model, batch: (strange.loss(batch), {}), trains=only(lambda _: [{"params": own}]))
+    own, start = [*strange.parameters()], copy.deepcopy(strange)
+    model.method.phases = lambda: [phase]
+    fit(model, data, tmp_path, {**schedule, "epochs": None, "iterations": 1, "clip_grad": clip, "policy": "constant"})
+    (whole,) = itertools.islice(build_data(dataset, ".", batch_size=12, **shared).train.epoch(0), 1)
+    copies = [copy.deepcopy(start) for _ in range(3)]
+    for number, each in enumerate(copies):
+        each.loss({key: value[4 * number : 4 * number + 4] for key, value in whole.items()}).backward()
+    optimizer = torch.optim.SGD(start.parameters(), 0.05, 0.9, weight_decay=5e-4)
+    for parameter, *found in zip(start.parameters(), *(each.parameters() for each in copies), strict=True):
+        gradients = [each.grad for each in found if each.grad is not None]
+        parameter.grad = torch.stack(gradients).mean(0) if gradients else None
+    assert nn.utils.clip_grad_norm_(start.parameters(), clip or torch.inf) > 0.1
+    optimizer.step()
+    for (key, value), expected in zip(strange.named_parameters(), start.parameters(), strict=True):
+        torch.testing.assert_close(value, expected, rtol=0, atol=1e-12, msg=key)
+    for (key, value), *found in zip(strange.named_buffers(), *(each.buffers() for each in copies), strict=True):
+        torch.testing.assert_close(value, torch.stack(found).double().mean(0).to(value), rtol=0, atol=1e-12, msg=key)
+    assert (
+        torch.equal(strange.fixed.running_mean, start.fixed.running_mean) and int(strange.norm.num_batches_tracked) == 3
+    )
+
+
+def test_a_phases_share_counts_steps(tmp_path: Path) -> None:
+    model, data, schedule = make_cell("still")
+    loss = model.method.mismatch
+    model.method.phases = lambda: [
+        Phase(name, lambda m, batch: (loss(m, batch, m.student.extract(batch["inputs"])), {}), fraction=share)
+        for name, share in (("first", 0.125), ("train", 0.5))
+    ]
+    fit(model, data, tmp_path, schedule)
+    written = rows(tmp_path)
+    found = {
+        name: [row for row in written if row["kind"] == "train" and row["phase"] == name] for name in ("first", "train")
+    }
+    assert [len(each) for each in found.values()] == [3, 12]  # of three epochs of eight
+    assert [row["epoch"] for row in found["first"]] == [0.125, 0.25, 0.375]
+    # The learning rate falls over the phase's own length.
+    assert found["first"][-1]["lr"] == pytest.approx(0.05 * 0.25, rel=1e-6)
+    assert [row["epoch"] for row in written if row["kind"] == "eval"] == [1, 1, 2]
 
 
 def test_a_loss_sees_where_its_batch_stands(tmp_path: Path) -> None:

@@ -410,13 +410,16 @@ def test_rco_takes_the_snapshots_of_the_teacher_s_cell(root: Path) -> None:
 
 
 def test_analyses(root: Path) -> None:
-    overlaps = {}
+    overlaps, maps, folders = {}, {}, {}
     for method, evaluation in (("kcd", "channel_overlap"), ("l2", "channel_overlap"), ("none", "channel_overlap")):
         folder, _ = run(root, f"method={method}", f"evaluation={evaluation}")
         overlaps[method] = json.loads((folder / "evaluations" / f"{evaluation}.json").read_text())
-        assert (folder / "evaluations" / "activation_maps.npz").exists()
+        maps[method], folders[method] = np.load(folder / "evaluations" / "activation_maps.npz")["other"], folder
     assert all(0 <= found[f"overlap_top{k}"] <= 100 for found in overlaps.values() for k in (10, 20, 50, 100))
-    assert overlaps["kcd"]["overlap_top100"] != overlaps["l2"]["overlap_top100"]
+    # What a student is compared with is the teacher as the method shows it.
+    (channels,) = read_transform(folders["kcd"])["transform"]["channels"].numpy()
+    np.testing.assert_array_equal(maps["kcd"], maps["l2"][channels])
+    assert (maps["kcd"] != maps["l2"]).any()
     assert overlaps["kcd"]["labels"]["overlap_top100"] == f"overlap of top {round(100 * 16 / 1280)} of 16"
     distances = {}
     for method, evaluation in (

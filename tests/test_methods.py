@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
+import itertools
 import json
 import re
 from pathlib import Path
@@ -22,9 +24,9 @@ from kt.methods import build_method, find_method
 from kt.models import build_network
 from kt.phase import phase_folder
 from kt.settings import METHODS as METHOD_SETTINGS
-from kt.settings import Dataset, Schedule, defaults, fits, kinds
+from kt.settings import Dataset, Schedule, accumulates, defaults, fits, kinds
 from kt.train import fit
-from method_settings import DATASET, SCHEDULE, SETTINGS, make_data, make_model
+from method_settings import DATASET, SCHEDULE, SETTINGS, make_cell, make_data, make_model
 
 NAMES = sorted(SETTINGS)
 TAUGHT = [name for name in NAMES if SETTINGS[name].teacher]
@@ -75,7 +77,7 @@ def test_trains(name: str, trained: Any, data: Any) -> None:
     written = rows(folder)
     for phase in model.method.phases():
         steps = [row["step"] for row in written if row["kind"] == "train" and row["phase"] == phase.name]
-        assert steps == list(range(1, phase.epochs(SCHEDULE) * len(data.train) + 1))
+        assert steps == list(range(1, phase.steps(SCHEDULE["epochs"] * len(data.train)) + 1))
     evaluations = [row for row in written if row["kind"] == "eval" and row["phase"] == "train"]
     assert [row["epoch"] for row in evaluations] == [1, 2]
     assert (
@@ -90,13 +92,13 @@ def test_trains(name: str, trained: Any, data: Any) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_resumes_to_the_same_bits(name: str, trained: Any, data: Any, tmp_path: Path) -> None:
     folder, model, *_ = trained(name)
-    # In the middle of every epoch of every phase, one stop after the other.
-    epochs = sum(phase.epochs(SCHEDULE) for phase in model.method.phases())
-    for attempt in range(epochs):
+    # One stop after the other, each an epoch and two steps after what was saved.
+    for attempt in itertools.count():
         stop = Interrupt(2 + (len(data.train) if attempt else 0))
-        with pytest.raises(KeyboardInterrupt):
+        with contextlib.suppress(KeyboardInterrupt):
             fit(make_model(name, data.spec.num_classes), data, tmp_path, SCHEDULE, extra_hooks=[stop])
-    fit(make_model(name, data.spec.num_classes), data, tmp_path, SCHEDULE)
+            break
+    assert attempt >= SCHEDULE["epochs"]
     assert bits(torch.load(tmp_path / "student.pth")) == bits(torch.load(folder / "student.pth"))
     assert without_speed(tmp_path) == without_speed(folder)
 
@@ -188,12 +190,14 @@ def test_unknown_methods_and_missing_teachers_are_one_line() -> None:
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Two gloo processes that train whatever method they are told, for all tests."""
-    yield from two_processes(tmp_path_factory.mktemp("ddp"), "method_settings")
+    folder = tmp_path_factory.mktemp("ddp")
+    for train in two_processes(folder, "method_settings"):
+        yield folder, train
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_two_processes_end_with_equal_parameters(name: str, pair: Any) -> None:
-    first, second = pair(name)
+    first, second = pair[1](name)
     assert first[4] == second[4] == ""
     assert first[2] == second[2] != first[1]
     assert first[3] == second[3]
@@ -239,3 +243,34 @@ def test_every_key_says_what_it_means_and_has_a_valid_default() -> None:
             assert default is None or fits(default, schema, key), (schema, key)
     for schema in METHOD_SETTINGS.values():
         assert all(field.description for key, field in schema.model_fields.items() if key != "name"), schema
+
+
+@pytest.mark.parametrize("name", ["none", "fitnet", "ab", "kd_fixed_feature"])
+def test_two_processes_update_as_one_that_accumulates(name: str, pair: Any, tmp_path: Path) -> None:
+    folder, train = pair
+    name += ", one update"
+    assert [answer[4] for answer in train(name)] == ["", ""]
+    model, data, schedule = make_cell(name, 0, 1)
+    assert (data.train.passes, len(data.train)) == (4, 16)
+    fit(model, data, tmp_path, schedule)
+    for path in sorted((tmp_path / "phases").glob("*/checkpoint.pth")):
+        one, two = (torch.load(each / path.relative_to(tmp_path))["model"] for each in (tmp_path, folder / name))
+        for key, value in one.items():
+            torch.testing.assert_close(two[key], value, rtol=1e-6, atol=1e-6, msg=f"{path} {key}")
+
+
+def test_accumulating_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    data = make_data(device_batch=4)
+    for folder, stops in (("whole", ()), ("stopped", (Interrupt(2), Interrupt(5)))):
+        for stop in stops:
+            with pytest.raises(KeyboardInterrupt):
+                fit(make_model("kd", 10), data, tmp_path / folder, SCHEDULE, extra_hooks=[stop])
+        fit(make_model("kd", 10), data, tmp_path / folder, SCHEDULE)
+    whole, stopped = (torch.load(tmp_path / folder / "student.pth") for folder in ("whole", "stopped"))
+    assert bits(whole) == bits(stopped) and without_speed(tmp_path / "whole") == without_speed(tmp_path / "stopped")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not accumulates({"name": name, **SETTINGS[name].options})])
+def test_who_needs_the_whole_batch_refuses_to_accumulate(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^schedule\.device_batch: an update would take 4 passes, .*; expected null"):
+        fit(make_model(name, 10), make_data(device_batch=4), tmp_path, SCHEDULE)

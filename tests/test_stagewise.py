@@ -247,14 +247,13 @@ def test_adapters_are_for_the_loss_alone(data: Any, tmp_path: Path) -> None:
 
 
 def test_lengths_and_a_fresh_schedule_in_every_phase(data: Any, tmp_path: Path) -> None:
-    schedule = {**SCHEDULE, "epochs": 8, "warmup_epochs": 1}
     epochs = {
-        length: [phase.epochs(schedule) for phase in method_of(make_pair(phase_length=length)).phases()]
+        length: [phase.steps(8) for phase in method_of(make_pair(phase_length=length)).phases()]
         for length in ("full", "split")
     }
     assert epochs == {"full": [8, 8, 8, 8, 8], "split": [2, 2, 2, 2, 8]}
     short = method_of(make_pair(2, phase_length="split", head_length=0.25))
-    assert [phase.epochs(schedule) for phase in short.phases()] == [4, 4, 2]
+    assert [phase.steps(8) for phase in short.phases()] == [4, 4, 2]
     fit(make_pair(2, phase_length="split"), data, tmp_path, {**SCHEDULE, "epochs": 4})
     rates: dict[str, list[float]] = {}
     for row in rows(tmp_path):

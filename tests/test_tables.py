@@ -361,6 +361,14 @@ def test_without_results_nothing_is_comparable(tmp_path: Path) -> None:
     assert "not comparable" in banner and "no results yet" in banner
 
 
+def test_images_of_a_normalisation_count_only_where_the_paper_states_its_gpus(tmp_path: Path) -> None:
+    row = make_row(NAME, "baseline", differs={"schedule.device_batch": [32, None]})
+    write_cell(tmp_path, row["cells"][0]["id"], {"top1": 1.0, "top5": 2.0})
+    table = json.loads((write_table(NAME, [row], tmp_path, "paper", "imagenet") / "table.json").read_text())
+    assert table["comparable"] and table["differs"] == [] and table["device_batch"] == ["32"]
+    assert "of 32 images (device_batch)" in (tmp_path / "tables" / NAME / "paper" / "table.md").read_text()
+
+
 def test_a_recipe_that_no_paper_prints_is_said_to_be_ours(tmp_path: Path) -> None:
     for name, words in (
         ("stage_count", "does not print its optimizer, learning rate, length of training"),

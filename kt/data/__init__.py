@@ -28,6 +28,7 @@ def build_data(
     batch_size: int,
     seed: int,
     device: torch.device | str = "cpu",
+    device_batch: int | None = None,
     rank: int = 0,
     world: int = 1,
     workers: int | None = None,
@@ -39,9 +40,10 @@ def build_data(
         dataset: `name`, `task`, `image_size`, `augmentation` and what else differs from the defaults of
             `kt.settings.Dataset`.
         data_root: Where real datasets lie.
-        batch_size: Images a batch on this process.
+        batch_size: Images of an update, over all processes and passes.
         seed: Of order and augmentation (never of the split or of the embedded images).
         device: Where batches of classification go; those of other tasks stay on the CPU.
+        device_batch: Images of a pass; None is the batch size over the processes.
         rank, world: This process among all.
         workers: Loading processes of sets that stream from disk; by default one per core, eight at most.
         cache_root: Where drawn images and derived annotations may be kept.
@@ -57,7 +59,8 @@ def build_data(
     load_outside()
     dataset = {**defaults(Dataset), **dataset}
     check_dataset(dataset)
-    options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "rank": rank, "world": world}
+    options: dict[str, Any] = {"batch_size": batch_size, "device_batch": device_batch, "seed": seed}
+    options |= {"rank": rank, "world": world}
     options["workers"] = min(8, os.cpu_count() or 1) if workers is None else workers
     if dataset["task"] == CLASSIFICATION:
         from kt.data.images import image_data

@@ -38,6 +38,7 @@ from kt.errors import UserError
 from kt.evaluation.miss_rate import Pedestrians, miss_rates
 from kt.evaluation.outcomes import Outcomes, joined
 from kt.models.names import IMAGENET
+from kt.settings import count_passes
 
 Batch = dict[str, Any]
 
@@ -94,12 +95,13 @@ class DenseLoader:
     Args:
         dataset: Of mmdet or mmseg; a sample has `inputs`, uint8 (3, h, w) in BGR, and `data_samples`.
         indices: Samples that take part.
-        batch_size: Images a batch.
+        batch_size: Images of an update, over all processes and passes.
         shuffle: Training order; False for evaluation.
         seed: Of order and augmentation.
         rank, world: This process among all.
         workers: Loading processes; 0 loads in this one.
         unaugmented: Opens the same samples without augmentation, where there is one; opened when first asked for.
+        device_batch: Images of a pass, see `kt.settings.count_passes`.
     """
 
     def __init__(
@@ -113,14 +115,16 @@ class DenseLoader:
         world: int = 1,
         workers: int = 0,
         unaugmented: Callable[[], BaseDataset] | None = None,
+        device_batch: int | None = None,
     ):
         self.unaugmented = unaugmented
         self.dataset, self.indices, self.batch_size, self.shuffle = dataset, indices, batch_size, shuffle
         self.seed, self.rank, self.world, self.workers = seed, rank, world, workers
+        self.passes = count_passes(batch_size, device_batch, world)
 
     def _order(self, epoch: int) -> list[list[int]]:
-        size = len(self.indices)
-        batches = epoch_order(size, self.seed, epoch, self.shuffle, self.rank, self.world, self.batch_size)
+        size, shared = len(self.indices), (self.rank, self.world, self.batch_size, self.passes)
+        batches = epoch_order(size, self.seed, epoch, self.shuffle, *shared)
         return [self.indices[batch.numpy()].tolist() for batch in batches]
 
     def __len__(self) -> int:
@@ -172,6 +176,7 @@ def dense_data(
     *,
     batch_size: int,
     seed: int,
+    device_batch: int | None,
     rank: int,
     world: int,
     workers: int,
@@ -206,7 +211,8 @@ def dense_data(
         "train" if len(held_out) else "test", _pipeline(task, source, size, None, "none", False), False
     )
     tested = held_out if len(held_out) else np.arange(len(testing))
-    common: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "rank": rank, "world": world}
+    common: dict[str, Any] = {"batch_size": batch_size, "device_batch": device_batch, "seed": seed}
+    common |= {"rank": rank, "world": world}
     common["workers"] = 0 if source.resident else workers
 
     def unaugmented() -> BaseDataset:

@@ -94,6 +94,7 @@ def image_data(
     batch_size: int,
     seed: int,
     device: torch.device | str,
+    device_batch: int | None,
     rank: int,
     world: int,
     workers: int,
@@ -111,8 +112,8 @@ def image_data(
         held_out = chosen[balanced_subset(labels[chosen], size, classes, last=True)]
         chosen = np.setdiff1d(chosen, held_out)
     size = dataset["image_size"]
-    common: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "rank": rank, "world": world}
-    common["device"] = torch.device(device)
+    common: dict[str, Any] = {"batch_size": batch_size, "device_batch": device_batch, "seed": seed}
+    common |= {"device": torch.device(device), "rank": rank, "world": world}
     resident = dataset["resident"]
     train = _loader(source.train, chosen, size, dataset["augmentation"], True, resident, workers, common)
     held = source.train if len(held_out) else source.test

@@ -1,4 +1,9 @@
-"""Loaders whose epochs are pure functions of (seed, epoch, rank): a resumed run sees the very same batches."""
+"""Loaders whose epochs are pure functions of (seed, epoch): a resumed run sees the very same batches.
+
+An epoch is a permutation of the set, cut into updates of `batch_size` images and these into equal chunks: chunk c goes
+to process c modulo their number, which takes its chunks of an update one after the other, in so many passes. So what an
+update consists of, and how an image is augmented, does not depend on the number of processes.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +15,31 @@ from typing import Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kt.errors import UserError
+from kt.settings import count_passes
 
 Batch = dict[str, Tensor]
 PADDING = 4
+DRAWS = {"none": 0, "crop_flip": 3, "imagenet": 5}  # random numbers that an augmentation takes of each image
 
 
 class Loader(Protocol):
-    """What training and evaluation ask of a set of images."""
+    """What training and evaluation ask of a set of images.
+
+    Attributes:
+        batch_size: Images of an update, over all processes and passes.
+        passes: How many of the batches that this process is given make up an update.
+    """
 
     batch_size: int
+    passes: int
 
     def __len__(self) -> int:
-        """Batches of one epoch on this rank."""
+        """Batches of one epoch on this rank, each of one pass."""
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """An epoch's batches from `first` on: `inputs` (n, 3, h, w) float in 0..1, `labels` (n,), `indices` (n,)."""
@@ -45,7 +59,7 @@ class _Stretches:
     """A loader whose epochs are stretches of equal length of another one's endless stream of batches."""
 
     def __init__(self, loader: Loader, length: int):
-        self.loader, self.length, self.batch_size = loader, length, loader.batch_size
+        self.loader, self.length, self.batch_size, self.passes = loader, length, loader.batch_size, loader.passes
 
     def __len__(self) -> int:
         return self.length
@@ -60,7 +74,7 @@ class _Stretches:
 
 
 def by_iterations(loader: Loader, iterations: int, interval: int | None) -> tuple[Loader, int]:
-    """A loader and a number of epochs that together make `iterations` steps, each epoch `interval` of them.
+    """A loader and a number of epochs that together make `iterations` updates, each epoch `interval` of them.
 
     Raises:
         UserError: The interval does not divide the iterations.
@@ -70,46 +84,78 @@ def by_iterations(loader: Loader, iterations: int, interval: int | None) -> tupl
         raise UserError(f"schedule.interval={interval}: expected a divisor of schedule.iterations={iterations}")
     if len(loader) == 0:
         raise UserError("schedule.batch_size: the training set is smaller than one batch")
-    return _Stretches(loader, interval), iterations // interval
+    return _Stretches(loader, interval * loader.passes), iterations // interval
 
 
 def epoch_order(
-    size: int, seed: int, epoch: int, shuffle: bool, rank: int, world: int, batch_size: int
+    size: int, seed: int, epoch: int, shuffle: bool, rank: int, world: int, batch_size: int, passes: int = 1
 ) -> list[Tensor]:
-    """Index batches of one epoch on one rank.
+    """Index batches of one epoch on one rank, `passes` of them for an update.
 
-    Shuffled batches are all of the same size and the remainder is left out (unless the set is smaller than one batch),
-    so ranks take equally many steps; unshuffled ones cover the set exactly once over all ranks.
+    Shuffled, all chunks of an epoch are of the same size, so that an update is the plain mean over them. What is left
+    of the set after the last whole update is left out. A set smaller than one update is a single update of as many
+    chunks, and what does not divide equally is left out. Unshuffled ones cover the set exactly once over all ranks.
+
+    Raises:
+        UserError: There are fewer images than chunks.
     """
+    chunks = world * passes
     if not shuffle:
-        return list(torch.arange(rank, size, world).split(batch_size))
+        return list(torch.arange(rank, size, world).split(max(1, batch_size // chunks)))
+    if size < chunks:
+        raise UserError(f"schedule.batch_size: the training set has {size} images, an update is cut into {chunks}")
+    updates, chunk = max(1, size // batch_size), min(size, batch_size) // chunks
     generator = torch.Generator().manual_seed(_mix(seed, epoch, 0))
-    order = torch.randperm(size, generator=generator)
-    per_rank = size // world
-    mine = order[rank : per_rank * world : world]
-    if per_rank < batch_size:
-        return [mine]
-    return list(mine[: per_rank // batch_size * batch_size].split(batch_size))
+    order = torch.randperm(size, generator=generator)[: updates * chunks * chunk]
+    return list(order.view(-1, world, chunk)[:, rank])
 
 
 def _mix(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
-def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+def uniform(seed: int, epoch: int, indices: Tensor, count: int) -> Tensor:
+    """Random numbers in [0, 1) that depend on (seed, epoch, index) alone, all of a batch at once.
+
+    Args:
+        seed, epoch: What they follow from beside the index.
+        indices: Numbers of samples, int64 (n,), on the CPU.
+        count: How many each sample gets.
+
+    Returns:
+        float64, (count, n), on the CPU.
+
+    Source: SplitMix64 (Steele, Lea, Flood 2014), each sample with a stream whose start is its hashed index.
+    """
+    starts = _hashed(indices.numpy().astype(np.uint64) * _GOLDEN + np.uint64(_mix(seed, epoch, 1)))
+    streams = starts + np.arange(1, count + 1, dtype=np.uint64)[:, None] * _GOLDEN
+    return torch.from_numpy((_hashed(streams) >> np.uint64(11)) * 2.0**-53)
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _hashed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's mixing function; products wrap around."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def crop_flip(images: Tensor, draws: Tensor) -> Tensor:
     """Zero-pads by 4, crops back at random and mirrors at random, every image on its own.
 
     Args:
         images: uint8, (n, h, w, 3).
-        generator: On the CPU, so that draws are the same on every device.
+        draws: Uniform in [0, 1), (3, n): down, right, mirror.
 
     Returns:
         uint8, (n, h, w, 3).
     """
     n, height, width, _ = images.shape
     device = images.device
-    shifts = torch.randint(0, 2 * PADDING + 1, (2, n), generator=generator).to(device)
-    mirrored = (torch.rand(n, generator=generator) < 0.5).to(device)
+    shifts = (draws[:2] * (2 * PADDING + 1)).long().to(device)
+    mirrored = (draws[2] < 0.5).to(device)
     padded = F.pad(images, (0, 0, PADDING, PADDING, PADDING, PADDING))
     rows = shifts[0][:, None] + torch.arange(height, device=device)
     ahead = torch.arange(width, device=device)
@@ -117,21 +163,21 @@ def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     return padded[torch.arange(n, device=device)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def resized_crop_flip(images: Tensor, generator: torch.Generator, scale: tuple[float, float] = (0.08, 1.0)) -> Tensor:
+def resized_crop_flip(images: Tensor, draws: Tensor, scale: tuple[float, float] = (0.08, 1.0)) -> Tensor:
     """A random part of each image (area within `scale`, aspect 3:4 to 4:3) at full size, mirrored at random.
 
     Args:
         images: float in 0..1, (n, 3, h, w).
-        generator: On the CPU.
+        draws: Uniform in [0, 1), (5, n): area, aspect, across, down, mirror.
         scale: Range of the area kept.
     """
-    n = len(images)
-    area = torch.empty(n).uniform_(*scale, generator=generator)
-    ratio = torch.exp(torch.empty(n).uniform_(float(np.log(3 / 4)), float(np.log(4 / 3)), generator=generator))
+    draws = draws.float()
+    area = scale[0] + (scale[1] - scale[0]) * draws[0]
+    ratio = (4 / 3) ** (2 * draws[1] - 1)
     width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
-    x, y = (torch.rand(2, n, generator=generator) * 2 - 1) * (1 - torch.stack([width, height]))
-    mirror = torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0)
-    zero = torch.zeros(n)
+    x, y = (draws[2:4] * 2 - 1) * (1 - torch.stack([width, height]))
+    mirror = torch.where(draws[4] < 0.5, -1.0, 1.0)
+    zero = torch.zeros(len(images))
     theta = torch.stack([torch.stack([width * mirror, zero, x], 1), torch.stack([zero, height, y], 1)], 1)
     grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
@@ -143,13 +189,14 @@ class ResidentLoader:
     Args:
         images: uint8, (n, h, w, 3).
         labels: int64, (n,).
-        batch_size: Images a batch.
+        batch_size: Images of an update, over all processes and passes.
         augmentation: `none`, `crop_flip` or `imagenet`.
         shuffle: Training order; False for evaluation.
         seed: Of order and augmentation.
         device: Where images live.
         rank, world: This process among all.
         indices: Numbers of the samples if they are not 0..n-1 (subsets).
+        device_batch: Images of a pass, see `kt.settings.count_passes`.
     """
 
     def __init__(
@@ -164,33 +211,40 @@ class ResidentLoader:
         rank: int = 0,
         world: int = 1,
         indices: Tensor | None = None,
+        device_batch: int | None = None,
     ):
         self.images, self.labels = images.to(device), labels.to(device)
+        # On the CPU, where augmentation is drawn.
         self.indices = torch.arange(len(labels)) if indices is None else indices
-        self.indices = self.indices.to(device)
+        self.passes = count_passes(batch_size, device_batch, world)
         self.batch_size, self.augmentation, self.shuffle = batch_size, augmentation, shuffle
         self.seed, self.rank, self.world = seed, rank, world
 
     def _order(self, epoch: int) -> list[Tensor]:
-        size = len(self.labels)
-        return epoch_order(size, self.seed, epoch, self.shuffle, self.rank, self.world, self.batch_size)
+        size, shared = len(self.labels), (self.rank, self.world, self.batch_size, self.passes)
+        return epoch_order(size, self.seed, epoch, self.shuffle, *shared)
 
     def __len__(self) -> int:
         return len(self._order(0))
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """One epoch's batches."""
-        for number, chosen in enumerate(self._order(epoch)[first:], first):
-            generator = torch.Generator().manual_seed(_mix(self.seed, epoch, 1, self.rank, number))
-            chosen = chosen.to(self.images.device)
+        device, count = self.images.device, DRAWS[self.augmentation]
+        batches = self._order(epoch)[first:]
+        numbers = [self.indices[chosen] for chosen in batches]
+        # Of all batches at once: a call takes hardly longer for thousands of images than for a few.
+        draws = uniform(self.seed, epoch, torch.cat(numbers), count) if numbers else torch.empty(count, 0)
+        sizes = [len(chosen) for chosen in batches]
+        for chosen, own, drawn in zip(batches, numbers, draws.split(sizes, 1), strict=True):
+            chosen = chosen.to(device)
             images = self.images[chosen]
             if self.augmentation == "crop_flip":
-                images = crop_flip(images, generator)
+                images = crop_flip(images, drawn)
             # Permuting height-width-channel storage is channels_last already.
             inputs = images.permute(0, 3, 1, 2).float().div_(255)
             if self.augmentation == "imagenet":
-                inputs = resized_crop_flip(inputs, generator).contiguous(memory_format=torch.channels_last)
-            yield {"inputs": inputs, "labels": self.labels[chosen], "indices": self.indices[chosen]}
+                inputs = resized_crop_flip(inputs, drawn).contiguous(memory_format=torch.channels_last)
+            yield {"inputs": inputs, "labels": self.labels[chosen], "indices": own.to(device)}
 
     def plain(self, by_class: bool = False) -> ResidentLoader:
         """See `Loader.plain`."""
@@ -198,7 +252,8 @@ class ResidentLoader:
         other.shuffle, other.augmentation = False, "none"
         if by_class:
             order = torch.argsort(self.labels, stable=True)
-            other.images, other.labels, other.indices = self.images[order], self.labels[order], self.indices[order]
+            other.images, other.labels = self.images[order], self.labels[order]
+            other.indices = self.indices[order.cpu()]
         return other
 
 
@@ -227,12 +282,13 @@ class StreamingLoader:
     Args:
         dataset: Gives `(image tensor (3, h, w) in 0..1, label)`, augmentation included, drawn from torch's generator.
         indices: Samples that take part.
-        batch_size: Images a batch.
+        batch_size: Images of an update, over all processes and passes.
         shuffle: Training order; False for evaluation.
         seed: Of order and augmentation.
         device: Where batches go.
         rank, world: This process among all.
         workers: Loading processes.
+        device_batch: Images of a pass, see `kt.settings.count_passes`.
     """
 
     def __init__(
@@ -246,13 +302,15 @@ class StreamingLoader:
         rank: int = 0,
         world: int = 1,
         workers: int = 4,
+        device_batch: int | None = None,
     ):
         self.dataset, self.indices, self.batch_size, self.shuffle = dataset, indices, batch_size, shuffle
         self.seed, self.device, self.rank, self.world, self.workers = seed, device, rank, world, workers
+        self.passes = count_passes(batch_size, device_batch, world)
 
     def _order(self, epoch: int) -> list[Tensor]:
-        size = len(self.indices)
-        return epoch_order(size, self.seed, epoch, self.shuffle, self.rank, self.world, self.batch_size)
+        size, shared = len(self.indices), (self.rank, self.world, self.batch_size, self.passes)
+        return epoch_order(size, self.seed, epoch, self.shuffle, *shared)
 
     def __len__(self) -> int:
         return len(self._order(0))
@@ -262,7 +320,8 @@ class StreamingLoader:
         batches = self._order(epoch)[first:]
         chosen = self.indices[torch.cat(batches)].tolist() if batches else []
         view = _EpochView(self.dataset, chosen, self.seed, epoch)
-        loader = DataLoader(view, self.batch_size, num_workers=self.workers, pin_memory=self.device.type == "cuda")
+        size = len(batches[0]) if batches else 1
+        loader = DataLoader(view, size, num_workers=self.workers, pin_memory=self.device.type == "cuda")
         for images, labels, indices in loader:
             inputs = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
             yield {"inputs": inputs, "labels": labels.to(self.device), "indices": indices.to(self.device)}

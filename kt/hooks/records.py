@@ -82,9 +82,9 @@ class RecordHook(Hook):
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Keeps the step's scalars as they are, on the device."""
         loop = runner.train_loop
-        place = {"step": loop.iter, "epoch": loop.iter / len(loop.dataloader)}
+        place = {"step": loop.iter, "epoch": loop.iter / loop.steps_per_epoch}
         self.rows.append(({**place, **loop.learning_rates()}, outputs))
-        self.images += len(data_batch["inputs"])
+        self.images += loop.chunks * len(data_batch["inputs"])
         if loop.iter % self.interval == 0:
             self.flush(runner)
 

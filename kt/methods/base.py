@@ -22,7 +22,7 @@ from kt.features import Features
 from kt.outside import load_outside
 from kt.phase import Batch, Loss, Phase
 from kt.settings import METHODS as SETTINGS
-from kt.settings import complete
+from kt.settings import accumulates, complete
 from kt.stages import Stage
 from kt.transfer import TransferModel
 
@@ -68,6 +68,7 @@ class Method(nn.Module):
         dense: Whether it can teach detectors and segmentors.
         compares_channels: Whether it compares the teacher's maps with the student's channel by channel, so that the
             order of the teacher's channels matters to it.
+        accumulates: Whether its losses are means over images, see `kt.settings.ACCUMULATING`.
         hidden: The names of the networks that the model it is part of keeps hidden.
         facts: What a method wants the result file to say about the pair it was built for.
     """
@@ -76,6 +77,7 @@ class Method(nn.Module):
     starts_from_teacher: ClassVar[bool] = False
     dense: ClassVar[bool] = False
     compares_channels: ClassVar[bool] = False
+    accumulates: bool = False
     hidden: frozenset[str] = frozenset()
 
     def __init__(self, student: Student, teacher: Teacher | None):
@@ -232,4 +234,6 @@ def build_method(
         options["base"] = base
     parameters = inspect.signature(kind).parameters
     handed: dict[str, Any] = {key: value for key, value in (("data", data), ("files", files)) if key in parameters}
-    return kind(student, teacher, **handed, **complete(name, options))
+    built = kind(student, teacher, **handed, **complete(name, options))
+    built.accumulates = accumulates({"name": name, **options})
+    return built
