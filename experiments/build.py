@@ -24,13 +24,14 @@ from kt.dense import Backbone, DenseModel, as_teacher
 from kt.engine import seed_everything
 from kt.errors import UserError, needs_mm
 from kt.evaluation.accuracy import metric_labels
-from kt.files import write_json
+from kt.files import write_json, write_text
 from kt.hooks import WandbRun
 from kt.methods import Method, build_method, find_method
 from kt.models import NETWORKS, build_network
 from kt.models.checkpoints import load_backbone, load_weights
 from kt.settings import METHODS as SETTINGS
 from kt.stages import IMAGENET, head_of
+from kt.store import listed
 from kt.students import load_student
 from kt.train import fit, images_per_second, phase_records
 from kt.transfer import TransferModel
@@ -257,9 +258,8 @@ def copy_with(model: Any, path: Path, key: str) -> Any:
 
 
 def snapshots_of(weights: Path) -> list[Path]:
-    """The weights-only snapshots beside a cell's student, from the first epoch to the last."""
-    found = (weights.parent / "snapshots").glob("epoch_*.pth")
-    return sorted(found, key=lambda path: int(path.stem.removeprefix("epoch_")))
+    """The weights-only snapshots that a finished cell keeps beside its student, from the first epoch to the last."""
+    return sorted(listed(weights.parent, "snapshots/"), key=lambda path: int(path.stem.removeprefix("epoch_")))
 
 
 def set_threads(config: Mapping[str, Any]) -> None:
@@ -296,7 +296,8 @@ def describe_student(
         }
         used = sorted({module for name, module in own.items() if f'"{name}"' in json.dumps(model_config, default=str)})
         imports = {"custom_imports": {"imports": used, "allow_failed_imports": False}} if used else {}
-        Config({**imports, "model": _without_pretrained(model_config)}).dump(folder / "student_config.py")
+        config_file = Config({**imports, "model": _without_pretrained(model_config)})
+        write_text(folder / "student_config.py", config_file.pretty_text)
     write_json(folder / "student.json", {**record, "mean": mean, "std": std})
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import hashlib
 import importlib.metadata
 import json
@@ -29,27 +28,31 @@ from experiments.progress import Display, cell_log, current
 from experiments.schema import ANALYSES
 from kt import ranks
 from kt.errors import UserError, nearest
-from kt.files import write_json, write_text
+from kt.files import checksum, write_json, write_sealed, write_text
 from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS
 from kt.ranks import launched as world_size
 from kt.ranks import launched_first as is_first
 from kt.settings import METHODS, Dataset, Need
 from kt.store import (
+    IDENTITY_VERSION,
+    STUDENT,
+    begin,
     cells_of,
+    check,
+    evaluation_fault,
     evaluation_file,
     failure_file,
     folder_of,
+    inspect,
+    list_evaluation,
     lock_of,
-    read_result,
+    read_evaluation,
     seconds_spent,
     write_result,
     write_status,
 )
 
 Config = dict[str, Any]
-
-# Raise it when the same config comes to mean another computation: results of older code are then not taken for new.
-IDENTITY_VERSION = 3
 
 NO_TEACHER: Config = {
     "network": None,
@@ -232,24 +235,15 @@ def all_needs(config: Mapping[str, Any]) -> dict[str, Config | Path]:
     return {**evaluation_needs(config), **needs_of(config)}
 
 
-@functools.lru_cache(maxsize=64)
-def _hash_file(path: str, size: int, modified: int) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def content_hash(path: Path, key: str) -> str:
     """The hash of a checkpoint, and of the description beside it that says how to read it.
 
     Raises:
-        UserError: There is no such file.
+        UserError: There is no such file, or it is not what the cell that it is from has left.
     """
+    check(path.parent, path.name, "student.json")
     try:
-        stat = path.stat()
-        found = _hash_file(str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+        found = checksum(path)
         described = path.with_name("student.json")
         if described.exists():
             found = hashlib.sha256((found + described.read_text()).encode()).hexdigest()
@@ -440,8 +434,11 @@ def run_cell(config: Mapping[str, Any], display: Display | None = None) -> Confi
     cell_id = identity(settled)
     folder = _open_folder(settled, cell_id)
     with _exclusive(folder, display):
-        done: Config | None = agree(read_result(folder))
-        result = done if done is not None else _attempt(settled, cell_id, folder, display)
+        result, fault = agree(inspect(folder))
+        if fault:
+            display.line(f"  cell {cell_id}: {fault}: it is made again from what is left")
+        if result is None:
+            result = _attempt(settled, cell_id, folder, display)
         if settled["evaluation"] is not None:
             _evaluate(settled, folder, display)
         return result
@@ -461,14 +458,17 @@ def _evaluate(config: Config, folder: Path, display: Display) -> None:
     """
     name = config["evaluation"]
     path = evaluation_file(folder, name)
-    if agree(path.exists()):
+    scored, fault = agree((read_evaluation(folder, name) is not None, evaluation_fault(folder, name)))
+    if fault:
+        display.line(f"  cell {folder.name}: {fault}: it is made again")
+    if scored:
         return
     failure = failure_file(folder, name)
     started = time.time()
 
     def failed(error: str, user: bool) -> None:
         if is_first():
-            write_json(failure, {"status": "failed", "error": error, "user": user, "started": started})
+            write_sealed(failure, {"status": "failed", "error": error, "user": user, "started": started})
 
     if is_first():
         path.parent.mkdir(exist_ok=True)
@@ -498,6 +498,7 @@ def _evaluate(config: Config, folder: Path, display: Display) -> None:
     if is_first():
         failure.unlink(missing_ok=True)
         write_json(path, metrics)
+        list_evaluation(folder, name, *(ANALYSES[name].files if name in ANALYSES else ()))
 
 
 def _attempt(config: Config, cell_id: str, folder: Path, display: Display) -> Config:
@@ -518,6 +519,7 @@ def _attempt(config: Config, cell_id: str, folder: Path, display: Display) -> Co
     if is_first():
         write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         (folder / "error.txt").unlink(missing_ok=True)
+        begin(folder)
     write()
     try:
         paths, ids = _provide(config, needs_of(config), display)
@@ -530,7 +532,7 @@ def _attempt(config: Config, cell_id: str, folder: Path, display: Display) -> Co
         result = {"id": cell_id, "status": "done", **found, "config": config, "needs": ids, "seconds": seconds}
         result |= {"versions": _versions(), "commit": _commit(), "hardware": _hardware(), "threads": _threads()}
         if is_first():
-            write_result(folder, result)
+            result = write_result(folder, result)
         ended("done")
         return result
     except KeyboardInterrupt:
@@ -571,5 +573,5 @@ def _provide(
                 raise UserError(f"teacher.{error}") from None
             raise
         ids[name] = result["id"]
-        paths[name] = folder_of(need["output_root"], result["id"]) / "student.pth"
+        paths[name] = folder_of(need["output_root"], result["id"]) / STUDENT
     return paths, ids

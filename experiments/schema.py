@@ -157,15 +157,19 @@ class Analysis:
     Attributes:
         needs: The cells that it needs beside those of the cell itself.
         needs_untaught: The same for a cell without a teacher.
+        files: What it leaves beside its numbers.
     """
 
     needs: Mapping[str, Need]
     needs_untaught: Mapping[str, Need] | None = None
+    files: tuple[str, ...] = ()
 
+
+MAPS = "activation_maps.npz"
 
 ANALYSES: dict[str, Analysis] = {
     # The student trained alone against the (transformed) teacher; without a teacher, against another initialisation.
-    "channel_overlap": Analysis({"solo": Need("student")}, {"other": Need("student", 1)}),
+    "channel_overlap": Analysis({"solo": Need("student")}, {"other": Need("student", 1)}, (MAPS,)),
     # Distance of outputs: of the student trained alone, and of the cell's own student.
     "consistency_solo": Analysis({"solo": Need("student")}),
     "consistency": Analysis({}),

@@ -13,11 +13,13 @@ from kt.errors import UserError, needs_mm
 from kt.models import NETWORKS, build_network
 from kt.models.checkpoints import load_weights
 from kt.outside import load_outside
+from kt.store import STUDENT, check
 
 
 def load_student(folder: str | os.PathLike[str]) -> nn.Module:
     """See `kt.load_student`."""
     described = Path(folder) / "student.json"
+    check(Path(folder), "student.json", "student_config.py", STUDENT)
     try:
         record: dict[str, Any] = json.loads(described.read_text())
         network, shape = record["network"], {key: record[key] for key in ("num_classes", "image_size")}
@@ -36,5 +38,5 @@ def load_student(folder: str | os.PathLike[str]) -> nn.Module:
         from kt.models.dense import build_dense
 
         student = build_dense(Config.fromfile(Path(folder) / "student_config.py").model.to_dict(), str(folder))
-    load_weights(student, Path(folder) / "student.pth", "student")
+    load_weights(student, Path(folder) / STUDENT, "student")
     return student.eval()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from mmengine.registry import Registry
@@ -69,6 +69,10 @@ class Method(nn.Module):
     def loss(self, model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of the main phase and the device scalars to log (`accuracy` is that of the plain student)."""
         raise NotImplementedError
+
+    def keeps(self) -> Mapping[str, Any]:
+        """What stays beside the student of a method that has trained: file name -> content for `torch.save`."""
+        return {}
 
     def passes(self, model: TransferModel, batch: Batch) -> list:
         """The passes that the main phase cannot do without, as callables; what the bench divides a step's time by."""
