@@ -1,6 +1,6 @@
 """Files that readers see whole: what is written takes the old file's place at once, or not at all.
 
-A file can also say whether it still is what was written: JSON with its checksum inside, and any file with one behind it.
+A file can also say whether it still is what was written: JSON with its checksum inside, any file with one at its end.
 """
 
 from __future__ import annotations
@@ -105,9 +105,12 @@ def seal(file: BinaryIO) -> None:
 def is_sealed(path: Path) -> bool:
     """Whether a file ends with the checksum of what is before it."""
     try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            with memoryview(content) as view:
-                return hashlib.sha256(view[:-_LENGTH]).digest() == bytes(view[-_LENGTH:])
+        with (
+            open(path, "rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+            memoryview(content) as view,
+        ):
+            return hashlib.sha256(view[:-_LENGTH]).digest() == view[-_LENGTH:]
     except (OSError, ValueError):  # none, or an empty one
         return False
 

@@ -1,8 +1,7 @@
 """A cell on the disk: its folder, what it leaves there, and how it stands. Planning and tables read it without torch.
 
 `status.json` says what the latest attempt is doing or how it ended. `result.json` is written last and whole, and lists
-the files that the cell keeps with their checksums: a cell is done exactly when it and all that it lists are as they were
-written.
+what the cell keeps with checksums: a cell is done exactly when that file and all it lists are as they were written.
 """
 
 from __future__ import annotations

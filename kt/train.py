@@ -99,9 +99,9 @@ def fit(
     try:
         model.place(engine.device)
         if begun is None:
-            mark = (
-                load_checkpoint(phase_folder(cell, latest, phases[latest]) / NEWEST, model)["records"] if done else None
-            )
+            mark = None
+            if done:
+                mark = load_checkpoint(phase_folder(cell, latest, phases[latest]) / NEWEST, model)["records"]
             if records is not None:
                 records.cut(mark)
         for index in range(finished, len(phases)):
