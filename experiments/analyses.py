@@ -16,6 +16,7 @@ from torch import Tensor
 
 from experiments.build import build_teacher, needed_networks, read_data, set_threads
 from experiments.devices import pick_device
+from experiments.schema import MAPS
 from kt.classifier import Classifier
 from kt.data import Data
 from kt.errors import UserError
@@ -34,7 +35,6 @@ Maps = Callable[[Tensor, Tensor], Tensor]  # inputs and labels -> maps (n, c, h,
 OVERLAPS = (10, 20, 50, 100)
 OVERLAP_CHANNELS = 1280  # the channels that these numbers are printed for
 SHOWN_CLASS = "boy"  # of Figure 1; data without it show their first class
-MAPS = "activation_maps.npz"
 
 
 def analyse_cell(config: Mapping[str, Any], folder: Path, needs: Mapping[str, Path]) -> dict[str, Any]:

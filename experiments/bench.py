@@ -34,12 +34,13 @@ from kt.dense import DenseModel
 from kt.engine import Engine, measured_loop
 from kt.errors import UserError, nearest
 from kt.files import write_json
-from kt.hooks import RecordHook, Records
+from kt.hooks import RecordHook
 from kt.methods import build_method, find_method
 from kt.models import build_network
 from kt.models.names import DENSE_NETWORKS
 from kt.settings import METHODS, Schedule, defaults
 from kt.stages import IMAGENET
+from kt.store import Records, records_file
 from kt.transfer import TransferModel
 
 CLASSES, SIZE = 100, 32
@@ -128,7 +129,7 @@ def bench_method(name: str, arguments: argparse.Namespace, batch: dict[str, Any]
     device = torch.device(arguments.device)
     model = make_model(name, arguments)
     with tempfile.TemporaryDirectory() as folder:
-        records = Records(Path(folder) / "metrics.jsonl")
+        records = Records(records_file(Path(folder)))
         engine = Engine(
             {**defaults(Schedule), "lr": arguments.lr},
             device,

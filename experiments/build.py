@@ -23,7 +23,7 @@ from kt.engine import seed_everything
 from kt.errors import UserError, needs_mm
 from kt.evaluation.accuracy import metric_labels
 from kt.evaluation.outcomes import Outcomes, keep_outcomes
-from kt.files import write_json
+from kt.files import write_json, write_text
 from kt.hooks import WandbRun
 from kt.methods import Method, build_method, find_method
 from kt.models import NETWORKS, build_network
@@ -33,8 +33,8 @@ from kt.needs import SNAPSHOTS, WEIGHTS
 from kt.settings import METHODS as SETTINGS
 from kt.settings import device_batch
 from kt.stages import IMAGENET, head_of
-from kt.store import outcomes_file
-from kt.students import DESCRIPTION, load_model
+from kt.store import DESCRIPTION, listed, outcomes_file
+from kt.students import load_model
 from kt.train import best_metrics, fit, images_per_second, phase_records
 from kt.transfer import TransferModel
 
@@ -258,8 +258,9 @@ def needed_networks(needs: Mapping[str, Path], spec: Any) -> dict[str, Any]:
 
 
 def snapshots_of(folder: Path) -> list[Path]:
-    """A cell's weights-only snapshots, from the first epoch to the last."""
-    return sorted(folder.glob("epoch_*.pth"), key=lambda path: int(path.stem.removeprefix("epoch_")))
+    """The weights-only snapshots that a finished cell keeps, from the first epoch to the last."""
+    found = listed(folder.parent, f"{SNAPSHOTS}/")
+    return sorted(found, key=lambda path: int(path.stem.removeprefix("epoch_")))
 
 
 def set_threads(config: Mapping[str, Any]) -> None:
@@ -296,7 +297,8 @@ def describe_student(
         }
         used = sorted({module for name, module in own.items() if f'"{name}"' in json.dumps(model_config, default=str)})
         imports = {"custom_imports": {"imports": used, "allow_failed_imports": False}} if used else {}
-        Config({**imports, "model": _without_pretrained(model_config)}).dump(folder / "student_config.py")
+        config_file = Config({**imports, "model": _without_pretrained(model_config)})
+        write_text(folder / "student_config.py", config_file.pretty_text)
     write_json(folder / DESCRIPTION, {**record, "mean": mean, "std": std})
 
 

@@ -23,20 +23,25 @@ from filelock import Timeout
 
 from experiments.meaning import all_needs, content_hash, identity, needs_of, settle
 from experiments.progress import Display, cell_log, current
-from experiments.schema import ANALYSES
+from experiments.schema import ANALYSES, LEFT
 from kt import ranks
 from kt.errors import UserError
-from kt.files import write_json, write_text
+from kt.files import write_json, write_sealed, write_text
 from kt.needs import Config, Need
 from kt.ranks import launched as world_size
 from kt.ranks import launched_first as is_first
 from kt.store import (
+    begin,
     cells_of,
+    evaluation_fault,
     evaluation_file,
     failure_file,
     folder_of,
+    inspect,
+    list_evaluation,
     lock_of,
-    read_result,
+    outcomes_file,
+    read_evaluation,
     seconds_spent,
     write_result,
     write_status,
@@ -160,8 +165,11 @@ def run_cell(config: Mapping[str, Any], display: Display | None = None) -> Confi
     cell_id = identity(settled)
     folder = _open_folder(settled, cell_id)
     with _exclusive(folder, display):
-        done: Config | None = agree(read_result(folder))
-        result = done if done is not None else _attempt(settled, cell_id, folder, display)
+        result, fault = agree(inspect(folder))
+        if fault:
+            display.line(f"  cell {cell_id}: {fault}: it is made again from what is left")
+        if result is None:
+            result = _attempt(settled, cell_id, folder, display)
         if settled["evaluation"] is not None:
             _evaluate(settled, folder, display)
         return result
@@ -181,14 +189,17 @@ def _evaluate(config: Config, folder: Path, display: Display) -> None:
     """
     name = config["evaluation"]
     path = evaluation_file(folder, name)
-    if agree(path.exists()):
+    scored, fault = agree((read_evaluation(folder, name) is not None, evaluation_fault(folder, name)))
+    if fault:
+        display.line(f"  cell {folder.name}: {fault}: it is made again")
+    if scored:
         return
     failure = failure_file(folder, name)
     started = time.time()
 
     def failed(error: str, user: bool) -> None:
         if is_first():
-            write_json(failure, {"status": "failed", "error": error, "user": user, "started": started})
+            write_sealed(failure, {"status": "failed", "error": error, "user": user, "started": started})
 
     if is_first():
         path.parent.mkdir(exist_ok=True)
@@ -218,6 +229,8 @@ def _evaluate(config: Config, folder: Path, display: Display) -> None:
     if is_first():
         failure.unlink(missing_ok=True)
         write_json(path, metrics)
+        outcomes = outcomes_file(folder, name)
+        list_evaluation(folder, name, *LEFT.get(name, ()), *([outcomes.name] if outcomes.exists() else []))
 
 
 def _attempt(config: Config, cell_id: str, folder: Path, display: Display) -> Config:
@@ -238,6 +251,7 @@ def _attempt(config: Config, cell_id: str, folder: Path, display: Display) -> Co
     if is_first():
         write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         (folder / "error.txt").unlink(missing_ok=True)
+        begin(folder)
     write()
     try:
         paths, ids = _provide(config, needs_of(config), display)
@@ -250,7 +264,7 @@ def _attempt(config: Config, cell_id: str, folder: Path, display: Display) -> Co
         result = {"id": cell_id, "status": "done", **found, "config": config, "needs": ids, "seconds": seconds}
         result |= {"versions": _versions(), "commit": _commit(), "hardware": _hardware(), "threads": _threads()}
         if is_first():
-            write_result(folder, result)
+            result = write_result(folder, result)
         ended("done")
         return result
     except KeyboardInterrupt:

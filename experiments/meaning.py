@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import hashlib
 import json
 import os
@@ -15,6 +14,7 @@ from typing import Any
 from experiments.schema import ANALYSES
 from kt.data.names import content
 from kt.errors import UserError, nearest
+from kt.files import checksum
 from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS
 from kt.needs import NO_TEACHER, Config, Need, teacher_dataset, teacher_of
 from kt.ranks import launched
@@ -28,9 +28,7 @@ from kt.settings import (
     count_passes,
     device_batch,
 )
-
-# Raise it when the same config comes to mean another computation: results of older code are then not taken for new.
-IDENTITY_VERSION = 4
+from kt.store import DESCRIPTION, IDENTITY_VERSION, check
 
 
 def _settled_network(network: Config, dataset: Config, config: Config) -> Config:
@@ -162,25 +160,16 @@ def needed_cells(config: Mapping[str, Any]) -> dict[str, Config]:
     return {name: dict(need.config) for name, need in all_needs(config).items() if isinstance(need, Need)}
 
 
-@functools.lru_cache(maxsize=64)
-def _hash_file(path: str, size: int, modified: int) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def content_hash(path: Path, key: str) -> str:
     """The hash of a checkpoint, and of the description beside it that says how to read it.
 
     Raises:
-        UserError: There is no such file.
+        UserError: There is no such file, or it is not what the cell that it is from has left.
     """
+    check(path.parent, path.name, DESCRIPTION)
     try:
-        stat = path.stat()
-        found = _hash_file(str(path.resolve()), stat.st_size, stat.st_mtime_ns)
-        described = path.with_name("student.json")
+        found = checksum(path)
+        described = path.with_name(DESCRIPTION)
         if described.exists():
             found = hashlib.sha256((found + described.read_text()).encode()).hexdigest()
     except OSError as error:

@@ -145,6 +145,8 @@ ANALYSES: dict[str, Callable[[Mapping[str, Any]], dict[str, Need]]] = {
     "consistency_solo": functools.partial(_distant, True),
     "consistency": functools.partial(_distant, False),
 }
+MAPS = "activation_maps.npz"
+LEFT = {"channel_overlap": (MAPS,)}  # what an analysis leaves beside its numbers
 
 
 class Config(Settings):

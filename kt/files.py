@@ -1,20 +1,30 @@
-"""Files that readers see whole: what is written takes the old file's place at once, or not at all."""
+"""Files that readers see whole: what is written takes the old file's place at once, or not at all.
+
+A file can also say whether it still is what was written: JSON with its checksum inside, any file with one at its end.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import json
+import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, before: Path | None = None) -> Iterator[BinaryIO]:
     """A file to write to, in the same folder, that takes the place of `path` at the end, once it is on the disk.
 
     Whatever goes wrong in between, `path` stays as it was. For all that writes by itself (`torch.save`, `numpy.savez`).
+
+    Args:
+        path: The file.
+        before: Where the old file goes instead of away.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -22,7 +32,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if before is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(path, before)
         os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # a new name is not on the disk before its folder is
+        finally:
+            os.close(folder)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -53,3 +71,60 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except ValueError:
         return {}
     return content if isinstance(content, dict) else {}
+
+
+# Checksums
+
+_SUM = "sha256"
+_LENGTH = hashlib.sha256().digest_size
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, in hex. A process reads it once as long as the file stays as it is.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    stat = path.stat()
+    return _checksum(str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _checksum(path: str, *_: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, _SUM).hexdigest()
+
+
+def seal(file: BinaryIO) -> None:
+    """Ends a file that is being written with its checksum, which readers of archives (`torch.load`) pass over."""
+    file.flush()
+    with open(file.name, "rb") as written:
+        file.write(hashlib.file_digest(written, _SUM).digest())
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a file ends with the checksum of what is before it."""
+    try:
+        with (
+            open(path, "rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+            memoryview(content) as view,
+        ):
+            return hashlib.sha256(view[:-_LENGTH]).digest() == view[-_LENGTH:]
+    except (OSError, ValueError):  # none, or an empty one
+        return False
+
+
+def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    """An object as JSON, with its checksum under a key of its own."""
+    write_json(path, {**content, _SUM: _sum_of(content)})
+
+
+def read_sealed(path: Path) -> dict[str, Any] | None:
+    """What `write_sealed` has written; None if there is no such file, an empty object if it is another one by now."""
+    content = read_json(path)
+    return content if not content or content.pop(_SUM, None) == _sum_of(content) else {}
+
+
+def _sum_of(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

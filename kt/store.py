@@ -1,24 +1,35 @@
 """A cell on the disk: its folder, what it leaves there, and how it stands. Planning and tables read it without torch.
 
-`status.json` says what the latest attempt is doing or how it ended. `result.json` is written last and whole, so a cell
-is done exactly when that file exists.
+`status.json` says what the latest attempt is doing or how it ended. `result.json` is written last and whole, and lists
+what the cell keeps with checksums: a cell is done exactly when that file and all it lists are as they were written.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from kt.files import read_json, write_json
+from kt.errors import UserError
+from kt.files import checksum, read_json, read_sealed, write_sealed
+from kt.needs import SNAPSHOTS, WEIGHTS
 
 Json = dict[str, Any]
+
+# Raise it when the same config comes to mean another computation: results of older code are then not taken for new.
+IDENTITY_VERSION = 4
+
+# What a trained cell has to hold, and what some hold as well. Checkpoints check themselves (`kt.hooks.checkpoint`).
+DESCRIPTION = "student.json"
+_HELD = (WEIGHTS, DESCRIPTION, "metrics.jsonl", "evaluations/test.json")
+_HELD_BY_SOME = ("student_config.py", "*.pth", f"{SNAPSHOTS}/*.pth", "evaluations/teacher.json", "evaluations/test.npz")
 
 STALE_SECONDS = 3600.0
 _RESULT, _STATUS, _RECORDS = "result.json", "status.json", "metrics.jsonl"
@@ -42,9 +53,58 @@ def finished_cells(output_root: str | os.PathLike[str]) -> list[Path]:
 # What a cell leaves
 
 
+def first_fault(folder: Path, sums: Mapping[str, str]) -> str | None:
+    """What is wrong with the first of a cell's files, by name with their checksums, that is not as it was."""
+    for name, known in sums.items():
+        try:
+            if checksum(folder / name) != known:
+                return f"{name} is damaged"
+        except OSError:
+            return f"{name} is missing"
+    return None
+
+
+def _read_result(folder: Path) -> tuple[Json | None, str | None]:
+    """A result, or why there is none where one has been."""
+    version = (read_json(folder / _RESULT) or {}).get("version", IDENTITY_VERSION)
+    if version != IDENTITY_VERSION:
+        return None, f"{_RESULT} is of identity version {version}, now it is {IDENTITY_VERSION}"
+    result = read_sealed(folder / _RESULT)
+    if result is None:
+        was_done = (read_sealed(folder / _STATUS) or {}).get("status") == "done"
+        return None, f"{_RESULT} is missing" if was_done else None
+    return (result, None) if result else (None, f"{_RESULT} is damaged")
+
+
 def read_result(folder: Path) -> Json | None:
-    """A finished cell's result, or None."""
-    return read_json(folder / _RESULT) or None
+    """A finished cell's result as it was written, whatever has become of its other files; or None."""
+    return _read_result(folder)[0]
+
+
+def inspect(folder: Path) -> tuple[Json | None, str | None]:
+    """A finished cell's result; where it or a file that it lists cannot be relied on, None and what is wrong."""
+    result, fault = _read_result(folder)
+    if result is not None:
+        fault = first_fault(folder, result["files"])
+    return (None, fault) if fault else (result, None)
+
+
+def listed(folder: Path, prefix: str) -> list[Path]:
+    """The files that a finished cell keeps whose names, from its folder on, begin so."""
+    result = read_result(folder) or {"files": {}}
+    return [folder / name for name in result["files"] if name.startswith(prefix)]
+
+
+def check(folder: Path, *names: str) -> None:
+    """Refuses files of a finished cell that are not as it has left them; a folder without a result has none.
+
+    Raises:
+        UserError: Names the file.
+    """
+    result = read_result(folder)
+    wanted = {name: result["files"][name] for name in names if name in result["files"]} if result else {}
+    if fault := first_fault(folder, wanted):
+        raise UserError(f"{folder / fault}: run the command that trained the cell again, which mends it")
 
 
 def read_results(output_root: str | os.PathLike[str], cell_ids: Iterable[str]) -> dict[str, Json]:
@@ -53,9 +113,28 @@ def read_results(output_root: str | os.PathLike[str], cell_ids: Iterable[str]) -
     return {cell_id: result for cell_id, result in found.items() if result is not None}
 
 
-def write_result(folder: Path, result: Mapping[str, Any]) -> None:
-    """Makes the cell one that is done."""
-    write_json(folder / _RESULT, result)
+def write_result(folder: Path, result: Mapping[str, Any]) -> Json:
+    """Makes the cell one that is done; returns the result with the files that it lists.
+
+    Raises:
+        FileNotFoundError: The cell lacks a file that it has to hold.
+    """
+    some = [path for pattern in _HELD_BY_SOME for path in sorted(folder.glob(pattern))]
+    names = [*_HELD, *(path.relative_to(folder).as_posix() for path in some)]
+    written = {**result, "version": IDENTITY_VERSION, "files": _sums(folder, names), "evaluations": {}}
+    write_sealed(folder / _RESULT, written)
+    return written
+
+
+def _sums(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    return {name: checksum(folder / name) for name in names}
+
+
+def begin(folder: Path) -> None:
+    """Before an attempt: the cell is not done, and what a killed process was writing is in nobody's way."""
+    (folder / _RESULT).unlink(missing_ok=True)
+    for path in folder.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def evaluation_file(folder: Path, name: str) -> Path:
@@ -73,14 +152,89 @@ def failure_file(folder: Path, name: str) -> Path:
     return evaluation_file(folder, name).with_suffix(".failed")
 
 
+def list_evaluation(folder: Path, name: str, *others: str) -> None:
+    """Adds a score on other data, which has just been written, to what a finished cell keeps.
+
+    Args:
+        folder: The cell's folder.
+        name: Of the score.
+        others: Names of files beside it that it left as well.
+    """
+    result = read_result(folder)
+    assert result is not None
+    paths = [evaluation_file(folder, name), *(evaluation_file(folder, name).with_name(other) for other in others)]
+    result["evaluations"][name] = _sums(folder, [path.relative_to(folder).as_posix() for path in paths])
+    write_sealed(folder / _RESULT, result)
+
+
+def evaluation_fault(folder: Path, name: str) -> str | None:
+    """What is wrong with a score that a cell has had."""
+    result = read_result(folder) or {"evaluations": {}}
+    return first_fault(folder, result["evaluations"].get(name, {}))
+
+
 def read_evaluation(folder: Path, name: str) -> Json | None:
     """A cell's metrics on other data; None if it has none."""
-    return read_json(evaluation_file(folder, name)) or None
+    result = read_result(folder)
+    if result is None or name not in result["evaluations"] or evaluation_fault(folder, name):
+        return None
+    return read_json(evaluation_file(folder, name))
 
 
 def records_file(folder: Path) -> Path:
     """Where a cell records its training, a JSON object in every line."""
     return folder / _RECORDS
+
+
+class Records:
+    """The records of a cell while it trains: only appended to, and cut back to a checkpoint by a run that resumes.
+
+    Args:
+        path: The file.
+        mirror: Called with every row that is written (Weights & Biases).
+    """
+
+    def __init__(self, path: Path, mirror: Callable[[Json], None] | None = None):
+        self.path, self.mirror = path, mirror
+        self.file = open(path, "a+b")  # noqa: SIM115 - stays open for the whole cell
+        self.sum = hashlib.sha256(path.read_bytes())
+
+    @property
+    def mark(self) -> Json:
+        """Where the records end, and the checksum up to there; all of it is on the disk."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        return {"offset": self.file.tell(), "sha256": self.sum.hexdigest()}
+
+    def cut(self, mark: Mapping[str, Any] | None) -> None:
+        """Drops everything after a mark, or without one everything: those steps are done again."""
+        self.file.truncate(mark["offset"] if mark else 0)
+        self.file.seek(0)
+        self.sum = hashlib.sha256(self.file.read())
+
+    def write(self, rows: Sequence[Json]) -> None:
+        """Appends rows and hands them to the mirror."""
+        written = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        self.sum.update(written)
+        self.file.write(written)
+        self.file.flush()
+        for row in rows:
+            if self.mirror is not None:
+                self.mirror(row)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self.file.close()
+
+
+def records_fault(folder: Path, mark: Mapping[str, Any]) -> str | None:
+    """What is wrong with a cell's records up to a mark."""
+    try:
+        with open(records_file(folder), "rb") as file:
+            found = hashlib.sha256(file.read(mark["offset"])).hexdigest()
+    except OSError:
+        return f"{_RECORDS} is missing"
+    return None if found == mark["sha256"] else f"{_RECORDS} is damaged"
 
 
 def read_records(path: Path, kind: str) -> Iterator[Json]:
@@ -115,23 +269,27 @@ def _is_held(folder: Path) -> bool:
 
 def write_status(folder: Path, status: Mapping[str, Any]) -> None:
     """Says how the latest attempt stands."""
-    write_json(folder / _STATUS, status)
+    write_sealed(folder / _STATUS, status)
 
 
 def read_status(folder: Path, evaluation: str | None = None) -> Json:
     """How a cell stands: `status` is done, running, failed, interrupted or missing, with `error` where there is one.
 
-    A cell whose student lacks the score on another dataset that is asked for is `unscored`, or failed if scoring did. A
-    cell that says it is running was killed, and so has failed, if nobody holds its lock; on another machine, whose
-    locks may not be seen here, if its files have not changed for long.
+    A cell that was done and has lost one of its files since is `damaged`. One whose student lacks the score on another
+    dataset that is asked for is `unscored`, or failed if scoring did. One that says it is running was killed, and so
+    has failed, if nobody holds its lock; on another machine, whose locks may not be seen here, if its files have not
+    changed for long.
     """
-    if read_result(folder) is not None:
-        done = {**(read_json(folder / _STATUS) or {}), "status": "done", "error": None}
-        if evaluation is None or evaluation_file(folder, evaluation).exists():
+    result, fault = inspect(folder)
+    status = read_sealed(folder / _STATUS)
+    if result is not None:
+        done = {**(status or {}), "status": "done", "error": None}
+        if evaluation is None or read_evaluation(folder, evaluation) is not None:
             return done
-        failure = read_json(failure_file(folder, evaluation))
+        failure = read_sealed(failure_file(folder, evaluation))
         return {**done, "status": "unscored", **(failure or {})}
-    status = read_json(folder / _STATUS)
+    if fault:
+        return {**(status or {}), "status": "damaged", "error": fault}
     if not status:
         return {"status": "missing", "error": None}
     if status["status"] != "running" or _is_held(folder):
@@ -145,7 +303,7 @@ def read_status(folder: Path, evaluation: str | None = None) -> Json:
 
 def seconds_spent(folder: Path) -> float:
     """Time that earlier attempts spent; a killed one counts up to its last sign of life."""
-    status = read_json(folder / _STATUS)
+    status = read_sealed(folder / _STATUS)
     if not status:
         return 0.0
     seconds = float(status.get("seconds") or 0.0)

@@ -17,17 +17,17 @@ from kt.models.checkpoints import load_weights
 from kt.models.names import CONFIG_NETWORK
 from kt.needs import SNAPSHOTS, WEIGHTS
 from kt.outside import load_outside
+from kt.store import DESCRIPTION, check
 
 if TYPE_CHECKING:
     from kt.dense import DenseModel
-
-DESCRIPTION = "student.json"
 
 
 def _read(weights: Path, key: str) -> tuple[nn.Module, dict[str, Any]]:
     """The plain network of a file of weights, and its description."""
     folder = weights.parent.parent if weights.parent.name == SNAPSHOTS else weights.parent
     described = folder / DESCRIPTION
+    check(folder, DESCRIPTION, "student_config.py", weights.relative_to(folder).as_posix())
     try:
         record: dict[str, Any] = json.loads(described.read_text())
         network, shape = record["network"], {key: record[key] for key in ("num_classes", "image_size")}

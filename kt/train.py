@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import math
 import os
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,15 @@ from kt.data.loaders import by_iterations
 from kt.engine import Engine, run_phase
 from kt.evaluation.outcomes import Outcomes, keep_outcomes
 from kt.files import replacing, write_json
-from kt.hooks import CheckpointHook, EvaluateHook, ProgressHook, RecordHook, Records, SnapshotHook, SyncBuffersHook
-from kt.hooks.checkpoint import load_checkpoint
+from kt.hooks import CheckpointHook, EvaluateHook, ProgressHook, RecordHook, SyncBuffersHook
+from kt.hooks.checkpoint import NEWEST, last_checkpoint, load_checkpoint
+from kt.needs import WEIGHTS
 from kt.phase import TRAIN, Phase, phase_folder
 from kt.settings import Schedule, check_accumulation, defaults
-from kt.store import outcomes_file
+from kt.store import Records, evaluation_file, outcomes_file, read_records, records_file
 from kt.transfer import TransferModel, export_student
+
+logger = logging.getLogger(__name__)
 
 
 def fit(
@@ -46,9 +49,9 @@ def fit(
     Args:
         model: Student, method and teachers.
         data: `kt.data.Data`.
-        folder: Gets `phases/`, `metrics.jsonl`, `evaluations/test.json` (and `.npz`, of each image) and
-            `student.pth`. Called again with the same folder, it goes on after the last epoch saved and ends at the
-            numbers of an uninterrupted run.
+        folder: Gets `phases/`, `metrics.jsonl`, `evaluations/test.json` (and `.npz`, of each image), `student.pth` and
+            what the method keeps. Called again with the same folder, it goes on after the last epoch saved, or further
+            back where files are damaged, and ends at the numbers of an uninterrupted run.
         schedule: Changes to the defaults of `kt.settings.Schedule`; 0 epochs score the student as it is. With
             `iterations` the length is that many updates, and every `interval` of them counts as an epoch. What an
             update consists of (`batch_size`, `device_batch`), the data's loaders say.
@@ -56,7 +59,7 @@ def fit(
         device: Where to train.
         precision: `fp32` or `bf16`.
         mirror: Called with every record written.
-        progress: An object with `start(total, text)`, `advance(steps, text)` and `stop()`.
+        progress: An object with `start(total, text)`, `advance(steps, text)`, `line(text)` and `stop()`.
         snapshots: How many weights-only snapshots of the main phase to keep.
         extra_hooks: Further mmengine hooks for every phase.
 
@@ -77,19 +80,20 @@ def fit(
     for index, phase in enumerate(phases):
         phase_folder(cell, index, phase).mkdir(parents=True, exist_ok=True)
     (cell / "evaluations").mkdir(parents=True, exist_ok=True)
-    records = Records(cell / "metrics.jsonl", mirror) if first else None
-    finished, fresh_offset = _finished_phases(cell, phases), 0
+    tell = logger.warning if progress is None else progress.line
+    latest, done = ranks.from_first(last_checkpoint(cell, phases, tell) if first else None)
+    begun = latest if latest >= 0 and not done else None  # the phase that is under way
+    finished = latest + 1 if begun is None else latest
+    records = Records(records_file(cell), mirror) if first else None
 
     def hooks(index: int, phase: Phase) -> list[Hook]:
         made: list[Hook] = [
             RecordHook(records),
             SyncBuffersHook(),
             EvaluateHook(data.score, settings["evaluate_every"], records),
-            CheckpointHook(cell, records, fresh_offset if index == finished else None),
+            CheckpointHook(cell, records, index == begun, snapshots if phase.name == "train" else 0),
             *extra_hooks,
         ]
-        if snapshots and phase.name == "train":
-            made.append(SnapshotHook(cell, snapshots))
         if progress is not None and first:
             made.append(ProgressHook(progress))
         return made
@@ -101,11 +105,12 @@ def fit(
         progress.start(sum(steps), cell.name)
     try:
         model.place(engine.device)
-        if finished:
-            state = load_checkpoint(phase_folder(cell, finished - 1, phases[finished - 1]) / "checkpoint.pth", model)
-            fresh_offset = state["offset"]
-        if records is not None and finished == len(phases):
-            records.cut(fresh_offset)
+        if begun is None:
+            mark = None
+            if done:
+                mark = load_checkpoint(phase_folder(cell, latest, phases[latest]) / NEWEST, model)["records"]
+            if records is not None:
+                records.cut(mark)
         for index in range(finished, len(phases)):
             run_phase(model, phases[index], index, loaders[index], engine)
         outcomes: Outcomes = {}
@@ -114,10 +119,11 @@ def fit(
             total = math.ceil(steps[-1] / epochs[-1]) if phases else 0
             row = {"kind": "eval", "phase": "train", "step": steps[-1] if steps else 0, "epoch": total, **metrics}
             records.write([row])
-            write_json(cell / "evaluations" / "test.json", metrics)
+            write_json(evaluation_file(cell, "test"), metrics)
             keep_outcomes(outcomes_file(cell), outcomes)
-            with replacing(cell / "student.pth") as file:
-                torch.save(export_student(model), file)
+            for name, content in {**(model.method.keeps() if phases else {}), WEIGHTS: export_student(model)}.items():
+                with replacing(cell / name) as file:
+                    torch.save(content, file)
     finally:
         if records is not None:
             records.close()
@@ -126,28 +132,10 @@ def fit(
     return metrics
 
 
-def _finished_phases(cell: Path, phases: Sequence[Phase]) -> int:
-    """How many phases, from the first, are done."""
-    for index, phase in enumerate(phases):
-        path = phase_folder(cell, index, phase) / "checkpoint.pth"
-        if not path.exists() or not torch.load(path, map_location="cpu", weights_only=True, mmap=True)["done"]:
-            return index
-    return len(phases)
-
-
-def _records(cell: Path, kind: str) -> Iterator[dict[str, Any]]:
-    """The records of a cell's training steps (`train`) or of its scores (`eval`)."""
-    with open(cell / "metrics.jsonl") as file:
-        for line in file:
-            row = json.loads(line)
-            if row["kind"] == kind:
-                yield row
-
-
 def best_metrics(cell: Path) -> dict[str, float]:
     """The best of each score of the main phase, which some papers report; the result is the last one."""
     found: dict[str, float] = {}
-    for row in _records(cell, "eval"):
+    for row in read_records(records_file(cell), "eval"):
         if row["phase"] == TRAIN:
             for name in row.keys() - {"kind", "phase", "step", "epoch"}:
                 better = min if name.startswith("mr_") else max  # miss rates
@@ -157,7 +145,7 @@ def best_metrics(cell: Path) -> dict[str, float]:
 
 def images_per_second(cell: Path) -> float | None:
     """The median training speed of the main phase, from the cell's records."""
-    rates = [row["images_per_second"] for row in _records(cell, "train") if row["phase"] == "train"]
+    rates = [row["images_per_second"] for row in read_records(records_file(cell), "train") if row["phase"] == "train"]
     return statistics.median(rates) if rates else None
 
 
@@ -169,7 +157,7 @@ def phase_records(cell: Path, batch_size: int) -> list[dict[str, Any]]:
         batch_size: Images of an update, for the records hold speeds.
     """
     found: dict[str, dict[str, Any]] = {}
-    for row in _records(cell, "train"):
+    for row in read_records(records_file(cell), "train"):
         phase = found.setdefault(row["phase"], {"name": row["phase"], "seconds": 0.0})
         phase |= {"epochs": math.ceil(row["epoch"]), "steps": row["step"]}
         phase["seconds"] += batch_size / max(row["images_per_second"], 0.1)

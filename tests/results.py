@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kt.store import evaluation_file, folder_of, records_file
+from kt.files import write_sealed
+from kt.store import IDENTITY_VERSION, evaluation_file, folder_of, list_evaluation, records_file
 from tables.records import find_table
 
 Json = dict[str, Any]
@@ -36,10 +37,13 @@ def write_cell(
     folder.mkdir(parents=True, exist_ok=True)
     if metrics is not None:
         known = {"id": cell_id, "status": "done", "metrics": metrics, "labels": {}, "seconds": 60.0}
-        (folder / "result.json").write_text(json.dumps({**known, **result}))
+        kept = {"version": IDENTITY_VERSION, "files": {}, "evaluations": {}}
+        write_sealed(folder / "result.json", {**known, **kept, **result})
     for name, scores in (evaluations or {}).items():
         evaluation_file(folder, name).parent.mkdir(exist_ok=True)
         evaluation_file(folder, name).write_text(json.dumps(scores))
+        if metrics is not None:
+            list_evaluation(folder, name)
     if lines := [json.dumps(record) for record in records]:
         # A process that was killed leaves half a line.
         records_file(folder).write_text("\n".join([*lines, '{"kind": "train", "phase": "tr']))

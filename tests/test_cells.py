@@ -24,7 +24,7 @@ from kt.data.names import COMMON, DATASETS
 from kt.errors import UserError
 from kt.needs import teacher_of
 from kt.settings import KD, Dataset, FitNet, Schedule
-from kt.store import folder_of, read_result, read_status
+from kt.store import folder_of, read_result, read_status, write_status
 
 PAIR = ("teacher=resnet56", "student=resnet20")
 
@@ -365,12 +365,12 @@ def test_a_second_process_waits_for_the_first(tmp_path: Path, monkeypatch: pytes
 def test_half_a_result_is_no_result(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text('{"id": "x", "sta')
     assert read_result(tmp_path) is None
-    assert read_status(tmp_path)["status"] == "missing"
+    assert read_status(tmp_path)["status"] == "damaged"
 
 
 def test_another_machine_may_be_running_it(tmp_path: Path) -> None:
     path = tmp_path / "status.json"
-    path.write_text(json.dumps({"status": "running", "host": "elsewhere", "error": None}))
+    write_status(tmp_path, {"status": "running", "host": "elsewhere", "error": None})
     assert read_status(tmp_path)["status"] == "running"
     os.utime(path, (0, 0))
     assert read_status(tmp_path)["status"] == "failed"

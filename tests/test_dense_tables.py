@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kt.files import write_sealed
+from kt.store import write_status
 from results import make_row, write_cell
 from tables.__main__ import run
 from tables.collect import collect
@@ -182,7 +184,7 @@ def test_evaluations_of_other_data(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "cells" / "baseline-s1" / "evaluations" / "gta5.json").unlink()
     (tmp_path / "cells" / "hybrid_det-s0" / "evaluations" / "gta5.json").write_text('{"miou": 3')
     scores = tmp_path / "cells" / "hybrid_det-s1" / "evaluations" / "gta5.json"
-    scores.rename(scores.with_suffix(".failed")).write_text('{"status": "failed", "error": "no such folder"}')
+    write_sealed(scores.rename(scores.with_suffix(".failed")), {"status": "failed", "error": "no such folder"})
     folder = write_table("gta5_teachers", rows, tmp_path, "mini", "scenes")
     table = json.loads((folder / "table.json").read_text())
     states = {row["id"]: [cell["status"] for cell in row["cells"]] for row in table["rows"]}
@@ -224,7 +226,7 @@ def test_optional_rows_show_when_there_is_something(tmp_path: Path, capsys: pyte
     status = {"status": "failed", "error": "the loss is NaN", "host": "elsewhere", "pid": 1}
     cell = tmp_path / "cells" / "hybrid_resnet50-s0"
     cell.mkdir()
-    (cell / "status.json").write_text(json.dumps(status))
+    write_status(cell, status)
     write_table("citypersons_pose", rows, tmp_path, "mini", "scenes")
     assert re.search(r"HYBRID_RESNET50.*\| +X \|", (folder / "table.md").read_text())
     write_dense(tmp_path, "hybrid_resnet50-s0", dict.fromkeys(RATES, 12.34), balance=falling())

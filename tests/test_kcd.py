@@ -30,6 +30,7 @@ from kt.store import folder_of
 from kt.train import fit
 from kt.transfer import TransferModel
 from method_settings import SCHEDULE, make_classifier, make_data, make_model, make_teacher
+from results import write_cell
 from tables.collect import network_key
 from tables.judging import Context, judge_all
 from tables.plotting import HeatMaps, drawings, plot
@@ -471,10 +472,11 @@ def test_claims_say_what_they_lack() -> None:
 def test_figure_1_is_drawn_from_the_maps_that_analyses_left(tmp_path: Path) -> None:
     record, found = find_table("kcd_channel_overlap"), []
     for number, row_id in enumerate(("student_teacher", "two_students", "transformed")):
-        folder = tmp_path / "cells" / row_id / "evaluations"
-        folder.mkdir(parents=True)
+        folder = write_cell(tmp_path, row_id, {"top1": 1.0}, evaluations={"channel_overlap": {"overlap_top10": 1.0}})
         maps = np.full((4, 2, 2), float(number))
-        np.savez(folder / "activation_maps.npz", student=np.zeros((4, 2, 2)), other=maps, shown_class="boy")
+        np.savez(
+            folder / "evaluations" / "activation_maps.npz", student=np.zeros((4, 2, 2)), other=maps, shown_class="boy"
+        )
         found.append(
             {"id": row_id, "label": row_id, "axes": {}, "cells": [{"id": row_id, "seed": 0, "status": "done"}]}
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kt.files import read_sealed, write_sealed
 from results import make_row, write_cell
 from tables.collect import collect
 from tables.papers.stage_by_stage.claims import COST
@@ -120,14 +120,16 @@ def test_cost_for_both_lengths(tmp_path: Path) -> None:
     assert "(3.67 and 3.67 times the student's own training)" in evidence and evidence.count("holds") == 1
     assert f"at most {COST} times" in evidence
     for path in tmp_path.glob("cells/*-stages_4-*/result.json"):
-        result = json.loads(path.read_text())
+        result = read_sealed(path)
+        assert result
         result["config"]["method"]["phase_length"] = "split"
-        path.write_text(json.dumps(result))
+        write_sealed(path, result)
     assert verdicts(tmp_path, "stage_count", rows)["c11"][0] == "holds"
     for path in tmp_path.glob("cells/*-stages_4-*/result.json"):
-        result = json.loads(path.read_text())
+        result = read_sealed(path)
+        assert result
         result["phases"] = [{**phase, "seconds": 4 * phase["seconds"]} for phase in result["phases"]]
-        path.write_text(json.dumps(result))
+        write_sealed(path, result)
     # Few operations that take long: the two measures disagree.
     assert verdicts(tmp_path, "stage_count", rows)["c11"][0] == "unknown"
 

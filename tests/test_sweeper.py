@@ -18,6 +18,7 @@ from configs import table
 from experiments import progress
 from experiments.run import main
 from experiments.table import Table
+from kt.files import read_sealed, write_sealed
 from kt.store import folder_of, read_status
 from tables.records import TableRecord
 
@@ -199,14 +200,20 @@ def test_a_whole_table_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert all((path / "calls").read_text() == "x" for path in (tmp_path / "out" / "cells").iterdir())
     assert run(tmp_path, TABLE, "plan=true") == 0
     assert "7 done, 0 to train: nothing to train" in capsys.readouterr().out
+    folder = folder_of(tmp_path / "out", rows["kd"]["cells"][0]["id"])
+    (folder / "result.json").unlink()
+    assert run(tmp_path, TABLE) == 0
+    assert f"cell {folder.name}: result.json is missing" in capsys.readouterr().out
+    assert (folder / "calls").read_text() == "xx" and (folder / "result.json").exists()
 
 
 def test_estimates_come_from_finished_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, TABLE, "rows=kd") == 0
     for path in (tmp_path / "out" / "cells").glob("*/result.json"):
-        result = json.loads(path.read_text())
+        result = read_sealed(path)
+        assert result
         result["seconds"] = 10.0 * result["config"]["schedule"]["epochs"]
-        path.write_text(json.dumps(result))
+        write_sealed(path, result)
     capsys.readouterr()
     assert run(tmp_path, TABLE, "rows=at", "plan=true", "schedule.epochs=8") == 0
     assert "about 80 s" in capsys.readouterr().out

@@ -17,6 +17,7 @@ from experiments import progress
 from experiments.run import main
 from experiments.table import parse
 from kt.errors import UserError
+from kt.store import write_status
 from results import write_cell
 from tables.__main__ import run as tables_command
 from tables.sweeps import _drawings, collect_sweep, number_of, write_sweep
@@ -184,7 +185,7 @@ def cell(root: Path, cell_id: str, top1: float | None, slope: float = 1.0, **met
     """A finished cell with a training record, or a failed one."""
     if top1 is None:
         status = {"status": "failed", "error": "went wrong", "started": 0}
-        (write_cell(root, cell_id, None) / "status.json").write_text(json.dumps(status))
+        write_status(write_cell(root, cell_id, None), status)
     else:
         steps = [
             {"kind": "train", "phase": "train", "step": n, "epoch": n / 5, "lr": 0.1, "loss": slope / n, "accuracy": n}
@@ -290,9 +291,7 @@ def test_training_curves_are_means_over_seeds(tmp_path: Path) -> None:
 
 def test_scores_on_other_data_are_those_shown(tmp_path: Path) -> None:
     made = cell(tmp_path, "a-0", 1.0)
-    folder = tmp_path / "cells" / "a-0" / "evaluations"
-    folder.mkdir()
-    (folder / "gta5.json").write_text(json.dumps({"miou": 33.0}))
+    write_cell(tmp_path, "a-0", {"top1": 1.0}, evaluations={"gta5": {"miou": 33.0}})
     asked = {**point("p", {"a": "1"}, [made]), "evaluation": "gta5"}
     assert collect_sweep("s", ["a"], [asked], tmp_path)["rows"][0]["mean"] == {"miou": 33.0}
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from kt.errors import UserError
-from kt.store import records_file
+from kt.store import records_file, write_status
 from results import make_row, write_cell
 from tables import papers
 from tables.__main__ import run
@@ -296,9 +296,9 @@ def test_states_of_cells(tmp_path: Path) -> None:
     status = {"error": None, "host": "elsewhere", "pid": 1, "started": 0.0, "finished": None, "seconds": 0.0}
     for seed, state in enumerate(("failed", "interrupted")):
         folder = write_cell(tmp_path, f"kd-s{seed}", None)
-        (folder / "status.json").write_text(json.dumps({**status, "status": state, "error": "the loss is NaN"}))
+        write_status(folder, {**status, "status": state, "error": "the loss is NaN"})
     running = write_cell(tmp_path, "kd-s2", None)
-    (running / "status.json").write_text(json.dumps({**status, "status": "running"}))
+    write_status(running, {**status, "status": "running"})
     write_cell(tmp_path, "kd-s4", {"top1": float("nan"), "top5": 5.0})
     half = write_cell(tmp_path, "kd-s5", None)
     (half / "result.json").write_text('{"id": "kd-')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +12,8 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from kt.files import replacing
+
+logger = logging.getLogger(__name__)
 
 Arrays = Mapping[str, NDArray]
 
@@ -31,6 +34,8 @@ def kept(path: Path | None, draw: Callable[[], Arrays]) -> Arrays:
     with FileLock(path.with_suffix(".lock")):
         found = _read(path)
         if found is None:
+            if path.exists():
+                logger.warning("%s is damaged: its images are drawn again", path)
             found = draw()
             with replacing(path) as file:
                 np.savez(file, **found)  # type: ignore[arg-type]
@@ -38,9 +43,9 @@ def kept(path: Path | None, draw: Callable[[], Arrays]) -> Arrays:
 
 
 def _read(path: Path) -> Arrays | None:
-    """The arrays of a file; None if it is not there or damaged."""
+    """The arrays of a file; None if it is not there or damaged, which the archive's own checksums tell."""
     try:
         with open(path, "rb") as file, np.load(file) as stored:  # numpy leaves a damaged file open
             return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile):
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kt.data.dense_source import ReadImage, Source, mark_files, missing, no_images, quiet, unreadable
-from kt.files import write_text
+from kt.files import read_sealed, write_sealed
+
+logger = logging.getLogger(__name__)
 
 LAYOUT = (
     "the official cityscapes/leftImg8bit/{train,val}/<city>/*_leftImg8bit.png and "
@@ -152,9 +154,11 @@ def _annotations(root: Path, split: str, images: list[Path], place: Path) -> Pat
             raise missing(root, path, f"{LAYOUT} (or {folder}/instances_{split}.json in COCO's form)")
     code = hashlib.sha256(Path(__file__).read_bytes() + b"".join(mark_files(images))).hexdigest()[:8]
     path = place / f"cityscapes-boxes-{split}-{code}.json"
-    if not path.exists():
+    if not read_sealed(path):
+        if path.exists():
+            logger.warning("%s is damaged: its boxes are taken from the images again", path)
         place.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(coco_form(root, images)))
+        write_sealed(path, coco_form(root, images))
     return path
 
 

@@ -1,9 +1,9 @@
 """Observers of a phase: records, evaluation, checkpoints, progress, Weights & Biases."""
 
-from kt.hooks.checkpoint import CheckpointHook, SnapshotHook
+from kt.hooks.checkpoint import CheckpointHook
 from kt.hooks.evaluate import EvaluateHook, SyncBuffersHook
 from kt.hooks.progress import ProgressHook
-from kt.hooks.records import RecordHook, Records
+from kt.hooks.records import RecordHook
 from kt.hooks.wandb import WandbRun
 
 __all__ = [
@@ -11,8 +11,6 @@ __all__ = [
     "EvaluateHook",
     "ProgressHook",
     "RecordHook",
-    "Records",
-    "SnapshotHook",
     "SyncBuffersHook",
     "WandbRun",
 ]

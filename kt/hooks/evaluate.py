@@ -8,8 +8,8 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from kt.hooks.records import Records
 from kt.ranks import mean_over_ranks
+from kt.store import Records
 
 
 class SyncBuffersHook(Hook):

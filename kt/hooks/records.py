@@ -1,12 +1,9 @@
-"""The per-step record of a run: buffered on the device, written as JSON lines at log points."""
+"""The per-step record of a run: buffered on the device, written at log points."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,47 +11,11 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
+from kt.store import Records
+
 
 class NonFiniteLossError(ArithmeticError):
     """A loss or balance became infinite or NaN; the message names the first such step."""
-
-
-class Records:
-    """`metrics.jsonl` of a cell: an append-only file that a resumed run cuts back to its last checkpoint.
-
-    Args:
-        path: The file.
-        mirror: Called with every row that is written (Weights & Biases).
-    """
-
-    def __init__(self, path: Path, mirror: Callable[[dict[str, Any]], None] | None = None):
-        self.path, self.mirror = path, mirror
-        self.file = open(path, "ab")  # noqa: SIM115 - stays open for the whole cell
-
-    @property
-    def offset(self) -> int:
-        """Bytes written so far."""
-        self.file.flush()
-        return self.file.tell()
-
-    def cut(self, offset: int) -> None:
-        """Drops everything after `offset`: those steps are done again."""
-        if offset > self.offset:
-            raise ValueError(f"{self.path} is shorter ({self.offset} bytes) than its checkpoint says ({offset})")
-        self.file.truncate(offset)
-        self.file.seek(offset)
-
-    def write(self, rows: list[dict[str, Any]]) -> None:
-        """Appends rows and hands them to the mirror."""
-        self.file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
-        self.file.flush()
-        for row in rows:
-            if self.mirror is not None:
-                self.mirror(row)
-
-    def close(self) -> None:
-        """Closes the file."""
-        self.file.close()
 
 
 class RecordHook(Hook):

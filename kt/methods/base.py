@@ -131,6 +131,10 @@ class Method(nn.Module):
         loss = loss + self.weighted(terms) if terms else loss
         return loss, {f"loss_{name}": term for name, term in terms.items()}
 
+    def keeps(self) -> Mapping[str, Any]:
+        """What stays beside the student of a method that has trained: file name -> content for `torch.save`."""
+        return {}
+
     def passes(self, model: TransferModel, batch: Batch) -> list:
         """The passes that the main phase cannot do without, as callables; what the bench divides a step's time by."""
         depth = self.teacher_depth(model)

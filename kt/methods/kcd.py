@@ -30,16 +30,14 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from kt import ranks
 from kt.consistency import StreamingConsistency
 from kt.errors import UserError
 from kt.features import Features, Transformed
-from kt.files import replacing
 from kt.functional import channel_consistency, match_channels
 from kt.methods.base import METHODS, Compare, Compared, Method, Student, Teacher, build_method, find_method, task_alone
 from kt.phase import CONSTANT, TRAIN, Batch, Loop, Loss, Phase, everything, only, student_alone
@@ -75,10 +73,6 @@ def shrunk_groups(groups: int, groups_for: int | None, classes: int) -> int:
 def read_transform(folder: Path) -> dict[str, Any]:
     """What a cell keeps of its transform: `transform` (a state dict), strategy, metric, images, seconds, epoch."""
     return torch.load(folder / FILE, map_location="cpu", weights_only=True)
-
-
-def _described(kept: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in kept.items() if key != "transform"}
 
 
 class ChannelTransform(nn.Module):
@@ -289,12 +283,10 @@ class KnowledgeConsistent(Method):
             if self.strategy in MATCHED:
                 self.match_teacher(model, loop, model.teachers.get(SOLO, model.student))
             else:
-                self._keep(loop, images=0, seconds=0.0)
+                self._found(loop, images=0, seconds=0.0)
             self.reset(model)
         elif self._is_due(loop):
             self.match_teacher(model, loop, model.student)
-        elif "seconds" not in self.facts["transform"] and (loop.folder / FILE).exists():  # type: ignore[operator]
-            self.facts["transform"] = _described(read_transform(loop.folder))
         if base is not None:
             base(model, loop)
 
@@ -345,7 +337,7 @@ class KnowledgeConsistent(Method):
             matched.append(self._matched(sums, theirs))
             sums = fresh()
         self._set(matched)
-        self._keep(loop, images, time.perf_counter() - started)
+        self._found(loop, images, time.perf_counter() - started)
 
     def _matched(self, sums: StreamingConsistency, theirs: int) -> Tensor:
         """The channels of one group; a group without images keeps the teacher's order."""
@@ -364,15 +356,15 @@ class KnowledgeConsistent(Method):
         assert isinstance(self.transform, ChannelTransform)
         self.transform.channels.copy_(torch.stack(list(channels)))
 
-    def _keep(self, loop: Loop, images: int, seconds: float) -> None:
-        """Writes the transform into the cell, with what it was found from and how long that took."""
+    def _found(self, loop: Loop, images: int, seconds: float) -> None:
+        """Remembers what the transform was found from and how long that took."""
         found = {"strategy": self.strategy, "metric": self.metric, "match": self.match, "images": images}
-        found |= {"seconds": seconds, "epoch": loop.epoch}
-        if ranks.is_first():
-            state = {key: value.detach().cpu() for key, value in self.transform.state_dict().items()}
-            with replacing(loop.folder / FILE) as file:
-                torch.save({**found, "transform": state}, file)
-        self.facts["transform"] = found
+        self.facts["transform"] = {**found, "seconds": seconds, "epoch": loop.epoch}
+
+    def keeps(self) -> Mapping[str, Any]:
+        """The transform, as `read_transform` gives it."""
+        state = {key: value.detach().cpu() for key, value in self.transform.state_dict().items()}
+        return {**self.base.keeps(), FILE: {**cast(dict[str, Any], self.facts["transform"]), "transform": state}}
 
     def inconsistency(self, model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The negated mean consistency of a batch between T(teacher) and the trained student, channel by channel."""

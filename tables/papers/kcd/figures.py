@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from kt.store import folder_of
+from kt.store import evaluation_file, folder_of, read_evaluation
 from tables.judging import Context, Row
 from tables.plotting import Figures, HeatMaps
 
-MAPS = "activation_maps.npz"
+ANALYSIS, MAPS = "channel_overlap", "activation_maps.npz"
 
 
 def _maps(context: Context, row_id: str) -> dict[str, Any] | None:
@@ -26,7 +26,8 @@ def _maps(context: Context, row_id: str) -> dict[str, Any] | None:
 
 def _paths(context: Context, row: Row) -> list[Path]:
     folders = [folder_of(context.output_root, cell["id"]) for cell in row["cells"] if cell["status"] == "done"]
-    return [path for folder in folders if (path := folder / "evaluations" / MAPS).exists()]
+    scored = [folder for folder in folders if read_evaluation(folder, ANALYSIS) is not None]
+    return [evaluation_file(folder, ANALYSIS).with_name(MAPS) for folder in scored]
 
 
 def activation_maps(context: Context) -> tuple[str, Sequence[HeatMaps]] | None:
