@@ -136,7 +136,9 @@ def make_cell(name: str, rank: int, world: int) -> tuple[TransferModel, Data, di
     setting, _, comparable = name.partition(", ")
     model = make_model(setting)
     if not comparable:
-        return model, make_data(SETTINGS[setting].task, rank, world), SCHEDULE
+        size = SCHEDULE["batch_size"] * world  # what a process sees has to do for batch statistics
+        data = make_data(SETTINGS[setting].task, rank, world, batch_size=size)
+        return model, data, {**SCHEDULE, "batch_size": size}
     for module in model.student.modules():
         if isinstance(module, nn.Dropout | nn.Dropout2d):
             module.p = 0.0
