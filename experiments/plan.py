@@ -77,7 +77,9 @@ def expected(jobs: Iterable[Job], output_root: str) -> Times:
     records = [
         result
         for folder in finished_cells(output_root)
-        if (result := read_result(folder)) is not None and _length(result["config"]) > 0
+        if (result := read_result(folder)) is not None
+        and _length(result["config"]) > 0
+        and result["config"]["method"]["name"] in METHODS  # and not of a package that is gone
     ]
     seconds: dict[str, float | None] = {}
     used: set[str] = set()

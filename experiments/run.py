@@ -18,6 +18,13 @@ if __name__ == "__main__":  # before all other imports, which take long enough t
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)
         sys.exit(130)
+    except Exception as error:  # what other packages bring is loaded by the imports
+        from kt.errors import UserError as Mistake
+
+        if not isinstance(error, Mistake):
+            raise
+        print(f"kt: error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 import argparse
 import contextlib

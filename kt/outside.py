@@ -12,14 +12,26 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from kt.data.names import DATASETS
+from kt.errors import UserError
 from kt.models.names import NETWORKS
 from kt.settings import METHODS
 
 
 @functools.cache
 def load_outside() -> None:
-    """Adds them to the lists, once; a name that kt has itself stays kt's."""
+    """Adds them to the lists, once.
+
+    Raises:
+        UserError: An entry cannot be loaded, or its name is taken; names the entry.
+    """
     known: dict[str, dict[str, Any]] = {"kt.networks": NETWORKS, "kt.datasets": DATASETS, "kt.methods": METHODS}
     for group, names in known.items():
         for point in entry_points(group=group):
-            names.setdefault(point.name, point.load())
+            entry = f"entry point {point.name} = {point.value} of {group}"
+            if point.name in names:
+                raise UserError(f"{entry}: there is a {point.name} already; expected a name of its own")
+            try:
+                names[point.name] = point.load()
+            except Exception as error:  # a package is a program: anything may go wrong in it
+                reason = " ".join(str(error).split()) or "no message"
+                raise UserError(f"{entry}: cannot be loaded ({type(error).__name__}: {reason})") from None

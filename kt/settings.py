@@ -510,6 +510,20 @@ def check_value(value: Any, schema: type[Settings], key: str, name: str) -> None
         raise UserError(f"{name}={shown(value)}: expected {describe(kind)}{nearest(value, literals(kind))}")
 
 
+def check_settings(given: Mapping[str, Any], schema: type[Settings], prefix: str) -> None:
+    """Refuses plain settings with a key that a class does not have, or with a value that a key cannot have.
+
+    Raises:
+        UserError: Names the key with the prefix, its value, what was expected and the nearest choice.
+    """
+    for key, value in given.items():
+        if key not in kinds(schema):
+            raise UserError(
+                f"{prefix}{key}: unknown key{nearest(key, kinds(schema))}; it has {', '.join(kinds(schema))}"
+            )
+        check_value(value, schema, key, prefix + key)
+
+
 def complete(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """A method's options with the defaults of those that are not given.
 

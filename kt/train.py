@@ -23,7 +23,7 @@ from kt.hooks import CheckpointHook, EvaluateHook, ProgressHook, RecordHook, Syn
 from kt.hooks.checkpoint import NEWEST, last_checkpoint, load_checkpoint
 from kt.needs import WEIGHTS
 from kt.phase import TRAIN, Phase, phase_folder
-from kt.settings import Schedule, check_accumulation, defaults
+from kt.settings import Schedule, check_accumulation, check_settings, defaults
 from kt.store import Records, evaluation_file, outcomes_file, read_records, records_file
 from kt.transfer import TransferModel, export_student
 
@@ -65,9 +65,13 @@ def fit(
 
     Returns:
         The last epoch's metrics.
+
+    Raises:
+        UserError: The schedule has a key or value that it cannot have, or the update cannot be accumulated.
     """
     cell = Path(folder)
     settings = {**defaults(Schedule), **(schedule or {})}
+    check_settings(settings, Schedule, "schedule.")
     phases: list[Phase] = model.method.phases() if settings["epochs"] != 0 else []
     loaders = [{TRAIN: data.train, **{name: made(data) for name, made in each.loaders.items()}} for each in phases]
     if settings["iterations"]:

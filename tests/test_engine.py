@@ -442,6 +442,20 @@ def test_a_phase_says_what_it_is(tmp_path: Path) -> None:
         fit(model, data, tmp_path, schedule)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lrr": 3}, r"^schedule\.lrr: unknown key .*'lr'"),
+        ({"epochs": -1}, r"^schedule\.epochs=-1: expected an integer >= 0"),
+        ({"evaluate_every": 0}, r"^schedule\.evaluate_every=0: expected an integer >= 1"),
+    ],
+)
+def test_a_schedule_is_checked(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    model, data, schedule = make_cell("still")
+    with pytest.raises(UserError, match=words):
+        fit(model, data, tmp_path, {**schedule, **changes})
+
+
 def test_who_needs_a_loss_says_so(tmp_path: Path) -> None:
     model, data, schedule = make_cell("still")
     data.train.passes = 2

@@ -20,6 +20,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from results import write_cell
+
 ROOT = Path(__file__).resolve().parent.parent
 
 FILES = {
@@ -339,6 +341,34 @@ def test_an_entry_that_names_no_paper(site: Path, tmp_path: Path) -> None:
         assert done.returncode == 2 and done.stderr == (
             "kt: error: kt.papers: far = outsid.far: expected an installed package that holds a record.yaml\n"
         )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (
+            "logits = outside.names:Logits",
+            "logits = outside.nam:Logits",
+            "cannot be loaded (ModuleNotFoundError: ",
+        ),
+        ("tiny = outside.names:TINY", "tiny = outside.names:TINI", "cannot be loaded (AttributeError: "),
+        ("logits = outside", "kd = outside", "of kt.methods: there is a kd already; expected a name of its own"),
+    ],
+)
+def test_an_entry_that_cannot_be_used(site: Path, tmp_path: Path, old: str, new: str, words: str) -> None:
+    shutil.copytree(site, tmp_path / "site")
+    path = tmp_path / "site" / "outside-1.0.dist-info" / "entry_points.txt"
+    path.write_text(path.read_text().replace(old, new))
+    done = run(tmp_path / "site", "plan=true")
+    assert done.returncode == 2 and done.stderr.startswith("kt: error: entry point "), done.stderr
+    assert done.stderr.count("\n") == 1 and words in done.stderr
+
+
+def test_results_of_a_package_that_is_gone_are_in_nobodys_way(site: Path, tmp_path: Path) -> None:
+    config = {"method": {"name": "gone"}, "schedule": {"epochs": 1, "iterations": None}}
+    write_cell(tmp_path, "0" * 16, {"top1": 1.0}, config=config)
+    done = run(site, "plan=true", f"output_root={tmp_path}")
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_cell_on_an_outside_dataset(site: Path, tmp_path: Path) -> None:
