@@ -13,6 +13,7 @@ import fake_training
 from configs import composed, table
 from experiments.cell import run_cell
 from experiments.meaning import cell_id, told_of_data
+from kt.data import fingerprint
 from kt.errors import UserError
 from kt.store import folder_of, read_result
 
@@ -27,6 +28,7 @@ FILES = {
 
 @pytest.fixture(autouse=True)
 def without_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fingerprint, "REUSED", 0)
     for name, module in fake_training.modules().items():
         monkeypatch.setitem(__import__("sys").modules, name, module)
 

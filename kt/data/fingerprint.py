@@ -28,6 +28,7 @@ Listing = dict[str, dict[str, Any]]
 
 SAMPLE = 256  # images whose content is read
 LISTED = 200_000  # a larger dataset keeps no list of its files, and so cannot say how many differ
+REUSED = 20  # times that looking took, for which what was seen is not looked at again
 SLOW_SECONDS = 2.0  # what takes longer is told
 IMAGE_ENDS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 _RACY_NS = 2_000_000_000  # a file this young may change again without a new time
@@ -71,8 +72,8 @@ _recent: dict[Any, tuple[float, State]] = {}
 def state_of(dataset: Mapping[str, Any], data_root: str | os.PathLike[str], cache: Path) -> State:
     """How the files that a dataset's config reads stand now.
 
-    A dataset whose entry says nothing of its files has one state only. One that took long is looked at again when
-    twenty times as long has passed: a command that asks for every cell does not wait for it every time.
+    A dataset whose entry says nothing of its files has one state only. It is looked at again when `REUSED` times
+    what that took has passed: a command that asks for every cell does not wait for it every time.
 
     Args:
         dataset: A dataset's config.
@@ -106,9 +107,8 @@ def state_of(dataset: Mapping[str, Any], data_root: str | os.PathLike[str], cach
             if len(listing["images"]) + len(listing["labels"]) <= LISTED:
                 _keep(_listing_file(cache, summary), listing)
         found = State(name, key, root, summary, time.monotonic() - started, read)
-    spent = time.monotonic() - started
-    if spent > 0.005:
-        _recent[mark] = time.monotonic() + 20 * spent, found
+    now = time.monotonic()
+    _recent[mark] = now + REUSED * (now - started), found
     return found
 
 
