@@ -21,7 +21,18 @@ from typing import Any
 import yaml
 from filelock import Timeout
 
-from experiments.meaning import all_needs, content_hash, identity, needs_of, settle
+from experiments.meaning import (
+    all_needs,
+    content_hash,
+    data_of,
+    needs_of,
+    settle,
+    states_of,
+    told_of_data,
+)
+from experiments.meaning import (
+    cell_id as id_of,
+)
 from experiments.progress import Display, cell_log, current
 from experiments.schema import ANALYSES, LEFT
 from kt import ranks
@@ -43,6 +54,7 @@ from kt.store import (
     outcomes_file,
     read_evaluation,
     seconds_spent,
+    write_data,
     write_result,
     write_status,
 )
@@ -162,17 +174,36 @@ def run_cell(config: Mapping[str, Any], display: Display | None = None) -> Confi
     """
     settled = settle(config)
     display = display or current()
-    cell_id = identity(settled)
+    cell_id = agree(id_of(settled))
     folder = _open_folder(settled, cell_id)
     with _exclusive(folder, display):
-        result, fault = agree(inspect(folder))
-        if fault:
-            display.line(f"  cell {cell_id}: {fault}: it is made again from what is left")
-        if result is None:
-            result = _attempt(settled, cell_id, folder, display)
-        if settled["evaluation"] is not None:
-            _evaluate(settled, folder, display)
-        return result
+        if agree(id_of(settled)) == cell_id:
+            return _hold(settled, cell_id, folder, display)
+    return run_cell(config, display)  # another process was the first there, on other data
+
+
+def _hold(settled: Config, cell_id: str, folder: Path, display: Display) -> Config:
+    """A cell whose lock is held, as `run_cell` returns it."""
+    result, fault = agree(inspect(folder))
+    if fault:
+        display.line(f"  cell {cell_id}: {fault}: it is made again from what is left")
+    tell(settled, display)
+    if result is None:
+        result = _attempt(settled, cell_id, folder, display)
+    if settled["evaluation"] is not None:
+        _evaluate(settled, folder, display)
+    return result
+
+
+_told: set[str] = set()
+
+
+def tell(config: Config, display: Display) -> None:
+    """Says what there is to say of a settled cell's data, each once in a process."""
+    for line in told_of_data(config):
+        if line not in _told:
+            _told.add(line)
+            display.line(line)
 
 
 def _one_line(error: BaseException) -> str:
@@ -248,12 +279,16 @@ def _attempt(config: Config, cell_id: str, folder: Path, display: Display) -> Co
         now = time.time()
         write(status=kind, error=error, user=user, finished=now, seconds=status["seconds"] + now - status["started"])
 
+    data = agree(data_of(config))
     if is_first():
+        write_data(folder, data)
         write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         (folder / "error.txt").unlink(missing_ok=True)
         begin(folder)
     write()
     try:
+        if absent := next((state for state in states_of(config)[1:] if state.summary is None), None):
+            raise UserError(f"data_root={absent.root}: there are no data of {absent.name}, which a needed cell reads")
         paths, ids = _provide(config, needs_of(config), display)
         write(started=time.time())  # what it needs has been counted there
         with cell_log(folder):
@@ -261,7 +296,15 @@ def _attempt(config: Config, cell_id: str, folder: Path, display: Display) -> Co
 
             found = train_cell(config, folder, paths, display if is_first() else None)
         seconds = status["seconds"] + time.time() - status["started"]
-        result = {"id": cell_id, "status": "done", **found, "config": config, "needs": ids, "seconds": seconds}
+        result = {
+            "id": cell_id,
+            "status": "done",
+            **found,
+            "config": config,
+            "needs": ids,
+            "seconds": seconds,
+            "data": data,
+        }
         result |= {"versions": _versions(), "commit": _commit(), "hardware": _hardware(), "threads": _threads()}
         if is_first():
             result = write_result(folder, result)

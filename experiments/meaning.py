@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.schema import ANALYSES
+from kt.data.fingerprint import State, changes, combined, state_of
 from kt.data.names import content
 from kt.errors import UserError, nearest
 from kt.files import checksum
@@ -28,7 +29,7 @@ from kt.settings import (
     count_passes,
     device_batch,
 )
-from kt.store import DESCRIPTION, IDENTITY_VERSION, check
+from kt.store import DESCRIPTION, IDENTITY_VERSION, cache_of, check, folder_of, newest_state, read_data, read_result
 
 
 def _settled_network(network: Config, dataset: Config, config: Config) -> Config:
@@ -260,10 +261,62 @@ def semantics(config: Mapping[str, Any]) -> Config:
 
 
 def identity(config: Mapping[str, Any]) -> str:
-    """The id of the cell that a config means: 16 hex digits."""
+    """The hash of the settings of the cell that a config means, on whatever data: 16 hex digits."""
     told = _canonical(semantics(settle(config)), "")
     text = json.dumps(told, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def states_of(config: Mapping[str, Any]) -> list[State]:
+    """How the data stand now that a settled cell and all cells that it needs read, its own first."""
+    found = [state_of(config["dataset"], config["data_root"], cache_of(config["output_root"]))]
+    for need in needs_of(config).values():
+        found += states_of(need.config) if isinstance(need, Need) else []
+    return list({state.key: state for state in reversed(found)}.values())[::-1]
+
+
+def data_of(config: Mapping[str, Any]) -> Config:
+    """What a settled cell records of its data: `fingerprint`, None where some are not there, and their summaries."""
+    states = states_of(config)
+    return {"fingerprint": combined(states), "datasets": {state.key: state.summary for state in states}}
+
+
+def cell_id(config: Mapping[str, Any]) -> str:
+    """The id of the cell that a config means on the data as they are now, the name of its folder.
+
+    It is the settings' hash on the first data that the output folder has seen, `<hash>-<8 hex digits>` of the data's
+    fingerprint on others, and on data that are not there that of the newest result.
+    """
+    settled = settle(config)
+    settings, fingerprint, root = identity(settled), data_of(settled)["fingerprint"], settled["output_root"]
+    if fingerprint is None:
+        return newest_state(root, settings)
+    first = read_data(folder_of(root, settings))
+    if first is None or first["fingerprint"] in (None, fingerprint):
+        return settings
+    return f"{settings}-{fingerprint[:8]}"
+
+
+def is_unverified(config: Mapping[str, Any]) -> bool:
+    """Whether a settled cell has a result of data that are not there."""
+    found = data_of(config)["fingerprint"] is None
+    return found and read_result(folder_of(config["output_root"], cell_id(config))) is not None
+
+
+def told_of_data(config: Mapping[str, Any]) -> list[str]:
+    """What there is to say of a settled cell's data, in lines: what looking costs, what has changed, what is absent."""
+    states, root = states_of(config), config["output_root"]
+    lines = [state.cost for state in states]
+    if is_unverified(config):
+        lines += [
+            f"{state}: is not there; the newest result is shown, unverified" for state in states if not state.summary
+        ]
+    settings = identity(config)
+    if cell_id(config) != settings:
+        before = (read_data(folder_of(root, settings)) or {}).get("datasets", {})
+        changed = [changes(state, before.get(state.key), cache_of(root)) for state in states]
+        lines += [f"{line}; what needs it is trained anew" for line in changed if line]
+    return [line for line in lines if line]
 
 
 def _dotted(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

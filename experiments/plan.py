@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from experiments.meaning import identity, needed_cells, settle
+from experiments.meaning import cell_id as id_of
+from experiments.meaning import needed_cells, settle
 from kt.settings import METHODS
 from kt.store import finished_cells, folder_of, read_result, read_status
 
@@ -210,7 +211,7 @@ def print_plan(configs: Sequence[Config], config: Config) -> None:
     jobs: dict[str, Job] = {}
 
     def add(settled: Config, text: str) -> str:
-        cell_id = identity(settled)
+        cell_id = id_of(settled)
         needs = list(dict.fromkeys(add(need, name) for name, need in needed_cells(settled).items()))
         jobs[cell_id] = Job(cell_id, [], settled, text, needs)
         jobs[cell_id].status = read_status(folder_of(config["output_root"], cell_id))

@@ -49,7 +49,7 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments import cell, lifeline, progress
 from experiments.checking import plain
 from experiments.groups import CONF, GROUPS, choices
-from experiments.meaning import identity
+from experiments.meaning import cell_id
 from experiments.schema import is_group, sign, with_recipe
 from kt.errors import UserError, nearest
 from kt.store import folder_of, read_result
@@ -126,7 +126,7 @@ def isolated(config: dict[str, Any]) -> None:
         os._exit(status)
     _, ended = os.waitpid(child, 0)
     if os.waitstatus_to_exitcode(ended) != 0:
-        raise cell.CellFailed(f"cell {identity(config)} failed")
+        raise cell.CellFailed(f"cell {cell_id(config)} failed")
 
 
 def task(config: DictConfig) -> str | Exception:
@@ -151,7 +151,7 @@ def _task(config: DictConfig) -> str:
         progress.use(progress.Display(quiet=True))
     if "joblib" in launcher and HydraConfig.get().mode == RunMode.MULTIRUN:
         isolated(values)
-        return identity(values)
+        return cell_id(values)
     return str(cell.run_cell(values)["id"])
 
 

@@ -21,11 +21,12 @@ from hydra.core.override_parser.types import Glob
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import progress
-from experiments.cell import check_writable, is_first, world_size
+from experiments.cell import check_writable, is_first, tell, world_size
 from experiments.checking import known_keys, plain, unknown
 from experiments.groups import choices
 from experiments.launch import ByLauncher, Report, SideBySide, refresh
-from experiments.meaning import differences, identity, needed_cells, settle
+from experiments.meaning import cell_id as id_of
+from experiments.meaning import differences, is_unverified, needed_cells, settle
 from experiments.plan import Config, Job, plan_lines
 from experiments.schema import Config as Schema
 from experiments.schema import is_group, sign, with_recipe
@@ -94,6 +95,7 @@ class Shown:
         network = self.config["student"]["network"]["name"]
         own = METHODS[self.config["method"]["name"]].own_network
         taught_by = None if own else self.config["teacher"]["network"]
+        unverified = {"unverified": True} if is_unverified(self.config) else {}
         return {
             "id": self.id,
             "label": self.label,
@@ -103,7 +105,7 @@ class Shown:
             "student": None if is_teacher else network,
             "ours": self.row.ours,
             "printed": self.row.id if self.row.printed else None,
-            "cells": [{"id": cell_id, "seed": seed} for cell_id, seed in self.cells.items()],
+            "cells": [{"id": cell_id, "seed": seed, **unverified} for cell_id, seed in self.cells.items()],
             "axes": self.axes,
             "evaluation": self.config["evaluation"],
             "optional": self.row.optional,
@@ -356,7 +358,7 @@ class Table:
             single |= {f"table.{key}": quoted(text) for key, text in labels.items()}
             overrides = unparse(self._with_recipe(single))
             config = settle(plain(self.compose(overrides)))
-            points.append((chosen, overrides, config, identity(config)))
+            points.append((chosen, overrides, config, id_of(config)))
         ids = {tuple(chosen.items()): cell_id for chosen, _, _, cell_id in points}
         for key, values in axes.items():
             # An axis that changes nothing in this row (the teacher under seeds of students) is none of its axes.
@@ -384,7 +386,7 @@ class Table:
                 known.overrides, known.config = job.overrides, job.config
             return
         for name, need in needed_cells(job.config).items():
-            need_id = identity(need)
+            need_id = id_of(need)
             if need_id in job.needs:
                 continue  # another file of the same cell
             job.needs.append(need_id)
@@ -534,6 +536,8 @@ def run_table(sweeper: Any, arguments: Sequence[str]) -> int:
     check_writable(output_root)
     display = progress.Display(quiet=not is_first())
     progress.use(display)
+    for job in jobs:
+        tell(job.config, display)
     report = Report(table.name, table.jobs, output_root, display)
     interrupted = False
     try:

@@ -26,13 +26,21 @@ Json = dict[str, Any]
 # Raise it when the same config comes to mean another computation: results of older code are then not taken for new.
 IDENTITY_VERSION = 4
 
+_RESULT, _STATUS, _RECORDS, _DATA = "result.json", "status.json", "metrics.jsonl", "data.json"
+
 # What a trained cell has to hold, and what some hold as well. Checkpoints check themselves (`kt.hooks.checkpoint`).
 DESCRIPTION = "student.json"
 _HELD = (WEIGHTS, DESCRIPTION, "metrics.jsonl", "evaluations/test.json")
-_HELD_BY_SOME = ("student_config.py", "*.pth", f"{SNAPSHOTS}/*.pth", "evaluations/teacher.json", "evaluations/test.npz")
+_HELD_BY_SOME = (
+    "student_config.py",
+    "*.pth",
+    f"{SNAPSHOTS}/*.pth",
+    "evaluations/teacher.json",
+    "evaluations/test.npz",
+    _DATA,
+)
 
 STALE_SECONDS = 3600.0
-_RESULT, _STATUS, _RECORDS = "result.json", "status.json", "metrics.jsonl"
 
 
 def cells_of(output_root: str | os.PathLike[str]) -> Path:
@@ -43,6 +51,11 @@ def cells_of(output_root: str | os.PathLike[str]) -> Path:
 def folder_of(output_root: str | os.PathLike[str], cell_id: str) -> Path:
     """Where a cell lives."""
     return cells_of(output_root) / cell_id
+
+
+def cache_of(output_root: str | os.PathLike[str]) -> Path:
+    """What can be had again, kept for all cells."""
+    return Path(output_root) / "cache"
 
 
 def finished_cells(output_root: str | os.PathLike[str]) -> list[Path]:
@@ -248,6 +261,34 @@ def read_records(path: Path, kind: str) -> Iterator[Json]:
                 yield json.loads(line)
             except ValueError:
                 continue
+
+
+# Of which data it is
+
+
+def write_data(folder: Path, data: Json) -> None:
+    """Records the data that an attempt is about to read; one that has begun on others, or nobody knows which, is void.
+
+    Args:
+        folder: The cell's folder.
+        data: `fingerprint` (None where a dataset is not there) and the summary of each of the `datasets`.
+    """
+    if read_data(folder) != data:
+        for path in folder.rglob("*"):
+            if path.is_file() and path.name not in (_STATUS, "lock", "config.yaml"):
+                path.unlink()
+    write_sealed(folder / _DATA, data)
+
+
+def read_data(folder: Path) -> Json | None:
+    """What `write_data` has recorded, of a finished cell even if that file is lost; None if that is not known."""
+    return read_sealed(folder / _DATA) or (read_result(folder) or {}).get("data")
+
+
+def newest_state(output_root: str | os.PathLike[str], settings_hash: str) -> str:
+    """The id of the newest result of some settings on any data; without a result that of the first data."""
+    paths = [path for path in cells_of(output_root).glob(f"{settings_hash}*/{_RESULT}") if read_result(path.parent)]
+    return max(paths, key=lambda path: path.stat().st_mtime_ns).parent.name if paths else settings_hash
 
 
 # How it stands

@@ -41,7 +41,8 @@ def collect(
     Args:
         name: The table's name.
         rows: id, label, role, method, teacher, student, ours, printed (id of the printed row or None), axes
-            (key -> value) and cells (id, seed) of each row; a row that only cites a number has no cells. A row with
+            (key -> value) and cells (id, seed, `unverified` where
+            its data are not there) of each row; a row that only cites a number has no cells. A row with
             `evaluation` takes its numbers from the cells' scores of that name on other data; a row with `optional` is
             left out while none of its cells has been done or has failed. `differs` has, by key, the values of a row and
             of the table's own at scale=paper, where they are not the same.
@@ -197,6 +198,7 @@ def _collect_cell(
     names: Sequence[str],
 ) -> Json:
     shown: Json = {"id": cell["id"], "seed": cell["seed"]}
+    shown |= {"unverified": True} if cell.get("unverified") else {}
     state = cell_status(row, cell["id"], output_root)
     if result is not None and state["status"] == "done":
         evaluation = row.get("evaluation")

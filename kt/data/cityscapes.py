@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kt.data.dense_source import ReadImage, Source, mark_files, missing, no_images, quiet, unreadable
-from kt.files import read_sealed, write_sealed
+from kt.files import checksum, read_sealed, write_sealed
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +152,8 @@ def _annotations(root: Path, split: str, images: list[Path], place: Path) -> Pat
     for image in images:
         if not (path := _truth(root, image, "instanceIds")).exists():
             raise missing(root, path, f"{LAYOUT} (or {folder}/instances_{split}.json in COCO's form)")
-    code = hashlib.sha256(Path(__file__).read_bytes() + b"".join(mark_files(images))).hexdigest()[:8]
+    sums = "".join(image.name + checksum(_truth(root, image, "instanceIds")) for image in images)
+    code = hashlib.sha256(Path(__file__).read_bytes() + sums.encode()).hexdigest()[:8]
     path = place / f"cityscapes-boxes-{split}-{code}.json"
     if not read_sealed(path):
         if path.exists():

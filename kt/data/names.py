@@ -24,17 +24,33 @@ class DatasetSpec:
             `kt.settings.Dataset` that are left out have its defaults. `stand_in` names the choice that replaces it.
         schedule: The same of its recipe, `kt.settings.Schedule` and `conf/schedule`; numbers of epochs, iterations
             and steps between scores are those of the full scale.
+        images, labels: The files it reads, the latter by task, as patterns of `Path.glob` below `data_root` in which
+            `{folder}`, `{train_split}` and the like stand for the config's values (an empty folder for the dataset's
+            name); see `kt.data.fingerprint`. An entry without any is taken to have always the same data.
+        code: Modules that draw it, of a dataset without files.
     """
 
     readers: Mapping[str, str]
     keys: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     schedule: Mapping[str, Any] = field(default_factory=dict)
+    images: tuple[str, ...] = ()
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    code: tuple[str, ...] = ()
 
 
 # Keys that decide the images of every dataset.
 COMMON = ("name", "task", "num_classes", "image_size", "crop_size", "subset", "validation", "augmentation")
 CLASSIFICATION = "classification"
+
+# Folders are listed for their names, which are classes.
+_CLASS_FOLDERS = tuple(f"{{folder}}/{split}/{inner}" for split in ("train", "val") for inner in ("*", "*/*"))
+_CITIES = tuple(f"cityscapes/leftImg8bit/{split}/*/*_leftImg8bit.png" for split in ("train", "val"))
+
+
+def _city_labels(*ends: str) -> tuple[str, ...]:
+    return tuple(f"cityscapes/gtFine/{split}/*/*_gtFine_{end}.png" for split in ("train", "val") for end in ends)
+
 
 # With those of other packages, once `kt.outside` has looked for them. What is more than a name is in `conf/dataset`.
 DATASETS: dict[str, DatasetSpec] = {
@@ -46,22 +62,51 @@ DATASETS: dict[str, DatasetSpec] = {
             ),
         },
         ("style", "train_size", "test_size"),
+        code=("kt.data.scenes", "kt.data.dense_scenes"),
     ),
-    "cifar100": DatasetSpec({CLASSIFICATION: "kt.data.images:read_cifar100"}),
-    "imagenet": DatasetSpec({CLASSIFICATION: "kt.data.images:read_imagenet"}, ("folder",)),
-    "imagefolder": DatasetSpec({CLASSIFICATION: "kt.data.images:read_imagefolder"}, ("folder",)),
+    "cifar100": DatasetSpec(
+        {CLASSIFICATION: "kt.data.images:read_cifar100"},
+        labels={CLASSIFICATION: tuple(f"cifar-100-python/{name}" for name in ("train", "test", "meta"))},
+    ),
+    "imagenet": DatasetSpec({CLASSIFICATION: "kt.data.images:read_imagenet"}, ("folder",), images=_CLASS_FOLDERS),
+    "imagefolder": DatasetSpec({CLASSIFICATION: "kt.data.images:read_imagefolder"}, ("folder",), images=_CLASS_FOLDERS),
     "cityscapes": DatasetSpec(
         dict.fromkeys(("segmentation", "detection"), "kt.data.cityscapes:read_cityscapes"),
+        images=_CITIES,
+        labels={
+            "segmentation": _city_labels("labelTrainIds", "labelIds"),
+            "detection": (*_city_labels("instanceIds"), "cityscapes/annotations/instances*.json"),
+        },
     ),
-    "gta5": DatasetSpec({"segmentation": "kt.data.gta5:read_gta5"}),
-    "citypersons": DatasetSpec({"pedestrians": "kt.data.citypersons:read_citypersons"}),
+    "gta5": DatasetSpec(
+        {"segmentation": "kt.data.gta5:read_gta5"},
+        images=("gta5/images/*.png",),
+        labels={"segmentation": ("gta5/labels/*.png", "gta5/val.txt")},
+    ),
+    "citypersons": DatasetSpec(
+        {"pedestrians": "kt.data.citypersons:read_citypersons"},
+        images=_CITIES,
+        labels={"pedestrians": ("citypersons/annotations/anno_*.mat",)},
+    ),
     "coco": DatasetSpec(
         {"detection": "kt.data.dense_folders:read_coco"},
         ("folder", "train_split", "test_split"),
+        images=("{folder}/{train_split}/**/*", "{folder}/{test_split}/**/*"),
+        labels={
+            "detection": tuple(f"{{folder}}/annotations/instances_{{{part}_split}}.json" for part in ("train", "test"))
+        },
     ),
     "segfolder": DatasetSpec(
         {"segmentation": "kt.data.dense_folders:read_segfolder"},
         ("folder", "train_split", "test_split"),
+        images=("{folder}/images/{train_split}/*", "{folder}/images/{test_split}/*"),
+        labels={
+            "segmentation": (
+                "{folder}/labels/{train_split}/*.png",
+                "{folder}/labels/{test_split}/*.png",
+                "{folder}/classes.json",
+            )
+        },
     ),
 }
 
