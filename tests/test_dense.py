@@ -410,7 +410,7 @@ def no_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_weights_bring_their_normalisation_into_a_detector_and_back(no_downloads: None, tmp_path: Path) -> None:
     """Into its preprocessor, its exported config, and the teacher that is read from its files."""
-    network = {"name": "fasterrcnn_mobilenet_v1", "width": WIDTH, "config": None, "options": None}
+    network = {"name": "fasterrcnn_mobilenet_v1", "width": WIDTH, "small_stem": False, "config": None, "options": None}
     student = {"network": network, "pretrained": NETWORKS["mobilenet_v1"].weights}
     config = {"seed": 0, "student": student, "teacher": {"network": network}, "dataset": {"image_size": SIZE}}
     spec = make_data("detection").spec
