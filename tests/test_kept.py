@@ -143,7 +143,7 @@ def test_results_of_another_identity_version_are_not_done(root: Path) -> None:
         assert read_status(folder)["status"] == "damaged" and "identity version" in read_status(folder)["error"]
         assert read_result(folder) is None
     row = {"id": "kd", "label": "KD", "role": "method", "method": "kd", "teacher": None, "student": None}
-    row |= {"printed": None, "cells": [{"id": folder.name, "seed": 0}]}
+    row |= {"printed": None, "differs": {}, "cells": [{"id": folder.name, "seed": 0}]}
     (found,) = collect("imagenet_compression", [row], root, "mini")["rows"]
     assert found["cells"][0]["status"] == "missing" and found["mean"] is None
     assert "identity version" in found["cells"][0]["error"]
@@ -269,7 +269,9 @@ def test_killed_after_any_file_it_ends_the_same(data: Any, tmp_path: Path) -> No
         fit(make_model("none", data.spec.num_classes), data, folder, SCHEDULE, snapshots=2)
         assert {path.name: bits(torch.load(path)) for path in folder.glob("snapshots/*")} == wanted
         assert bits(torch.load(folder / "student.pth")) == bits(torch.load(tmp_path / "whole" / "student.pth"))
-    assert count == 8  # two epochs of snapshot and checkpoint, two of them with one before, the scores, the student
+    assert (
+        count == 9
+    )  # two epochs of snapshot and checkpoint, with one before, the scores, those of images, the student
 
 
 # Drawn images
