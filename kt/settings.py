@@ -534,7 +534,7 @@ def complete(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: An option is unknown, or its value is none that it may have.
     """
-    schema = METHODS.get(name)
+    schema = METHODS.get(name) or METHODS.get(name.partition("+")[0])
     if schema is None:
         return dict(options)
     own = {key for key in kinds(schema) if key != "name" and key not in schema.cell_keys}

@@ -494,3 +494,17 @@ def test_figure_1_is_drawn_from_the_maps_that_analyses_left(tmp_path: Path) -> N
     png, svg = plot(differences)
     assert png.startswith(b"\x89PNG") and svg.startswith("<svg") and "width=" not in svg.split(">")[0]
     assert "class boy" in drawing.caption
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("kcd+at", r"^method\.beside=null: at does not compare channels"),
+        ("at+kd", r"^method\.base: unknown key for method at\+kd; it has form, stages, weight"),
+        ("kcd+kcd", r"^method\.base\.name=kcd: expected a method that is not itself built around another"),
+    ],
+)
+def test_a_method_around_another_that_does_not_fit_says_so(name: str, words: str) -> None:
+    pair = make_model("kd", 10)
+    with pytest.raises(UserError, match=words):
+        build_method(name, pair.student, pair.teacher)
