@@ -335,7 +335,7 @@ def test_a_killed_cell_has_failed_and_can_be_repeated(tmp_path: Path, monkeypatc
     monkeypatch.setenv("FAKE_TRAINING", json.dumps({"none": 30}))
     process = multiprocessing.get_context("fork").Process(target=_run, args=(config,))
     process.start()
-    while not (folder / "calls").exists():
+    while not ((folder / "calls").exists() and calls(folder)):  # opened comes before written
         time.sleep(0.01)
     assert read_status(folder)["status"] == "running"
     assert process.pid is not None
