@@ -33,7 +33,7 @@ from kt.needs import SNAPSHOTS, WEIGHTS
 from kt.settings import METHODS as SETTINGS
 from kt.settings import device_batch
 from kt.stages import IMAGENET, head_of
-from kt.store import DESCRIPTION, listed, outcomes_file
+from kt.store import DESCRIPTION, cache_of, listed, outcomes_file
 from kt.students import load_model
 from kt.train import best_metrics, fit, images_per_second, phase_records
 from kt.transfer import TransferModel
@@ -57,7 +57,7 @@ def read_data(config: Mapping[str, Any], dataset: Mapping[str, Any], device: tor
     """Loaders and scores of a dataset, for this process."""
     options: dict[str, Any] = {key: config["schedule"][key] for key in ("batch_size", "device_batch")}
     options["seed"] = config["seed"]
-    options |= {"rank": ranks.rank(), "world": ranks.world_size(), "cache_root": Path(config["output_root"]) / "cache"}
+    options |= {"rank": ranks.rank(), "world": ranks.world_size(), "cache_root": cache_of(config["output_root"])}
     return build_data(dataset, config["data_root"], device=device, **options)
 
 
