@@ -59,6 +59,8 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device={name!r}: there is no CUDA device here; expected auto or cpu")
+    if name.startswith("cuda") and torch.cuda._is_in_bad_fork():  # where NVML cannot be asked for GPUs (kt's workers)
+        raise UserError(f"device={name!r}: CUDA cannot be used by processes forked here; add hydra/launcher=gpus")
     if name == "cuda":
         device = torch.device("cuda", free_gpu())
         torch.cuda.set_device(device)

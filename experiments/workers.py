@@ -106,6 +106,15 @@ def _work(key: str, config: Mapping[str, Any], events: int, server: tuple[int, s
         os._exit(status)
 
 
+def preload(imports: Sequence[str]) -> None:
+    """Imports what training needs, so that a fork has it at once, and GPUs can still be used after the fork."""
+    # mmengine asks at import whether there is a GPU. By default that starts CUDA, which no fork can then use.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    for name in imports:
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+
+
 class _Server:
     """The process that forks the others.
 
@@ -131,9 +140,7 @@ class _Server:
             os.set_blocking(end, False)
         signal.set_wakeup_fd(wake)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        for name in imports:
-            with contextlib.suppress(Exception):
-                importlib.import_module(name)
+        preload(imports)
         gc.collect()
         gc.freeze()  # so that collecting garbage in one process does not copy the memory of all
         while True:

@@ -62,3 +62,25 @@ def test_devices_that_are_not_there() -> None:
         devices.pick_device("cuda:1")
     with pytest.raises(UserError, match="device='gpu': expected auto, cpu, cuda or cuda:<index>"):
         devices.pick_device("gpu")
+
+
+def test_what_workers_import_leaves_the_gpus_to_their_forks() -> None:
+    """As if NVML knew of a GPU: a fork of what has started CUDA could use none."""
+    code = (
+        "import os, sys, torch\n"
+        "torch.cuda._device_count_nvml = lambda: 1\n"
+        "from experiments.workers import DENSE_IMPORTS, IMPORTS, preload\n"
+        "preload((*IMPORTS, *DENSE_IMPORTS))\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    os._exit(int(torch.cuda._is_in_bad_fork()))\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=120).returncode == 0
+
+
+def test_a_fork_that_can_use_no_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
+    with pytest.raises(UserError, match="forked.*hydra/launcher=gpus"):
+        devices.pick_device("auto")
