@@ -172,7 +172,7 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
     name = config["method"]["name"]
     unused = ("name", *SETTINGS[name].cell_keys)
     method = {key: value for key, value in config["method"].items() if key not in unused}
-    teacher = build_teacher(config, spec, needs.get("teacher")) if find_method(name).needs_teacher else None
+    teacher = build_teacher(config, spec, needs.get("teacher")) if SETTINGS[name].needs_teacher else None
     # Before the student's seed: drawing the weights that are then replaced shifts nobody's random numbers.
     hidden = needed_networks(needs, spec) | ({} if teacher is None else {"teacher": teacher})
     student, model_config = build_student(config, spec, teacher)
