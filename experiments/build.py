@@ -17,7 +17,7 @@ from experiments.groups import dataset_choice, stood_in
 from kt import ranks
 from kt.classifier import Classifier
 from kt.cost import few_images
-from kt.data import Data, build_data
+from kt.data import DATASETS, Data, build_data
 from kt.dense import Backbone, DenseModel, as_teacher
 from kt.engine import seed_everything
 from kt.errors import UserError, needs_mm
@@ -268,7 +268,7 @@ def set_threads(config: Mapping[str, Any]) -> None:
 
     Slim networks gain little from a second thread, and lose tenfold when another process wants the same cores.
     """
-    threads = config["threads"] or (1 if config["dataset"]["name"] == "scenes" else None)
+    threads = config["threads"] or (1 if DATASETS[config["dataset"]["name"]].embedded else None)
     if threads is not None:
         torch.set_num_threads(threads)
 
@@ -325,7 +325,7 @@ def evaluate_cell(config: Mapping[str, Any], folder: Path) -> dict[str, float]:
         UserError: The dataset is missing, or for another task or other classes.
     """
     name = config["evaluation"]
-    dataset = dataset_choice(stood_in(name) if config["dataset"]["name"] == "scenes" else name)
+    dataset = dataset_choice(stood_in(name) if DATASETS[config["dataset"]["name"]].embedded else name)
     if dataset["task"] != config["dataset"]["task"]:
         raise UserError(
             f"evaluation={config['evaluation']}: a dataset for {dataset['task']}, the student was trained for "

@@ -56,7 +56,7 @@ class Dataset(Settings):
     validation: Fraction = Field(
         0.0, description="share of the training set to score on instead of the test set; for tuning"
     )
-    augmentation: Literal["none", "flip", "crop_flip", "imagenet"]
+    augmentation: str = Field(description="of training images; which a task has, `kt.data.names.augmentations` says")
     style: Literal["photo", "synthetic"] = Field("photo", description="of embedded scenes")
     train_size: Count | None = Field(None, description="embedded scenes to draw")
     test_size: Count | None = Field(None, description="embedded scenes to draw")
@@ -524,6 +524,11 @@ def shown(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def missing(name: str, kind: Any) -> UserError:
+    """The error for a key of an annotated type that is not there."""
+    return UserError(f"{name}: missing; expected {describe(kind)}")
+
+
 def check_value(value: Any, schema: type[Settings], key: str, name: str) -> None:
     """Refuses a value that a key cannot have.
 
@@ -541,18 +546,26 @@ def check_value(value: Any, schema: type[Settings], key: str, name: str) -> None
         raise UserError(f"{name}={shown(value)}: expected {describe(kind)}{nearest(value, literals(kind))}")
 
 
-def check_settings(given: Mapping[str, Any], schema: type[Settings], prefix: str) -> None:
-    """Refuses plain settings with a key that a class does not have, or with a value that a key cannot have.
+def check_settings(given: Mapping[str, Any], schema: type[Settings], prefix: str, whole: bool = True) -> None:
+    """Refuses plain settings with a key that a class does not have, without one, or with a value that it cannot have.
+
+    Args:
+        given: The settings; none of them is a group of keys.
+        schema: The class.
+        prefix: What stands before the keys in an error, with a dot at its end.
+        whole: Whether all keys have to be there.
 
     Raises:
         UserError: Names the key with the prefix, its value, what was expected and the nearest choice.
     """
     for key, value in given.items():
         if key not in kinds(schema):
-            raise UserError(
-                f"{prefix}{key}: unknown key{nearest(key, kinds(schema))}; it has {', '.join(kinds(schema))}"
-            )
+            hint = nearest(key, kinds(schema))
+            raise UserError(f"{prefix}{key}: unknown key{hint}; {prefix[:-1]} has {', '.join(kinds(schema))}")
         check_value(value, schema, key, prefix + key)
+    for key, kind in kinds(schema).items() if whole else ():
+        if key not in given:
+            raise missing(prefix + key, kind)
 
 
 def settings_of(name: str) -> type[Method] | None:
@@ -579,12 +592,13 @@ def complete(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         if key not in own:
             listed = ", ".join(sorted(own)) or "none"
             raise UserError(f"method.{key}: unknown key for method {name}{nearest(key, own)}; it has {listed}")
-        found[key] = _listed(value)
+        found[key] = as_lists(value)
         # Another method's settings are checked where that one is built.
         if not isinstance(value, Mapping):
             check_value(found[key], schema, key, f"method.{key}")
     return found
 
 
-def _listed(value: Any) -> Any:
-    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
+def as_lists(value: Any) -> Any:
+    """A value with lists in the place of tuples, as settings have them."""
+    return [as_lists(item) for item in value] if isinstance(value, list | tuple) else value
