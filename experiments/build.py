@@ -17,7 +17,7 @@ from experiments.groups import dataset_choice, stood_in
 from kt import ranks
 from kt.classifier import Classifier
 from kt.cost import few_images
-from kt.data import Data, build_data
+from kt.data import DATASETS, Data, build_data
 from kt.dense import Backbone, DenseModel, as_teacher
 from kt.engine import seed_everything
 from kt.errors import UserError, needs_mm
@@ -172,7 +172,7 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
     name = config["method"]["name"]
     unused = ("name", *SETTINGS[name].cell_keys)
     method = {key: value for key, value in config["method"].items() if key not in unused}
-    teacher = build_teacher(config, spec, needs.get("teacher")) if find_method(name).needs_teacher else None
+    teacher = build_teacher(config, spec, needs.get("teacher")) if SETTINGS[name].needs_teacher else None
     # Before the student's seed: drawing the weights that are then replaced shifts nobody's random numbers.
     hidden = needed_networks(needs, spec) | ({} if teacher is None else {"teacher": teacher})
     student, model_config = build_student(config, spec, teacher)
@@ -268,7 +268,7 @@ def set_threads(config: Mapping[str, Any]) -> None:
 
     Slim networks gain little from a second thread, and lose tenfold when another process wants the same cores.
     """
-    threads = config["threads"] or (1 if config["dataset"]["name"] == "scenes" else None)
+    threads = config["threads"] or (1 if DATASETS[config["dataset"]["name"]].embedded else None)
     if threads is not None:
         torch.set_num_threads(threads)
 
@@ -325,7 +325,7 @@ def evaluate_cell(config: Mapping[str, Any], folder: Path) -> dict[str, float]:
         UserError: The dataset is missing, or for another task or other classes.
     """
     name = config["evaluation"]
-    dataset = dataset_choice(stood_in(name) if config["dataset"]["name"] == "scenes" else name)
+    dataset = dataset_choice(stood_in(name) if DATASETS[config["dataset"]["name"]].embedded else name)
     if dataset["task"] != config["dataset"]["task"]:
         raise UserError(
             f"evaluation={config['evaluation']}: a dataset for {dataset['task']}, the student was trained for "

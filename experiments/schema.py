@@ -9,6 +9,7 @@ from typing import Any, Literal
 from omegaconf import OmegaConf
 
 from experiments.groups import GROUPS, choices, dataset_choice, stood_in
+from kt.data.names import DATASETS
 from kt.errors import UserError
 from kt.needs import Need, alone
 from kt.settings import Count, Dataset, Method, Positive, Schedule, Settings, Share, Whole
@@ -47,7 +48,7 @@ def with_recipe(chosen: Mapping[str, str], default: str = "scenes", stand_in: bo
     if stand_in:
         found["dataset"] = student = stood_in(student)
     if found.get(TEACHER_DATA) in choices("dataset"):
-        if student in choices("dataset") and dataset_choice(student)["name"] == "scenes":
+        if student in choices("dataset") and DATASETS[dataset_choice(student)["name"]].embedded:
             found[TEACHER_DATA] = stood_in(found[TEACHER_DATA])
         found.setdefault(TEACHER_SCHEDULE, found[TEACHER_DATA])
     return found
