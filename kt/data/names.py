@@ -23,7 +23,7 @@ class DatasetSpec:
         defaults: Keys that make it a choice `dataset=<name>` where there is no such file in `conf/dataset`; those of
             `kt.settings.Dataset` that are left out have its defaults. `stand_in` names the choice that replaces it.
         schedule: The same of its recipe, `kt.settings.Schedule` and `conf/schedule`; numbers of epochs, iterations
-            and steps between scores are those of the full scale.
+            and steps between scores are those of the full scale. With `defaults` (Hydra's) it changes another recipe.
         images, labels: The files it reads, the latter by task, as patterns of `Path.glob` below `data_root` in which
             `{folder}`, `{train_split}` and the like stand for the config's values (an empty folder for the dataset's
             name); see `kt.data.fingerprint`. An entry without any is taken to have always the same data.
@@ -56,6 +56,23 @@ def _city_labels(*ends: str) -> tuple[str, ...]:
 _AT_224 = {"task": CLASSIFICATION, "image_size": 224, "augmentation": "imagenet"}
 _WHAT_AND_WHERE = {"epochs": 200, "batch_size": 64, "lr": 0.1, "weight_decay": 1e-4, "policy": "cosine"}
 
+_SMALL_SCENES = {
+    **{"task": CLASSIFICATION, "image_size": 48, "augmentation": "crop_flip"},
+    **{"train_size": 360, "test_size": 600},
+}
+_SMALL_RECIPE = {"defaults": ["scenes", "_self_"], "epochs": 40, "batch_size": 32, "evaluate_every": 10}
+
+
+def _small_scenes(reader: str) -> DatasetSpec:
+    """Embedded images in the place of a dataset that has few of its own."""
+    return DatasetSpec(
+        {CLASSIFICATION: f"kt.data.scene_sets:{reader}"},
+        ("style", "train_size", "test_size"),
+        defaults=_SMALL_SCENES,
+        schedule=_SMALL_RECIPE,
+        code=("kt.data.scenes", "kt.data.scene_sets"),
+    )
+
 
 # With those of other packages, once `kt.outside` has looked for them. What is more than a name is in `conf/dataset`.
 DATASETS: dict[str, DatasetSpec] = {
@@ -68,6 +85,16 @@ DATASETS: dict[str, DatasetSpec] = {
         },
         ("style", "train_size", "test_size"),
         code=("kt.data.scenes", "kt.data.dense_scenes"),
+    ),
+    "scenes_kinds": _small_scenes("read_kinds"),
+    "scenes_actions": _small_scenes("read_actions"),
+    "scenes_places": _small_scenes("read_places"),
+    "scenes_domains": DatasetSpec(
+        {CLASSIFICATION: "kt.data.scene_sets:read_domains"},
+        ("domain", "train_size", "test_size"),
+        defaults={**_SMALL_SCENES, "train_size": 3000, "test_size": 1000, "domain": "painting"},
+        schedule={"defaults": ["scenes"]},
+        code=("kt.data.scenes", "kt.data.scene_sets"),
     ),
     "cifar100": DatasetSpec(
         {CLASSIFICATION: "kt.data.images:read_cifar100"},
