@@ -162,7 +162,7 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
         progress: Where to report steps, see `kt.train.fit`.
 
     Returns:
-        What the result file records of the training: metrics and their labels, speed, memory, data fingerprint, ids.
+        What the result file records of the training: metrics and their labels, speed, memory, ids.
     """
     device = pick_device(config["device"])
     schedule = config["schedule"]
@@ -225,7 +225,6 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
         "phases": phase_records(folder, schedule["batch_size"]),
         "device_batch": device_batch(schedule, ranks.world_size()),
         "peak_memory": peak_memory(device),
-        "dataset_fingerprint": spec.fingerprint,
         "wandb_id": run.id if run else None,
         "num_classes": spec.num_classes,
         "train_size": spec.train_size,

@@ -8,7 +8,6 @@ miss rate).
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kt.data.dense_scenes import HEATMAP_STRIDE, PackKeypoints, mirrored_keypoints
 from kt.data.dense_source import Source, quiet
-from kt.data.loaders import _mix, epoch_order
+from kt.data.loaders import _mix, epoch_order, told_in_one_line
 from kt.data.names import read_dataset
 from kt.data.spec import Data, DataSpec
 from kt.errors import UserError
@@ -148,11 +147,8 @@ class DenseLoader:
             # Its own, for a loader draws one number even if nothing is random.
             generator=torch.Generator().manual_seed(0),
         )
-        try:
+        with told_in_one_line():
             yield from loader
-        except UserError as error:
-            # From another process it comes wrapped in that process's whole traceback.
-            raise UserError(str(error).rstrip().rsplit("UserError: ", 1)[-1]) from None
 
     def plain(self, by_class: bool = False) -> DenseLoader:
         """The same images, each once over all processes and without augmentation.
@@ -221,8 +217,6 @@ def dense_data(
 
     train = DenseLoader(training, chosen, shuffle=True, unaugmented=unaugmented, **common)
     test = DenseLoader(testing, tested, shuffle=False, **common)
-    told = [task.encode(), *source.content]
-    mark = hashlib.sha256(b"".join(told) + chosen.tobytes() + tested.tobytes()).hexdigest()[:12]
     spec = DataSpec(
         dataset["name"],
         len(source.class_names),
@@ -230,7 +224,6 @@ def dense_data(
         *IMAGENET,
         len(chosen),
         len(tested),
-        mark,
         source.class_names,
         task=task,
         largest_index=int(chosen.max()),

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kt.data.names import DATASETS
+from kt.data.names import DATASETS, IMAGE_ENDS
 from kt.errors import UserError
 from kt.files import read_json, write_bytes
 
@@ -30,7 +30,6 @@ SAMPLE = 256  # images whose content is read
 LISTED = 200_000  # a larger dataset keeps no list of its files, and so cannot say how many differ
 REUSED = 20  # times that looking took, for which what was seen is not looked at again
 SLOW_SECONDS = 2.0  # what takes longer is told
-IMAGE_ENDS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 _RACY_NS = 2_000_000_000  # a file this young may change again without a new time
 
 

@@ -42,6 +42,8 @@ class DatasetSpec:
 # Keys that decide the images of every dataset.
 COMMON = ("name", "task", "num_classes", "image_size", "crop_size", "subset", "validation", "augmentation")
 CLASSIFICATION = "classification"
+# Files that are images, in every folder.
+IMAGE_ENDS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 # Folders are listed for their names, which are classes.
 _CLASS_FOLDERS = tuple(f"{{folder}}/{split}/{inner}" for split in ("train", "val") for inner in ("*", "*/*"))
