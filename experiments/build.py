@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from experiments.devices import pick_device
-from experiments.groups import dataset_choice, stood_in
+from experiments.meaning import evaluation_dataset
 from kt import ranks
 from kt.classifier import Classifier
 from kt.cost import few_images
@@ -323,8 +323,8 @@ def evaluate_cell(config: Mapping[str, Any], folder: Path) -> dict[str, float]:
     Raises:
         UserError: The dataset is missing, or for another task or other classes.
     """
-    name = config["evaluation"]
-    dataset = dataset_choice(stood_in(name) if config["dataset"]["name"] == "scenes" else name)
+    dataset = evaluation_dataset(config)
+    assert dataset is not None
     if dataset["task"] != config["dataset"]["task"]:
         raise UserError(
             f"evaluation={config['evaluation']}: a dataset for {dataset['task']}, the student was trained for "

@@ -194,12 +194,8 @@ def dense_data(
         UserError: Something is wrong with the config or with the files.
     """
     task, augmentation = dataset["task"], dataset["augmentation"]
-    size = _pair("image_size", dataset["image_size"])
-    crop = None if dataset["crop_size"] is None else _pair("crop_size", dataset["crop_size"])
-    if crop and (task != "segmentation" or crop[0] > size[0] or crop[1] > size[1]):
-        raise UserError(
-            f"dataset.crop_size={list(crop)}: expected null, or for segmentation at most image_size={list(size)}"
-        )
+    size = tuple(dataset["image_size"])
+    crop = dataset["crop_size"] and tuple(dataset["crop_size"])
     source: Source = read_dataset({**dataset, "image_size": list(size)}, data_root, cache_root)
     training = source.open("train", _pipeline(task, source, size, crop, augmentation, True), True)
     chosen, held_out = _choose(len(training), dataset["subset"], dataset["validation"])
@@ -233,16 +229,6 @@ def dense_data(
         return _score(student, test, task, source, outcomes)
 
     return Data(spec, train, test, score)
-
-
-def _pair(key: str, value: Any) -> tuple[int, int]:
-    try:
-        height, width = (int(side) for side in value)
-    except (TypeError, ValueError):
-        height = width = 0
-    if min(height, width) < 1:
-        raise UserError(f"dataset.{key}={value!r}: expected [height, width] in pixels")
-    return height, width
 
 
 def _choose(size: int, subset: int | None, validation: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ def content(dataset: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_dataset(dataset: Mapping[str, Any], key: str = "dataset") -> None:
-    """Refuses a name that is no dataset's, and a task or augmentation that the dataset does not have.
+    """Refuses a name that is no dataset's, and a task, augmentation or size that the dataset does not have.
 
     Args:
         dataset: A dataset's config.
@@ -142,6 +142,19 @@ def check_dataset(dataset: Mapping[str, Any], key: str = "dataset") -> None:
     check("name", DATASETS)
     check("task", DATASETS[dataset["name"]].readers, f"for {dataset['name']} ")
     check("augmentation", augmentations(dataset["task"]), f"for {dataset['task']} ")
+    size, crop, task = dataset["image_size"], dataset["crop_size"], dataset["task"]
+    if task == CLASSIFICATION and not isinstance(size, int):
+        raise UserError(f"{key}.image_size={size}: expected pixels a side, for {task}")
+    if task != CLASSIFICATION and not _is_pair(size):
+        raise UserError(f"{key}.image_size={size}: expected [height, width] in pixels, for {task}")
+    fits = task == "segmentation" and _is_pair(crop) and crop[0] <= size[0] and crop[1] <= size[1]
+    if crop is not None and not fits:
+        expected = f"[height, width] of at most image_size={list(size)}" if task == "segmentation" else "null"
+        raise UserError(f"{key}.crop_size={crop}: expected {expected}, for {task}")
+
+
+def _is_pair(size: Any) -> bool:
+    return isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
 
 
 def read_dataset(dataset: Mapping[str, Any], data_root: Path, cache_root: Path | None) -> Any:
