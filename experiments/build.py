@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from experiments.devices import pick_device
-from experiments.groups import dataset_choice, stood_in
+from experiments.meaning import evaluation_dataset
 from kt import ranks
 from kt.classifier import Classifier
 from kt.cost import few_images
@@ -162,7 +162,7 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
         progress: Where to report steps, see `kt.train.fit`.
 
     Returns:
-        What the result file records of the training: metrics and their labels, speed, memory, data fingerprint, ids.
+        What the result file records of the training: metrics and their labels, speed, memory, ids.
     """
     device = pick_device(config["device"])
     schedule = config["schedule"]
@@ -225,7 +225,6 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
         "phases": phase_records(folder, schedule["batch_size"]),
         "device_batch": device_batch(schedule, ranks.world_size()),
         "peak_memory": peak_memory(device),
-        "dataset_fingerprint": spec.fingerprint,
         "wandb_id": run.id if run else None,
         "num_classes": spec.num_classes,
         "train_size": spec.train_size,
@@ -324,8 +323,8 @@ def evaluate_cell(config: Mapping[str, Any], folder: Path) -> dict[str, float]:
     Raises:
         UserError: The dataset is missing, or for another task or other classes.
     """
-    name = config["evaluation"]
-    dataset = dataset_choice(stood_in(name) if DATASETS[config["dataset"]["name"]].embedded else name)
+    dataset = evaluation_dataset(config)
+    assert dataset is not None
     if dataset["task"] != config["dataset"]["task"]:
         raise UserError(
             f"evaluation={config['evaluation']}: a dataset for {dataset['task']}, the student was trained for "

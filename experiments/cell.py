@@ -14,28 +14,18 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from filelock import Timeout
 
-from experiments.meaning import (
-    all_needs,
-    content_hash,
-    data_of,
-    needs_of,
-    settle,
-    states_of,
-    told_of_data,
-)
-from experiments.meaning import (
-    cell_id as id_of,
-)
+from experiments.meaning import Identified, all_needs, content_hash, identify, needs_of, settle, states_of
 from experiments.progress import Display, cell_log, current
 from experiments.schema import ANALYSES, LEFT
 from kt import ranks
+from kt.data.fingerprint import State, changes, combined, forget, summarised
 from kt.errors import UserError, nearest
 from kt.files import write_json, write_sealed, write_text
 from kt.needs import Config, Need
@@ -43,7 +33,9 @@ from kt.ranks import launched as world_size
 from kt.ranks import launched_first as is_first
 from kt.store import (
     begin,
+    cache_of,
     cells_of,
+    drop_evaluation,
     evaluation_fault,
     evaluation_file,
     failure_file,
@@ -54,6 +46,7 @@ from kt.store import (
     outcomes_file,
     read_evaluation,
     seconds_spent,
+    void,
     write_data,
     write_result,
     write_status,
@@ -174,36 +167,46 @@ def run_cell(config: Mapping[str, Any], display: Display | None = None) -> Confi
     """
     settled = settle(config)
     display = display or current()
-    cell_id = agree(id_of(settled))
+    cell_id = agree(identify(settled).id)
     folder = _open_folder(settled, cell_id)
     with _exclusive(folder, display):
-        if agree(id_of(settled)) == cell_id:
-            return _hold(settled, cell_id, folder, display)
+        found = agree(identify(settled))
+        if found.id == cell_id:
+            return _hold(settled, found, folder, display)
     return run_cell(config, display)  # another process was the first there, on other data
 
 
-def _hold(settled: Config, cell_id: str, folder: Path, display: Display) -> Config:
+def _hold(settled: Config, found: Identified, folder: Path, display: Display) -> Config:
     """A cell whose lock is held, as `run_cell` returns it."""
     result, fault = agree(inspect(folder))
     if fault:
-        display.line(f"  cell {cell_id}: {fault}: it is made again from what is left")
-    tell(settled, display)
+        display.line(f"  cell {found.id}: {fault}: it is made again from what is left")
+    tell(found.told, display)
     if result is None:
-        result = _attempt(settled, cell_id, folder, display)
+        result = _attempt(settled, found, folder, display)
     if settled["evaluation"] is not None:
-        _evaluate(settled, folder, display)
+        _evaluate(settled, found, folder, display)
     return result
 
 
 _told: set[str] = set()
 
 
-def tell(config: Config, display: Display) -> None:
-    """Says what there is to say of a settled cell's data, each once in a process."""
-    for line in told_of_data(config):
+def tell(lines: Iterable[str], display: Display) -> None:
+    """Says what there is to say of data, each line once in a process."""
+    for line in lines:
         if line not in _told:
             _told.add(line)
             display.line(line)
+
+
+def _find_changed(before: Iterable[State], now: Iterable[State], cache: Path) -> str | None:
+    """What to say of data that are not what they were when a cell began to read them."""
+    for old, new in zip(before, now, strict=True):
+        if old.summary == new.summary or "digests" not in (old.summary or {}):
+            continue  # code is read once
+        return changes(new, old.summary, cache) or f"{new}: is not there any more"
+    return None
 
 
 def _one_line(error: BaseException) -> str:
@@ -211,7 +214,7 @@ def _one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 
 
-def _evaluate(config: Config, folder: Path, display: Display) -> None:
+def _evaluate(config: Config, found: Identified, folder: Path, display: Display) -> None:
     """Scores a finished student on another dataset, or analyses it, unless that is done.
 
     Raises:
@@ -220,7 +223,8 @@ def _evaluate(config: Config, folder: Path, display: Display) -> None:
     """
     name = config["evaluation"]
     path = evaluation_file(folder, name)
-    scored, fault = agree((read_evaluation(folder, name) is not None, evaluation_fault(folder, name)))
+    kept = read_evaluation(folder, name, found.scored_on) is not None
+    scored, fault = agree((kept, evaluation_fault(folder, name)))
     if fault:
         display.line(f"  cell {folder.name}: {fault}: it is made again")
     if scored:
@@ -234,6 +238,7 @@ def _evaluate(config: Config, folder: Path, display: Display) -> None:
 
     if is_first():
         path.parent.mkdir(exist_ok=True)
+        drop_evaluation(folder, name)  # or a failure would leave what is of other data
     try:
         if config["evaluation"] in ANALYSES:
             paths, _ = _provide(config, all_needs(config), display)
@@ -246,6 +251,11 @@ def _evaluate(config: Config, folder: Path, display: Display) -> None:
                 from experiments.build import evaluate_cell
 
                 metrics = evaluate_cell(config, folder)
+        if found.scored is not None:
+            forget()
+            scored = agree(identify(config).scored)
+            if line := _find_changed([found.scored], [scored], cache_of(config["output_root"])):
+                raise UserError(f"{line}, since the student began to be scored; the score is not kept")
     except UserError as error:
         failed(str(error), user=True)
         raise
@@ -261,10 +271,11 @@ def _evaluate(config: Config, folder: Path, display: Display) -> None:
         failure.unlink(missing_ok=True)
         write_json(path, metrics)
         outcomes = outcomes_file(folder, name)
-        list_evaluation(folder, name, *LEFT.get(name, ()), *([outcomes.name] if outcomes.exists() else []))
+        left = [*LEFT.get(name, ()), *([outcomes.name] if outcomes.exists() else [])]
+        list_evaluation(folder, name, *left, data=summarised([found.scored]) if found.scored else None)
 
 
-def _attempt(config: Config, cell_id: str, folder: Path, display: Display) -> Config:
+def _attempt(config: Config, cell: Identified, folder: Path, display: Display) -> Config:
     """One attempt at a cell, with its status before and after."""
     status: Config = {"status": "running", "error": None, "user": False, "pid": os.getpid()}
     status |= {"host": socket.gethostname(), "started": time.time(), "finished": None}
@@ -279,7 +290,7 @@ def _attempt(config: Config, cell_id: str, folder: Path, display: Display) -> Co
         now = time.time()
         write(status=kind, error=error, user=user, finished=now, seconds=status["seconds"] + now - status["started"])
 
-    data = agree(data_of(config))
+    data = summarised(cell.states)
     if is_first():
         write_data(folder, data)
         write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
@@ -287,7 +298,7 @@ def _attempt(config: Config, cell_id: str, folder: Path, display: Display) -> Co
         begin(folder)
     write()
     try:
-        if absent := next((state for state in states_of(config)[1:] if state.summary is None), None):
+        if absent := next((state for state in cell.states[1:] if state.summary is None), None):
             raise UserError(f"data_root={absent.root}: there are no data of {absent.name}, which a needed cell reads")
         paths, ids = _provide(config, needs_of(config), display)
         write(started=time.time())  # what it needs has been counted there
@@ -295,9 +306,15 @@ def _attempt(config: Config, cell_id: str, folder: Path, display: Display) -> Co
             from experiments.build import train_cell
 
             found = train_cell(config, folder, paths, display if is_first() else None)
+        forget()
+        now = agree(states_of(config))
+        if line := _find_changed(cell.states, now, cache_of(config["output_root"])):
+            if is_first() and combined(now) is not None:
+                void(folder)  # it has learned of both
+            raise UserError(f"{line}, since the cell began to train; the result is not kept")
         seconds = status["seconds"] + time.time() - status["started"]
         result = {
-            "id": cell_id,
+            "id": cell.id,
             "status": "done",
             **found,
             "config": config,
@@ -324,7 +341,7 @@ def _attempt(config: Config, cell_id: str, folder: Path, display: Display) -> Co
             (folder / "error.txt").write_text(traceback.format_exc())
         message = _one_line(error)
         ended("failed", message)
-        raise CellFailed(f"cell {cell_id}: {message} (traceback: {folder / 'error.txt'})") from error
+        raise CellFailed(f"cell {cell.id}: {message} (traceback: {folder / 'error.txt'})") from error
 
 
 def _provide(

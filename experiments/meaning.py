@@ -7,11 +7,12 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from experiments.checking import validate
+from experiments.groups import dataset_choice, stood_in
 from experiments.schema import ANALYSES
 from kt.data.fingerprint import State, changes, combined, state_of
 from kt.data.names import DATASETS, content, known, settings_of
@@ -29,7 +30,17 @@ from kt.settings import (
     count_passes,
     device_batch,
 )
-from kt.store import DESCRIPTION, IDENTITY_VERSION, cache_of, check, folder_of, newest_state, read_data, read_result
+from kt.store import (
+    DESCRIPTION,
+    IDENTITY_VERSION,
+    cache_of,
+    check,
+    folder_of,
+    listed_evaluation,
+    newest_state,
+    read_data,
+    read_result,
+)
 
 DEEPEST = 8  # cells that need one another in a row
 
@@ -171,6 +182,14 @@ def evaluation_needs(config: Mapping[str, Any]) -> dict[str, Need]:
     return {name: _needed(config, name, need) for name, need in wanted.items()}
 
 
+def evaluation_dataset(config: Mapping[str, Any]) -> Config | None:
+    """The other dataset that a settled cell's student is scored on; None where `evaluation` names none."""
+    name = config["evaluation"]
+    if name is None or name in ANALYSES:
+        return None
+    return dataset_choice(stood_in(name) if DATASETS[config["dataset"]["name"]].embedded else name)
+
+
 def all_needs(config: Mapping[str, Any]) -> dict[str, Need | Path]:
     """What a settled cell and its evaluation need; only the former is part of what the cell is."""
     return {**evaluation_needs(config), **needs_of(config)}
@@ -310,48 +329,65 @@ def states_of(config: Mapping[str, Any]) -> list[State]:
     return list({state.key: state for state in reversed(found)}.values())[::-1]
 
 
-def data_of(config: Mapping[str, Any]) -> Config:
-    """What a settled cell records of its data: `fingerprint`, None where some are not there, and their summaries."""
-    states = states_of(config)
-    return {"fingerprint": combined(states), "datasets": {state.key: state.summary for state in states}}
+@dataclass(frozen=True)
+class Identified:
+    """A settled cell on the data as they are now.
+
+    Attributes:
+        id: Of the cell, the name of its folder.
+        states: Of the data that it and all cells that it needs read, its own first.
+        scored: Of the other dataset that its student is scored on, if that is asked for.
+        told: What there is to say of all these, in lines: what looking costs, what has changed, what is absent.
+        unverified: Whether it has a result, or such a score, of data that are not there.
+    """
+
+    id: str
+    states: tuple[State, ...]
+    scored: State | None
+    told: tuple[str, ...]
+    unverified: bool
+
+    @property
+    def scored_on(self) -> str | None:
+        """The fingerprint of the other dataset; None without one, or if it is not there."""
+        return None if self.scored is None else combined([self.scored])
+
+
+def identify(config: Mapping[str, Any]) -> Identified:
+    """Finds out which cell a settled config means on the data as they are now.
+
+    Its id is the settings' hash on the first data that the output folder has seen, `<hash>-<8 hex digits>` of the
+    data's fingerprint on others, and on data that are not there that of the newest result.
+    """
+    root, settings, states = config["output_root"], identity(config), states_of(config)
+    cache, fingerprint = cache_of(root), combined(states)
+    told = [state.cost for state in states]
+    cell_id, unverified = settings, False
+    if fingerprint is None:
+        cell_id = newest_state(root, settings)
+        if unverified := read_result(folder_of(root, cell_id)) is not None:
+            absent = (state for state in states if state.summary is None)
+            told += [f"{state}: is not there; the newest result is shown, unverified" for state in absent]
+    elif (first := read_data(folder_of(root, settings))) and first["fingerprint"] not in (None, fingerprint):
+        cell_id = f"{settings}-{fingerprint[:8]}"
+        changed = (changes(state, first["datasets"].get(state.key), cache) for state in states)
+        told += [f"{line}; what needs it is trained anew" for line in changed if line]
+    scored = None
+    if dataset := evaluation_dataset(config):
+        scored = state_of(dataset, config["data_root"], cache)
+        told.append(scored.cost)
+        if (kept := listed_evaluation(folder_of(root, cell_id), config["evaluation"])) and kept["data"]:
+            if scored.summary is None:
+                unverified = True
+                told.append(f"{scored}: is not there; the newest score is shown, unverified")
+            elif line := changes(scored, kept["data"]["datasets"].get(scored.key), cache):
+                told.append(f"{line}; students are scored on it anew")
+    return Identified(cell_id, tuple(states), scored, tuple(line for line in told if line), unverified)
 
 
 def cell_id(config: Mapping[str, Any]) -> str:
-    """The id of the cell that a config means on the data as they are now, the name of its folder.
-
-    It is the settings' hash on the first data that the output folder has seen, `<hash>-<8 hex digits>` of the data's
-    fingerprint on others, and on data that are not there that of the newest result.
-    """
-    settled = settle(config)
-    settings, fingerprint, root = identity(settled), data_of(settled)["fingerprint"], settled["output_root"]
-    if fingerprint is None:
-        return newest_state(root, settings)
-    first = read_data(folder_of(root, settings))
-    if first is None or first["fingerprint"] in (None, fingerprint):
-        return settings
-    return f"{settings}-{fingerprint[:8]}"
-
-
-def is_unverified(config: Mapping[str, Any]) -> bool:
-    """Whether a settled cell has a result of data that are not there."""
-    found = data_of(config)["fingerprint"] is None
-    return found and read_result(folder_of(config["output_root"], cell_id(config))) is not None
-
-
-def told_of_data(config: Mapping[str, Any]) -> list[str]:
-    """What there is to say of a settled cell's data, in lines: what looking costs, what has changed, what is absent."""
-    states, root = states_of(config), config["output_root"]
-    lines = [state.cost for state in states]
-    if is_unverified(config):
-        lines += [
-            f"{state}: is not there; the newest result is shown, unverified" for state in states if not state.summary
-        ]
-    settings = identity(config)
-    if cell_id(config) != settings:
-        before = (read_data(folder_of(root, settings)) or {}).get("datasets", {})
-        changed = [changes(state, before.get(state.key), cache_of(root)) for state in states]
-        lines += [f"{line}; what needs it is trained anew" for line in changed if line]
-    return [line for line in lines if line]
+    """The id of the cell that a config means on the data as they are now, the name of its folder."""
+    return identify(settle(config)).id
 
 
 def _dotted(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from experiments.meaning import cell_id as id_of
-from experiments.meaning import needed_cells, settle
+from experiments.meaning import identify, needed_cells, settle
 from kt.settings import METHODS
 from kt.store import finished_cells, folder_of, read_result, read_status
 
@@ -17,7 +16,12 @@ Config = dict[str, Any]
 
 @dataclass
 class Job:
-    """A cell to launch, with the overrides that mean it."""
+    """A cell to launch, with the overrides that mean it.
+
+    Attributes:
+        told: What there is to say of its data (`experiments.meaning.Identified`).
+        scored_on: The fingerprint of the other dataset that its score has to be of.
+    """
 
     id: str
     overrides: list[str]
@@ -25,6 +29,8 @@ class Job:
     text: str
     needs: list[str]
     status: Config = field(default_factory=dict)
+    told: tuple[str, ...] = ()
+    scored_on: str | None = None
 
     @property
     def is_done(self) -> bool:
@@ -33,7 +39,7 @@ class Job:
 
     def read_status(self, output_root: str) -> Config:
         """How the cell stands, with the score that this table asks for on another dataset."""
-        return read_status(folder_of(output_root, self.id), self.config["evaluation"])
+        return read_status(folder_of(output_root, self.id), self.config["evaluation"], self.scored_on)
 
 
 def waves(jobs: Mapping[str, Job]) -> list[list[Job]]:
@@ -190,6 +196,7 @@ def plan_lines(jobs: Mapping[str, Job], output_root: str, workers: int) -> list[
     lines = [f"{'cell':16}  {'row':{width}}  {'state':11}  needs"]
     for job in jobs.values():
         lines.append(f"{job.id}  {job.text:{width}}  {job.status['status']:11}  {', '.join(job.needs) or '-'}")
+    lines += dict.fromkeys(line for job in jobs.values() for line in job.told)
     todo = [job for job in jobs.values() if not job.is_done]
     times = expected(todo, output_root)
     if not todo:
@@ -211,11 +218,12 @@ def print_plan(configs: Sequence[Config], config: Config) -> None:
     jobs: dict[str, Job] = {}
 
     def add(settled: Config, text: str) -> str:
-        cell_id = id_of(settled)
+        found = identify(settled)
         needs = list(dict.fromkeys(add(need, name) for name, need in needed_cells(settled).items()))
-        jobs[cell_id] = Job(cell_id, [], settled, text, needs)
-        jobs[cell_id].status = read_status(folder_of(config["output_root"], cell_id))
-        return cell_id
+        job = Job(found.id, [], settled, text, needs, told=found.told, scored_on=found.scored_on)
+        job.status = job.read_status(config["output_root"])
+        jobs[found.id] = job
+        return found.id
 
     for each in configs:
         settled = settle(each)

@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,7 @@ from experiments.cell import check_writable, is_first, tell, world_size
 from experiments.checking import known_keys, plain, unknown
 from experiments.groups import choices
 from experiments.launch import ByLauncher, Report, SideBySide, refresh
-from experiments.meaning import cell_id as id_of
-from experiments.meaning import differences, is_unverified, needed_cells, settle
+from experiments.meaning import Identified, differences, identify, needed_cells, settle
 from experiments.plan import Config, Job, plan_lines
 from experiments.schema import Config as Schema
 from experiments.schema import is_group, sign, with_recipe
@@ -73,6 +72,7 @@ class Shown:
     axes: dict[str, str]
     cells: dict[str, int] = field(default_factory=dict)  # id -> seed
     config: Config = field(default_factory=dict)
+    unverified: set[str] = field(default_factory=set)  # ids of cells
 
     @property
     def suffix(self) -> str:
@@ -95,7 +95,7 @@ class Shown:
         network = self.config["student"]["network"]["name"]
         own = METHODS[self.config["method"]["name"]].own_network
         taught_by = None if own else self.config["teacher"]["network"]
-        unverified = {"unverified": True} if is_unverified(self.config) else {}
+        marks = {cell_id: {"unverified": True} if cell_id in self.unverified else {} for cell_id in self.cells}
         return {
             "id": self.id,
             "label": self.label,
@@ -105,7 +105,7 @@ class Shown:
             "student": None if is_teacher else network,
             "ours": self.row.ours,
             "printed": self.row.id if self.row.printed else None,
-            "cells": [{"id": cell_id, "seed": seed, **unverified} for cell_id, seed in self.cells.items()],
+            "cells": [{"id": cell_id, "seed": seed, **marks[cell_id]} for cell_id, seed in self.cells.items()],
             "axes": self.axes,
             "evaluation": self.config["evaluation"],
             "optional": self.row.optional,
@@ -358,8 +358,8 @@ class Table:
             single |= {f"table.{key}": quoted(text) for key, text in labels.items()}
             overrides = unparse(self._with_recipe(single))
             config = settle(plain(self.compose(overrides)))
-            points.append((chosen, overrides, config, id_of(config)))
-        ids = {tuple(chosen.items()): cell_id for chosen, _, _, cell_id in points}
+            points.append((chosen, overrides, config, identify(config)))
+        ids = {tuple(chosen.items()): cell.id for chosen, _, _, cell in points}
         for key, values in axes.items():
             # An axis that changes nothing in this row (the teacher under seeds of students) is none of its axes.
             same = all(cell_id == ids[tuple({**dict(point), key: values[0]}.items())] for point, cell_id in ids.items())
@@ -367,36 +367,37 @@ class Table:
                 points = [point for point in points if point[0][key] == values[0]]
                 for chosen, _, _, _ in points:
                     del chosen[key]
-                ids = {tuple(chosen.items()): cell_id for chosen, _, _, cell_id in points}
+                ids = {tuple(chosen.items()): cell.id for chosen, _, _, cell in points}
         rows: dict[tuple[tuple[str, str], ...], Shown] = {}
-        for chosen, overrides, config, cell_id in points:
+        for chosen, overrides, config, cell in points:
             apart = {key: value for key, value in chosen.items() if key != AVERAGED}
             shown = rows.setdefault(tuple(apart.items()), Shown(row, apart, config=config))
-            shown.cells.setdefault(cell_id, config["seed"])
+            shown.cells.setdefault(cell.id, config["seed"])
+            shown.unverified |= {cell.id} if cell.unverified else set()
             if row.id in self.selected:
-                text = f"{shown.id} seed {config['seed']}"
-                self._add_job(Job(cell_id, overrides, config, text, []))
+                self._add_job(cell, overrides, config, f"{shown.id} seed {config['seed']}")
         return list(rows.values())
 
-    def _add_job(self, job: Job) -> None:
+    def _add_job(self, cell: Identified, overrides: list[str], config: Config, text: str) -> None:
         """Adds a cell and the cells that it needs, each once."""
+        job = Job(cell.id, overrides, config, text, [], told=cell.told, scored_on=cell.scored_on)
         known = self.jobs.get(job.id)
         if known is not None:
             if known.config["evaluation"] is None:
-                known.overrides, known.config = job.overrides, job.config
+                self.jobs[job.id] = replace(job, text=known.text, needs=known.needs)
             return
-        for name, need in needed_cells(job.config).items():
-            need_id = id_of(need)
-            if need_id in job.needs:
+        for name, need in needed_cells(config).items():
+            needed = identify(need)
+            if needed.id in job.needs:
                 continue  # another file of the same cell
-            job.needs.append(need_id)
+            job.needs.append(needed.id)
             # The composed config still says what is needed; `cell` alone turns it into the needed cell.
-            kept = [line for line in job.overrides if not line.startswith("++cell=")]
-            overrides = [*kept, f"++cell={name}"]
+            kept = [line for line in overrides if not line.startswith("++cell=")]
+            own = [*kept, f"++cell={name}"]
             if name == "teacher":
                 # The teacher's cell may itself be evaluated on other data; here it is not asked for.
-                overrides = [line for line in overrides if not line.startswith("++evaluation=")] + ["++evaluation=null"]
-            self._add_job(Job(need_id, overrides, need, f"{name} seed {need['seed']}", []))
+                own = [line for line in own if not line.startswith("++evaluation=")] + ["++evaluation=null"]
+            self._add_job(needed, own, need, f"{name} seed {need['seed']}")
         self.jobs[job.id] = job
 
     def rendered(self, output_root: str) -> list[Shown]:
@@ -537,7 +538,7 @@ def run_table(sweeper: Any, arguments: Sequence[str]) -> int:
     display = progress.Display(quiet=not is_first())
     progress.use(display)
     for job in jobs:
-        tell(job.config, display)
+        tell(job.told, display)
     report = Report(table.name, table.jobs, output_root, display)
     interrupted = False
     try:

@@ -6,12 +6,12 @@ A file can also say whether it still is what was written: JSON with its checksum
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -79,20 +79,30 @@ _SUM = "sha256"
 _LENGTH = hashlib.sha256().digest_size
 
 
-def checksum(path: Path) -> str:
-    """SHA-256 of a file, in hex. A process reads it once as long as the file stays as it is.
+_RACY_NS = 2_000_000_000  # a file this young may change again without a new time
+_known: dict[str, Any] = {}
+
+
+def checksum(path: Path, known: MutableMapping[str, Any] = _known) -> str:
+    """SHA-256 of a file, in hex, which is read once as long as it keeps its size and times.
+
+    Args:
+        path: The file.
+        known: What is known of files, by path, fit for JSON; learns what is found. By default this process's own.
 
     Raises:
         OSError: It cannot be read.
     """
     stat = path.stat()
-    return _checksum(str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-
-
-@functools.lru_cache(maxsize=4096)
-def _checksum(path: str, *_: int) -> str:
+    mark = [stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+    match known.get(str(path)):
+        case [*seen, str(found)] if seen == mark:
+            return found
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, _SUM).hexdigest()
+        found = hashlib.file_digest(file, _SUM).hexdigest()
+    if time.time_ns() - max(mark[2:]) > _RACY_NS:
+        known[str(path)] = [*mark, found]
+    return found
 
 
 def seal(file: BinaryIO) -> None:

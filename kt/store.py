@@ -165,31 +165,50 @@ def failure_file(folder: Path, name: str) -> Path:
     return evaluation_file(folder, name).with_suffix(".failed")
 
 
-def list_evaluation(folder: Path, name: str, *others: str) -> None:
+def list_evaluation(folder: Path, name: str, *others: str, data: Json | None = None) -> None:
     """Adds a score on other data, which has just been written, to what a finished cell keeps.
 
     Args:
         folder: The cell's folder.
         name: Of the score.
         others: Names of files beside it that it left as well.
+        data: Of which data it is, if not of the cell's own; as for `write_data`.
     """
+    paths = [evaluation_file(folder, name), *(evaluation_file(folder, name).with_name(other) for other in others)]
+    sums = _sums(folder, [path.relative_to(folder).as_posix() for path in paths])
+    _list_evaluation(folder, name, {"files": sums, "data": data})
+
+
+def drop_evaluation(folder: Path, name: str) -> None:
+    """Takes a score off what a finished cell keeps: it is of data that are not what they were."""
+    _list_evaluation(folder, name, None)
+
+
+def _list_evaluation(folder: Path, name: str, listed: Json | None) -> None:
     result = read_result(folder)
     assert result is not None
-    paths = [evaluation_file(folder, name), *(evaluation_file(folder, name).with_name(other) for other in others)]
-    result["evaluations"][name] = _sums(folder, [path.relative_to(folder).as_posix() for path in paths])
-    write_sealed(folder / _RESULT, result)
+    others = {key: value for key, value in result["evaluations"].items() if key != name}
+    write_sealed(folder / _RESULT, {**result, "evaluations": {**others, **({name: listed} if listed else {})}})
+
+
+def listed_evaluation(folder: Path, name: str) -> Json | None:
+    """The `files` and `data` of a score that a cell has had, as `list_evaluation` keeps them."""
+    listed: Json = (read_result(folder) or {}).get("evaluations", {})
+    return listed.get(name)
 
 
 def evaluation_fault(folder: Path, name: str) -> str | None:
     """What is wrong with a score that a cell has had."""
-    result = read_result(folder) or {"evaluations": {}}
-    return first_fault(folder, result["evaluations"].get(name, {}))
+    listed = listed_evaluation(folder, name)
+    return first_fault(folder, listed["files"]) if listed else None
 
 
-def read_evaluation(folder: Path, name: str) -> Json | None:
-    """A cell's metrics on other data; None if it has none."""
-    result = read_result(folder)
-    if result is None or name not in result["evaluations"] or evaluation_fault(folder, name):
+def read_evaluation(folder: Path, name: str, fingerprint: str | None = None) -> Json | None:
+    """A cell's metrics on other data; None if it has none, or if those are of data with another fingerprint."""
+    listed = listed_evaluation(folder, name)
+    if listed is None or evaluation_fault(folder, name):
+        return None
+    if fingerprint is not None and listed["data"] is not None and listed["data"]["fingerprint"] != fingerprint:
         return None
     return read_json(evaluation_file(folder, name))
 
@@ -274,10 +293,15 @@ def write_data(folder: Path, data: Json) -> None:
         data: `fingerprint` (None where a dataset is not there) and the summary of each of the `datasets`.
     """
     if read_data(folder) != data:
-        for path in folder.rglob("*"):
-            if path.is_file() and path.name not in (_STATUS, "lock", "config.yaml"):
-                path.unlink()
+        void(folder)
     write_sealed(folder / _DATA, data)
+
+
+def void(folder: Path) -> None:
+    """Removes all that a cell has learned."""
+    for path in folder.rglob("*"):
+        if path.is_file() and path.name not in (_STATUS, "lock", "config.yaml"):
+            path.unlink()
 
 
 def read_data(folder: Path) -> Json | None:
@@ -313,19 +337,19 @@ def write_status(folder: Path, status: Mapping[str, Any]) -> None:
     write_sealed(folder / _STATUS, status)
 
 
-def read_status(folder: Path, evaluation: str | None = None) -> Json:
+def read_status(folder: Path, evaluation: str | None = None, fingerprint: str | None = None) -> Json:
     """How a cell stands: `status` is done, running, failed, interrupted or missing, with `error` where there is one.
 
     A cell that was done and has lost one of its files since is `damaged`. One whose student lacks the score on another
-    dataset that is asked for is `unscored`, or failed if scoring did. One that says it is running was killed, and so
-    has failed, if nobody holds its lock; on another machine, whose locks may not be seen here, if its files have not
-    changed for long.
+    dataset that is asked for (of data with that fingerprint, if given) is `unscored`, or failed if scoring did. One
+    that says it is running was killed, and so has failed, if nobody holds its lock; on another machine, whose locks may
+    not be seen here, if its files have not changed for long.
     """
     result, fault = inspect(folder)
     status = read_sealed(folder / _STATUS)
     if result is not None:
         done = {**(status or {}), "status": "done", "error": None}
-        if evaluation is None or read_evaluation(folder, evaluation) is not None:
+        if evaluation is None or read_evaluation(folder, evaluation, fingerprint) is not None:
             return done
         failure = read_sealed(failure_file(folder, evaluation))
         return {**done, "status": "unscored", **(failure or {})}

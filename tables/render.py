@@ -203,7 +203,7 @@ def spread_notes(table: Mapping[str, Any]) -> list[str]:
         cell["status"] == "done" and None in cell["metrics"].values() for row in table["rows"] for cell in row["cells"]
     ):
         notes.append(f"{X} in a finished row: there was nothing to measure, such as objects of a size.")
-    unverified = [cell for row in table["rows"] for cell in row["cells"] if cell.get("unverified")]
+    unverified = {cell["id"] for row in table["rows"] for cell in row["cells"] if cell.get("unverified")}
     if unverified:
         notes.append(f"Unverified: the data of {len(unverified)} cells are not there; their newest results are shown.")
     if any(not row["cells"] for row in table["rows"]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import pickle
@@ -12,14 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from layouts import ODD, PETS, imagefolder, real
 from PIL import Image
+from torchvision.transforms import RandomResizedCrop
 
-from kt.data import build_data
+from kt.data import build_data, images
 from kt.data.cache import kept
 from kt.data.images import SCENES_MEAN, SCENES_STD, balanced_subset
 from kt.data.loaders import (
     PADDING,
-    StreamingLoader,
+    ResidentLoader,
     _mix,
     by_iterations,
     crop_flip,
@@ -199,11 +202,6 @@ def test_subsets_are_balanced_and_validation_is_held_out() -> None:
         build(subset=65)
 
 
-def test_fingerprint_follows_the_content() -> None:
-    marks = [build(**changes).spec.fingerprint for changes in ({}, {"style": "synthetic"}, {"subset": 40}, {})]
-    assert marks[0] == marks[3] and len(set(marks)) == 3
-
-
 # Embedded scenes
 
 
@@ -331,45 +329,101 @@ def test_styles_share_the_geometry_and_differ_in_pixels() -> None:
 # Real layouts
 
 
-def make_folders(root: Path, splits: dict[str, dict[str, int]]) -> Path:
-    rng = np.random.default_rng(0)
-    for split, classes in splits.items():
-        for name, count in classes.items():
-            folder = root / "pets" / split / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8)).save(folder / f"{i}.png")
-    return root
+def images_of(root: Path, world: int = 1, **settings: Any) -> dict[tuple[str, int], torch.Tensor]:
+    """Every image that two epochs of training, training without augmentation, and testing give, by index."""
+    found = {}
+    for rank in range(world):
+        data = build(root, rank=rank, world=world, **settings)
+        state = torch.get_rng_state()
+        loaders = {"train": data.train, "plain": data.train.plain(by_class=True), "test": data.test}
+        for name, epoch in (("train", 0), ("train", 1), ("plain", 0), ("test", 0)):
+            for batch in loaders[name].epoch(epoch):
+                assert batch["inputs"].is_contiguous(memory_format=torch.channels_last)
+                for index, label, image in zip(*(batch[key] for key in ("indices", "labels", "inputs")), strict=True):
+                    found[f"{name} {epoch} {int(label)}", int(index)] = image
+        assert torch.equal(state, torch.get_rng_state())  # or training would depend on who loads
+    return found
 
 
-def test_image_folders_resident_and_streaming(tmp_path: Path) -> None:
-    root = make_folders(tmp_path, {"train": {"cat": 7, "dog": 6}, "val": {"cat": 2, "dog": 3}})
-    settings = {"name": "imagefolder", "folder": "pets", "image_size": 24, "augmentation": "imagenet"}
-    resident = build(root, **settings)
-    streaming = build(root, **settings, resident=False, workers=0)
-    assert isinstance(streaming.train, StreamingLoader) and not isinstance(resident.train, StreamingLoader)
-    assert resident.spec.class_names == ("cat", "dog") and resident.spec.num_classes == 2
-    for data in (resident, streaming):
-        batch = next(iter(data.train.epoch(1)))
-        assert batch["inputs"].shape == (10, 3, 24, 24) and 0 <= batch["inputs"].min() <= batch["inputs"].max() <= 1
-        assert [(b["labels"].tolist(), b["indices"].tolist()) for b in data.test.epoch(0)] == [
-            ([0, 0, 1, 1, 1], [0, 1, 2, 3, 4])
-        ]
-        again = next(iter(data.train.epoch(1)))
-        assert torch.equal(batch["inputs"], again["inputs"])
-    workers = build(root, **settings, resident=False, workers=2)
-    for a, b in zip(streaming.train.epoch(2), workers.train.epoch(2), strict=True):
-        assert torch.equal(a["inputs"], b["inputs"]) and torch.equal(a["indices"], b["indices"])
+def check_one_protocol(root: Path, settings: dict[str, Any]) -> dict[tuple[str, int], torch.Tensor]:
+    """The images of a folder, which are the same whoever loads them from wherever."""
+    wanted = images_of(root, **settings, resident=True)
+    for resident, workers, world in ((False, 0, 1), (False, 2, 1), (False, 0, 2), (True, 0, 2), (None, 0, 1)):
+        other = {"resident": resident, "workers": workers, "world": world}
+        found = images_of(root, **settings, **other)
+        assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted), other
+    return wanted
+
+
+AUGMENTATIONS = ("none", "crop_flip", "imagenet")
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+def test_residency_is_speed_only(augmentation: str, tmp_path: Path) -> None:
+    settings = {**imagefolder(tmp_path), "augmentation": augmentation}
+    found = check_one_protocol(tmp_path, settings)
+    assert {"plain 0 0", "plain 0 1", "test 0 0", "test 0 1"} < {name for name, _ in found}
+    paths = sorted((tmp_path / "pets" / "train").rglob("*.png"))
+    for (name, index), image in found.items():
+        if name.startswith("test"):
+            continue
+        original = Image.open(paths[index]).convert("RGB")
+        long = [int(27 * side / min(original.size)) for side in original.size]  # 24 * 256 / 224 is 27.4
+        left, top = (round((side - 24) / 2) for side in long)
+        expected = np.asarray(original.resize(long, Image.Resampling.BILINEAR).crop((left, top, left + 24, top + 24)))
+        if name.startswith("train") and augmentation == "crop_flip":
+            (down, right), mirror = divmod_draws(int(name.split()[1]), index)
+            expected = np.pad(expected, ((4, 4), (4, 4), (0, 0)))[down : down + 24, right : right + 24]
+            expected = expected[:, ::-1] if mirror else expected
+        elif name.startswith("train") and augmentation == "imagenet":
+            with torch.random.fork_rng():
+                torch.manual_seed(_mix(3, int(name.split()[1]), index))
+                top, left, height, width = RandomResizedCrop.get_params(original, (0.08, 1.0), (3 / 4, 4 / 3))
+                mirror = torch.rand(1) < 0.5
+            box = (left, top, left + width, top + height)
+            expected = np.asarray(original.crop(box).resize((24, 24), Image.Resampling.BILINEAR))
+            expected = expected[:, ::-1] if mirror else expected
+        np.testing.assert_array_equal((image * 255).round().permute(1, 2, 0).numpy(), expected)
+
+
+def divmod_draws(epoch: int, index: int) -> tuple[list[int], bool]:
+    """Where `crop_flip` starts in an image and whether it mirrors it."""
+    draws = uniform(3, epoch, torch.tensor([index]), 3)[:, 0].tolist()
+    return [int(draw * 9) for draw in draws[:2]], draws[2] < 0.5
+
+
+@pytest.mark.parametrize("name", ["caltech101", "flowers17"])
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+def test_residency_is_speed_only_on_real_images(name: str, augmentation: str, data_root: Path) -> None:
+    settings = {"name": "imagefolder", "folder": name, "image_size": 48, "subset": 170, "validation": 0.3}
+    check_one_protocol(real(data_root, name), {**settings, "augmentation": augmentation})
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+def test_what_is_small_enough_is_resident(augmentation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {**imagefolder(tmp_path), "augmentation": augmentation}
+    originals = [math.prod(ODD[i % len(ODD)][0]) for count in PETS["train"].values() for i in range(count)]
+    size = 3 * (sum(originals) if augmentation == "imagenet" else len(originals) * 24 * 24)
+    for limit, is_resident in ((size, True), (size - 1, False)):
+        monkeypatch.setattr(images, "RESIDENT_LIMIT", limit)
+        train = build(tmp_path, **settings).train
+        assert (isinstance(train, ResidentLoader) or len(train.dataset.kept) == 13) == is_resident
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_image_is_one_line(workers: int, tmp_path: Path) -> None:
+    settings = imagefolder(tmp_path)
+    (tmp_path / "pets" / "train" / "dog" / "3.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"^/[^\n]*dog/3.png: cannot be read as an image[^\n]*$"):
+        list(build(tmp_path, **settings, resident=False, workers=workers).train.plain().epoch(0))
 
 
 def test_mistakes_in_folders_are_one_line(tmp_path: Path) -> None:
-    settings = {"name": "imagefolder", "folder": "pets"}
     messages = []
     for splits in ({}, {"train": {"cat": 0}}, {"train": {"cat": 1}, "val": {"dog": 1}}):
         root = tmp_path / str(len(messages))
-        make_folders(root, splits)
         with pytest.raises(UserError) as caught:
-            build(root, **settings)
+            build(root, **imagefolder(root, splits))
         messages.append(str(caught.value))
     assert "there is no folder" in messages[0] and "holds no images" in messages[1] and "other classes" in messages[2]
     assert all("\n" not in message and "or use scale=mini" in message for message in messages)

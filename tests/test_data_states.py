@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import fake_training
-from configs import composed, table
+from configs import composed, load, table
+from experiments import meaning
 from experiments.cell import run_cell
-from experiments.meaning import cell_id, told_of_data
+from experiments.meaning import cell_id, identify, settle
+from experiments.plan import Job, plan_lines, print_plan
+from experiments.run import normalise
+from experiments.table import Sweep
 from kt.data import fingerprint
 from kt.errors import UserError
-from kt.store import folder_of, read_result
+from kt.store import folder_of, read_evaluation, read_result, read_status
+from tables.sweeps import as_markdown, collect_sweep
 
 # Kind of dataset -> its files, which change what the reader gives; the first is a label's.
 FILES = {
@@ -30,7 +37,7 @@ FILES = {
 def without_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fingerprint, "REUSED", 0)
     for name, module in fake_training.modules().items():
-        monkeypatch.setitem(__import__("sys").modules, name, module)
+        monkeypatch.setitem(sys.modules, name, module)
 
 
 def make(root: Path, name: str) -> Path:
@@ -54,6 +61,10 @@ def config_of(tmp_path: Path, name: str, *more: str, data: str = "data") -> dict
     return config
 
 
+def told(config: dict[str, Any]) -> tuple[str, ...]:
+    return identify(settle(config)).told
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_other_data_are_another_cell_and_the_first_data_the_first_one(tmp_path: Path, name: str) -> None:
     first, config = make(tmp_path / "data", name) / FILES[name][0], config_of(tmp_path, name)
@@ -62,7 +73,7 @@ def test_other_data_are_another_cell_and_the_first_data_the_first_one(tmp_path: 
     new = run_cell(config)["id"]
     assert new.startswith(f"{old}-") and len(new) == len(old) + 9
     assert (folder_of(tmp_path / "out", new) / "calls").read_text() == "x"
-    assert any("1 of" in line and "trained anew" in line for line in told_of_data(config))
+    assert any("1 of" in line and "trained anew" in line for line in told(config))
     first.write_bytes(first.read_bytes()[::-1])
     assert run_cell(config)["id"] == old and (folder_of(tmp_path / "out", old) / "calls").read_text() == "x"
 
@@ -73,7 +84,7 @@ def test_more_and_fewer_images_are_other_data(tmp_path: Path, name: str) -> None
     ids = [run_cell(config)["id"]]
     shutil.copy(image, image.with_name("z.png"))
     ids.append(run_cell(config)["id"])
-    assert any("1 images more" in line for line in told_of_data(config))
+    assert any("1 images more" in line for line in told(config))
     image.unlink()
     assert len({*ids, run_cell(config)["id"]}) == 3
 
@@ -95,7 +106,7 @@ def test_absent_data_show_the_newest_result_and_train_nothing(tmp_path: Path, mo
     shutil.rmtree(tmp_path / "data")
     monkeypatch.setenv("FAKE_TRAINING", json.dumps({"none": "error"}))
     assert run_cell(config)["id"] == newest
-    assert any("unverified" in line for line in told_of_data(config))
+    assert any("unverified" in line for line in told(config))
 
 
 def test_a_run_never_goes_on_with_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,3 +159,98 @@ def test_a_table_is_of_one_state_of_the_data(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "data")
     gone = table("cifar100_kcd", *common)
     assert done <= gone.jobs.keys() and any(cell.get("unverified") for cell in cells(gone))
+
+
+def test_a_score_belongs_to_the_data_that_it_was_taken_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "data", "cifar100"), make(tmp_path / "data", "imagefolder")
+    own = config_of(tmp_path, "imagefolder")["dataset"]
+    monkeypatch.setattr(meaning, "evaluation_dataset", lambda config: own if config["evaluation"] else None)
+    config = {**config_of(tmp_path, "cifar100"), "evaluation": "imagefolder"}
+    folder = folder_of(tmp_path / "out", run_cell(config)["id"])
+    scores = iter(({"top1": 2.0}, UserError("no"), {"top1": 3.0}))
+
+    def score(*_: Any) -> Any:
+        found = next(scores)
+        if isinstance(found, UserError):
+            raise found
+        return found
+
+    monkeypatch.setattr(sys.modules["experiments.build"], "evaluate_cell", score)
+    run_cell(config)
+    assert read_evaluation(folder, "imagefolder") == {"miou": 12.0}  # nothing has changed
+    first = tmp_path / "data" / FILES["imagefolder"][0]
+    for other, kept in ((b"other", {"top1": 2.0}), (b"another", None)):
+        first.write_bytes(other)
+        (line,) = told(config)
+        assert line.startswith("dataset imagefolder:own in") and "1 of 4 images differ; students are scored" in line
+        job = Job(folder.name, [], config, "", [], scored_on=identify(settle(config)).scored_on)
+        assert job.read_status(str(tmp_path / "out"))["status"] == "unscored"
+        with contextlib.suppress(UserError):
+            run_cell(config)
+        assert read_evaluation(folder, "imagefolder") == kept
+    run_cell(config)
+    assert (folder / "calls").read_text() == "x" and not identify(settle(config)).unverified
+    shutil.rmtree(tmp_path / "data/own")
+    run_cell(config)
+    assert read_evaluation(folder, "imagefolder") == {"top1": 3.0} and "unverified" in told(config)[0]
+    assert identify(settle(config)).unverified
+
+
+@pytest.mark.parametrize("change", ["other", "absent"])
+@pytest.mark.parametrize("what", ["train_cell", "evaluate_cell"])
+def test_nothing_is_kept_of_data_that_change_while_they_are_read(
+    what: str, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, config = make(tmp_path / "data", "imagefolder") / FILES["imagefolder"][0], config_of(tmp_path, "imagefolder")
+    monkeypatch.setattr(meaning, "evaluation_dataset", lambda config: config["evaluation"] and config["dataset"])
+    config["evaluation"] = "imagefolder"
+    build = sys.modules["experiments.build"]
+    done = getattr(build, what)
+
+    def disturbed(*given: Any) -> Any:
+        first.write_bytes(b"other") if change == "other" else shutil.rmtree(tmp_path / "data")
+        return done(*given)
+
+    monkeypatch.setattr(build, what, disturbed)
+    folder = folder_of(tmp_path / "out", cell_id(config))
+    words = "1 of 4 images differ" if change == "other" else "is not there any more"
+    with pytest.raises(UserError, match=rf"^dataset imagefolder:own in [^\n]*{words}, since [^\n]* not kept$"):
+        run_cell(config)
+    assert read_status(folder)["status"] == ("failed" if what == "train_cell" else "done")
+    assert read_status(folder, "imagefolder")["status"] == "failed" and read_evaluation(folder, "imagefolder") is None
+    assert (folder / "calls").exists() == (what == "evaluate_cell" or change == "absent")
+    monkeypatch.setattr(build, what, done)
+    if change == "absent":
+        make(tmp_path / "data", "imagefolder")
+    found = run_cell(config)
+    assert (found["id"] == folder.name) == (what == "train_cell" or change == "absent")
+
+
+def test_a_plan_says_what_has_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, config = make(tmp_path / "data", "cifar100") / FILES["cifar100"][0], config_of(tmp_path, "cifar100")
+    run_cell(config)
+    first.write_bytes(b"other")
+    for shown in (lambda: print_plan([config], config), lambda: print("\n".join(plan_lines(job_of(config), "", 1)))):
+        shown()
+        assert capsys.readouterr().out.count("1 of 3 label files differ; what needs it is trained anew\n") == 1
+
+
+def job_of(config: dict[str, Any]) -> dict[str, Job]:
+    found = identify(settle(config))
+    return {name: Job(name, [], config, name, [], {"status": "done"}, found.told) for name in ("a", "b")}
+
+
+def test_a_sweep_marks_what_is_unverified(tmp_path: Path) -> None:
+    make(tmp_path / "data", "cifar100")
+    run_cell(config_of(tmp_path, "cifar100"))
+    shutil.rmtree(tmp_path / "data")
+    keys = (
+        "dataset=cifar100",
+        "student=resnet20,resnet32",
+        f"data_root={tmp_path / 'data'}",
+        f"output_root={tmp_path / 'out'}",
+    )
+    entries = [shown.entry() for shown in Sweep(normalise(keys), load).shown]
+    assert [entry["cells"][0].get("unverified") for entry in entries] == [True, None]
+    note = as_markdown(collect_sweep("s", ["student"], entries, tmp_path / "out"))
+    assert "Unverified: the data of 1 cells are not there" in note

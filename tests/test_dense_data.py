@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import multiprocessing
 import random
 import subprocess
@@ -14,8 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from scipy.io import savemat
 
 from kt.data.scenes import CLASSES, KEYPOINTS, STUFF, STYLES, draw_scene
 from kt.errors import UserError
@@ -24,6 +21,7 @@ REASON = "dense tasks need mmdet and mmseg (the extra `mm`)"
 pytest.importorskip("mmdet", reason=REASON)
 pytest.importorskip("mmseg", reason=REASON)
 
+from layouts import citypersons, cityscapes, coco, gta5, picture, real, segfolder
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData, PixelData
 
@@ -151,10 +149,6 @@ def test_subset_and_validation(cache: Path) -> None:
     assert (data.spec.train_size, data.spec.test_size) == (6, 3) and not set(trained) & set(held)
     order = np.random.default_rng(0).permutation(12)
     assert held == sorted(order[6:9].tolist()) and set(trained) <= set(order[:6].tolist())
-    marks = {
-        build(cache_root=cache, **changes).spec.fingerprint for changes in ({}, {"subset": 9}, {"task": "detection"})
-    }
-    assert len(marks) == 3 and build(cache_root=cache).spec.fingerprint in marks
 
 
 def test_drawn_scenes_are_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -427,34 +421,6 @@ def test_the_pose_network_learns_and_predicts(cache: Path) -> None:
 # Official layouts, made by hand
 
 
-def picture(path: Path, values: np.ndarray | None = None, seed: int = 0, size: tuple[int, int] = (32, 64)) -> Path:
-    """An image file: random colours, or the given ids."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if values is None:
-        values = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
-    Image.fromarray(values).save(path)
-    return path
-
-
-def segfolder(root: Path, classes: dict[str, Any] | None = None) -> dict[str, Any]:
-    for split, count in (("train", 6), ("val", 3)):
-        for i in range(count):
-            ids = np.random.default_rng(i).integers(0, 4, (32, 64)).astype(np.uint8)
-            ids[:4] = 255
-            ids[ids == 3] = 11
-            picture(root / "street" / "images" / split / f"{i}.{'png' if i % 2 else 'jpg'}", seed=i)
-            picture(root / "street" / "labels" / split / f"{i}.png", ids)
-    if classes:
-        (root / "street" / "classes.json").write_text(json.dumps(classes))
-    return {
-        "name": "segfolder",
-        "folder": "street",
-        "train_split": "train",
-        "test_split": "val",
-        "image_size": [16, 32],
-    }
-
-
 def test_segfolder_names_and_ignored_ids(tmp_path: Path) -> None:
     settings = segfolder(tmp_path)
     data = build(tmp_path, **settings)
@@ -465,7 +431,7 @@ def test_segfolder_names_and_ignored_ids(tmp_path: Path) -> None:
     assert next(iter(data.test.epoch(0)))["data_samples"][0].gt_sem_seg.data.shape == (1, 32, 64)
     segfolder(tmp_path, {"classes": ["road", "sky", "car"], "ignore_index": 11})
     named = build(tmp_path, **settings)
-    assert named.spec.class_names == ("road", "sky", "car") and named.spec.fingerprint != data.spec.fingerprint
+    assert named.spec.class_names == ("road", "sky", "car")
     assert named.score(Oracle())["miou"] == 100.0
     ids = torch.cat([s.gt_sem_seg.data.flatten() for batch in named.train.epoch(0) for s in batch["data_samples"]])
     assert ids.unique().tolist() == [0, 1, 2, 255]
@@ -492,18 +458,6 @@ def test_loading_processes_change_nothing(tmp_path: Path) -> None:
 
 OFFICIAL = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13, 27: 14}
 OFFICIAL |= {28: 15, 31: 16, 32: 17, 33: 18}
-
-
-def gta5(root: Path, count: int = 6) -> dict[str, Any]:
-    ids = np.tile(np.arange(34, dtype=np.uint8), (34, 1))
-    for i in range(count):
-        picture(root / "gta5" / "images" / f"{i:05d}.png", seed=i, size=(34, 34))
-        path = root / "gta5" / "labels" / f"{i:05d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image = Image.fromarray(ids, "P")
-        image.putpalette(list(np.random.default_rng(i).integers(0, 256, 768)))
-        image.save(path)
-    return {"name": "gta5", "image_size": [34, 34], "augmentation": "none"}
 
 
 def test_gta5_labels_and_validation_images(tmp_path: Path) -> None:
@@ -534,34 +488,20 @@ def test_gta5_draws_500_validation_images() -> None:
     assert held[:3] == ["00069.png", "00134.png", "00158.png"]
 
 
-def cityscapes(root: Path, truth: str = "labelTrainIds") -> None:
-    for split, city in (("train", "aachen"), ("train", "ulm"), ("val", "munster")):
-        stem = f"{city}_000000_000019"
-        picture(root / "cityscapes" / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png")
-        ids = np.zeros((32, 64), np.uint16)
-        if truth == "instanceIds":
-            ids[4:20, 8:16], ids[10:14, 30:60], ids[0:3, 0:3], ids[25:30, 2:9] = 24001, 26000, 11, 25
-        else:
-            ids[4:20, 8:16] = 11 if truth == "labelTrainIds" else 24
-        place = root / "cityscapes" / "gtFine" / split / city
-        picture(place / f"{stem}_gtFine_{truth}.png", ids if truth == "instanceIds" else ids.astype(np.uint8))
-
-
-@pytest.mark.parametrize("truth", ["labelTrainIds", "labelIds"])
-def test_cityscapes_label_maps(truth: str, tmp_path: Path) -> None:
-    cityscapes(tmp_path, truth)
-    data = build(tmp_path, name="cityscapes", image_size=[32, 64])
+@pytest.mark.parametrize("train", ["labelTrainIds", "labelIds"])
+@pytest.mark.parametrize("val", ["labelTrainIds", "labelIds"])
+def test_cityscapes_label_maps(train: str, val: str, tmp_path: Path) -> None:
+    data = build(tmp_path, **cityscapes(tmp_path, train, val), augmentation="none", batch_size=1)
     assert (data.spec.train_size, data.spec.test_size, data.spec.num_classes) == (2, 1, 19)
-    (batch,) = data.test.epoch(0)
-    ids = batch["data_samples"][0].gt_sem_seg.data[0]
-    assert (ids[4:20, 8:16] == 11).all() and (ids == 11).sum() == 128
+    for batch in (*data.train.epoch(0), *data.test.epoch(0)):
+        ids = batch["data_samples"][0].gt_sem_seg.data[0]
+        assert (ids[4:20, 8:16] == 11).all() and (ids == 11).sum() == 128
 
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_cityscapes_boxes_from_instances(kept: bool, tmp_path: Path) -> None:
-    cityscapes(tmp_path, "instanceIds")
     cache = tmp_path / "cache" if kept else None
-    data = build(tmp_path, name="cityscapes", task="detection", image_size=[32, 64], cache_root=cache)
+    data = build(tmp_path, **cityscapes(tmp_path, "instanceIds"), cache_root=cache)
     assert data.spec.class_names[:3] == ("person", "rider", "car") and data.spec.num_classes == 8
     (batch,) = data.test.epoch(0)
     sample = batch["data_samples"][0]
@@ -570,27 +510,6 @@ def test_cityscapes_boxes_from_instances(kept: bool, tmp_path: Path) -> None:
     assert sample.ignored_instances.bboxes.tensor.tolist() == [[2, 25, 9, 30]]
     assert not kept or len(list(cache.iterdir())) == 2
     assert perfect(data.score(Oracle()))
-
-
-def citypersons(root: Path) -> dict[str, Any]:
-    cityscapes(root)
-    for split, cities in (("train", ["aachen", "ulm"]), ("val", ["munster"])):
-        cells = np.empty((1, len(cities)), object)
-        for i, city in enumerate(cities):
-            # class, x, y, w, h, instance, visible x, y, w, h; heights refer to images 1024 high, so here to 32
-            rows = [[1, 5, 2, 4, 10, 24001, 5, 2, 4, 10], [1, 20, 2, 4, 10, 24002, 20, 2, 4, 4]]
-            rows += [
-                [1, 30, 2, 1, 1, 24003, 30, 2, 1, 1],
-                [0, 40, 1, 20, 20, 0, 40, 1, 20, 20],
-                [2, 1, 1, 3, 9, 25001, 1, 1, 3, 9],
-            ]
-            record = np.empty((1, 1), [("cityname", object), ("im_name", object), ("bbs", object)])
-            record[0, 0] = (city, f"{city}_000000_000019_leftImg8bit.png", np.array(rows, np.int32))
-            cells[0, i] = record
-        path = root / "citypersons" / "annotations" / f"anno_{split}.mat"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        savemat(path, {f"anno_{split}_aligned": cells})
-    return {"name": "citypersons", "task": "pedestrians", "image_size": [32, 64], "augmentation": "none"}
 
 
 def test_citypersons_annotations(tmp_path: Path) -> None:
@@ -608,31 +527,6 @@ def test_citypersons_annotations(tmp_path: Path) -> None:
     assert [one["ignore_flag"] for one in batch["data_samples"][0].instances] == [0, 0, 0, 1, 1]
     found = data.score(Oracle())
     assert found.pop("mr_reasonable_small") == 100 and found == pytest.approx(dict.fromkeys(found, 0), abs=1e-6)
-
-
-def coco(root: Path, classes: tuple[str, ...] = ("cat", "dog"), **box: Any) -> dict[str, Any]:
-    for split in ("train", "val"):
-        images = [{"id": 7 + i, "file_name": f"{i}.jpg", "height": 32, "width": 64} for i in range(3)]
-        for i in range(3):
-            picture(root / "pets" / split / f"{i}.jpg", seed=i)
-        boxes = [
-            {
-                "id": i,
-                "image_id": 7 + i % 3,
-                "category_id": 9 if i % 2 else 4,
-                "bbox": [2 + i, 3, 20, 12],
-                "area": 240,
-                "iscrowd": i // 5,
-            }
-            for i in range(6)
-        ]
-        boxes[0].update(box)
-        categories = [{"id": 4 + 5 * i, "name": name} for i, name in enumerate(classes)]
-        path = root / "pets" / "annotations" / f"instances_{split}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"images": images, "annotations": boxes, "categories": categories}))
-    settings = {"name": "coco", "task": "detection", "folder": "pets", "image_size": [64, 64]}
-    return {**settings, "train_split": "train", "test_split": "val", "augmentation": "none"}
 
 
 def test_coco_boxes_classes_and_crowds(tmp_path: Path) -> None:
@@ -664,8 +558,8 @@ def test_coco_boxes_classes_and_crowds(tmp_path: Path) -> None:
         ({"name": "gta5", "task": "detection"}, r"dataset.task=detection: for gta5 expected one of segmentation"),
         ({"augmentation": "imagenet"}, r"dataset.augmentation=imagenet: for segmentation expected one of none, flip"),
         ({"image_size": 48}, r"dataset.image_size=48: expected \[height, width\]"),
-        ({"crop_size": [64, 64]}, r"dataset.crop_size=\[64, 64\].*at most image_size=\[48, 96\]"),
-        ({"crop_size": [16, 16], "task": "detection"}, r"dataset.crop_size=\[16, 16\]: expected null"),
+        ({"crop_size": [64, 64]}, r"dataset.crop_size=\[64, 64\]: .*at most image_size=\[48, 96\], for segm"),
+        ({"crop_size": [16, 16], "task": "detection"}, r"dataset.crop_size=\[16, 16\]: expected null, for detection"),
         ({"num_classes": 19}, r"dataset.num_classes=19: scenes has 13 classes"),
         ({"style": "foto"}, r"did you mean 'photo'"),
         ({"subset": 13}, r"dataset.subset=13: expected 1 to 12"),
@@ -735,7 +629,7 @@ def test_mistakes_in_files(tmp_path: Path) -> None:
     root = tmp_path / "coco"
     settings = coco(root)
     (root / "pets" / "val" / "0.jpg").unlink()
-    fails(root, settings, r"val/0.jpg: cannot be read as an image")
+    fails(root, settings, r"there is no .*val/0.jpg; expected")
     settings = coco(root)
     path = root / "pets" / "annotations" / "instances_val.json"
     path.write_text(path.read_text().replace('"cat"', '"cow"'))
@@ -773,12 +667,6 @@ def test_mistakes_in_files(tmp_path: Path) -> None:
 
 
 # Real images
-
-
-def real(data_root: Path, folder: str) -> Path:
-    if not (data_root / folder).is_dir():
-        pytest.skip(f"KT_DATA_ROOT has no {folder}/")
-    return data_root
 
 
 def test_real_cityscapes(data_root: Path) -> None:

@@ -78,8 +78,10 @@ def test_a_table_from_nothing_and_a_second_time(tmp_path: Path) -> None:
     assert table["comparable"] is False and {claim["id"] for claim in table["claims"]} >= {"c1", "c2", "c6"}
     for row in table["rows"]:
         result = json.loads((tmp_path / "cells" / row["cells"][0]["id"] / "result.json").read_text())
-        wanted = "id status metrics config needs seconds images_per_second peak_memory versions commit hardware threads"
-        assert set(wanted.split()) | {"dataset_fingerprint", "wandb_id"} <= result.keys()
+        wanted = (
+            "id status metrics config needs data seconds images_per_second peak_memory versions commit hardware threads"
+        )
+        assert set(wanted.split()) | {"wandb_id"} <= result.keys()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("cells/*/student.pth")}
     began = time.monotonic()
     finish(*command, output_root=tmp_path)

@@ -62,13 +62,12 @@ def read_citypersons(dataset: Mapping[str, Any], root: Path, cache: Path | None)
     Raises:
         UserError: A file is missing.
     """
-    annotated, content, height = {}, [], CITYSCAPES_HEIGHT
+    annotated, height = {}, CITYSCAPES_HEIGHT
     for part, split in SPLITS.items():
         path = root / "citypersons" / "annotations" / f"anno_{split}.mat"
         if not path.exists():
             raise missing(root, path, LAYOUT)
         annotated[part] = read_annotations(path)
-        content.append(path.read_bytes())
         for name, _ in annotated[part]:
             image = root / "cityscapes" / "leftImg8bit" / split / name
             if not image.exists():
@@ -92,4 +91,4 @@ def read_citypersons(dataset: Mapping[str, Any], root: Path, cache: Path | None)
         return DetectionList(samples, metainfo={"classes": ("pedestrian",)}, pipeline=pipeline, test_mode=True)
 
     labels = [LoadBoxes(with_bbox=True)]
-    return Source(open_split, ("pedestrian",), ReadImage(), labels, height_unit=unit, content=content)
+    return Source(open_split, ("pedestrian",), ReadImage(), labels, height_unit=unit)

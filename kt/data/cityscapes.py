@@ -19,7 +19,7 @@ from mmseg.datasets.transforms import LoadAnnotations as LoadMap
 from numpy.typing import NDArray
 from PIL import Image
 
-from kt.data.dense_source import ReadImage, Source, mark_files, missing, no_images, quiet, unreadable
+from kt.data.dense_source import ReadImage, Source, missing, no_images, quiet, unreadable
 from kt.files import checksum, read_sealed, write_sealed
 
 logger = logging.getLogger(__name__)
@@ -29,6 +29,7 @@ LAYOUT = (
     "cityscapes/gtFine/{train,val}/<city>/*_gtFine_*.png (https://www.cityscapes-dataset.com)"
 )
 IMAGE_END = "_leftImg8bit.png"
+LABEL_IDS_END = "_gtFine_labelIds.png"
 SPLITS = {"train": "train", "test": "val"}
 THINGS: tuple[str, ...] = CityscapesBoxes.METAINFO["classes"]
 STUFF_AND_THINGS: tuple[str, ...] = CityscapesMaps.METAINFO["classes"]
@@ -45,14 +46,19 @@ def train_ids() -> NDArray[np.uint8]:
 
 
 class ToTrainIds(BaseTransform):
-    """Turns a map of label ids into one of train ids."""
+    """Turns maps of label ids into ones of train ids.
 
-    def __init__(self) -> None:
-        self.table = train_ids()
+    Args:
+        end: Of the names of files that hold label ids; others hold train ids already.
+    """
+
+    def __init__(self, end: str = "") -> None:
+        self.end, self.table = end, train_ids()
 
     def transform(self, results: dict) -> dict:
         """Replaces `gt_seg_map`."""
-        results["gt_seg_map"] = self.table[results["gt_seg_map"]]
+        if results["seg_map_path"].endswith(self.end):
+            results["gt_seg_map"] = self.table[results["gt_seg_map"]]
         return results
 
 
@@ -90,8 +96,8 @@ def city_images(root: Path, split: str) -> list[Path]:
 def read_cityscapes(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> Source:
     """Cityscapes, train and val.
 
-    Segmentation reads `*_gtFine_labelTrainIds.png`, or the `*_gtFine_labelIds.png` of the download where those have not
-    been made. Detection reads `annotations/instances_<split>.json` or mmdet's
+    Segmentation reads `*_gtFine_labelTrainIds.png`, or in a split where those have not been made the
+    `*_gtFine_labelIds.png` of the download. Detection reads `annotations/instances_<split>.json` or mmdet's
     `annotations/instancesonly_filtered_gtFine_<split>.json`; where neither exists, boxes around the instances of
     `*_gtFine_instanceIds.png` are taken and kept in the cache.
 
@@ -99,9 +105,8 @@ def read_cityscapes(dataset: Mapping[str, Any], root: Path, cache: Path | None) 
         UserError: A folder or file is missing.
     """
     images = {part: city_images(root, split) for part, split in SPLITS.items()}
-    content = [mark for files in images.values() for mark in mark_files(files)]
     if dataset["task"] == "detection":
-        return _boxes(root, images, content, cache)
+        return _boxes(root, images, cache)
     ends = {}
     for part, files in images.items():
         ends[part] = next(
@@ -117,8 +122,7 @@ def read_cityscapes(dataset: Mapping[str, Any], root: Path, cache: Path | None) 
         common: dict[str, Any] = {"pipeline": pipeline, "test_mode": True, "seg_map_suffix": end}
         return CityscapesMaps(data_root=str(root / "cityscapes"), data_prefix=folders, **common)
 
-    labels: list[Any] = [ReadMap(), *([ToTrainIds()] if "labelIds" in ends.values() else [])]
-    return Source(open_split, STUFF_AND_THINGS, ReadImage(), labels, content=content)
+    return Source(open_split, STUFF_AND_THINGS, ReadImage(), [ReadMap(), ToTrainIds(LABEL_IDS_END)])
 
 
 def _truth(root: Path, image: Path, end: str) -> Path:
@@ -127,11 +131,10 @@ def _truth(root: Path, image: Path, end: str) -> Path:
     return root / "cityscapes" / "gtFine" / image.parts[-3] / image.parts[-2] / f"{name}_gtFine_{end}.png"
 
 
-def _boxes(root: Path, images: Mapping[str, list[Path]], content: list[bytes], cache: Path | None) -> Source:
+def _boxes(root: Path, images: Mapping[str, list[Path]], cache: Path | None) -> Source:
     temporary = None if cache else tempfile.TemporaryDirectory(prefix="kt-")
     place = cache or Path(temporary.name)  # type: ignore[union-attr]
     annotations = {part: _annotations(root, SPLITS[part], files, place) for part, files in images.items()}
-    content = content + [Path(path).read_bytes() for path in annotations.values()]
 
     def open_split(part: str, pipeline: list[Any], training: bool) -> BaseDataset:
         prefix = {"img": str(root / "cityscapes" / "leftImg8bit" / SPLITS[part])}
@@ -140,7 +143,7 @@ def _boxes(root: Path, images: Mapping[str, list[Path]], content: list[bytes], c
                 ann_file=str(annotations[part]), data_prefix=prefix, pipeline=pipeline, test_mode=True
             )
 
-    return Source(open_split, THINGS, ReadImage(), [LoadBoxes(with_bbox=True)], content=content, keep=temporary)
+    return Source(open_split, THINGS, ReadImage(), [LoadBoxes(with_bbox=True)], keep=temporary)
 
 
 def _annotations(root: Path, split: str, images: list[Path], place: Path) -> Path:

@@ -8,7 +8,6 @@ miss rate).
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kt.data.dense_scenes import HEATMAP_STRIDE, PackKeypoints, mirrored_keypoints
 from kt.data.dense_source import Source, quiet
-from kt.data.loaders import _mix, epoch_order
+from kt.data.loaders import _mix, epoch_order, told_in_one_line
 from kt.data.names import read_dataset
 from kt.data.spec import Data, DataSpec
 from kt.errors import UserError
@@ -148,11 +147,8 @@ class DenseLoader:
             # Its own, for a loader draws one number even if nothing is random.
             generator=torch.Generator().manual_seed(0),
         )
-        try:
+        with told_in_one_line():
             yield from loader
-        except UserError as error:
-            # From another process it comes wrapped in that process's whole traceback.
-            raise UserError(str(error).rstrip().rsplit("UserError: ", 1)[-1]) from None
 
     def plain(self, by_class: bool = False) -> DenseLoader:
         """The same images, each once over all processes and without augmentation.
@@ -198,12 +194,8 @@ def dense_data(
         UserError: Something is wrong with the config or with the files.
     """
     task, augmentation = dataset["task"], dataset["augmentation"]
-    size = _pair("image_size", dataset["image_size"])
-    crop = None if dataset["crop_size"] is None else _pair("crop_size", dataset["crop_size"])
-    if crop and (task != "segmentation" or crop[0] > size[0] or crop[1] > size[1]):
-        raise UserError(
-            f"dataset.crop_size={list(crop)}: expected null, or for segmentation at most image_size={list(size)}"
-        )
+    size = tuple(dataset["image_size"])
+    crop = dataset["crop_size"] and tuple(dataset["crop_size"])
     source: Source = read_dataset({**dataset, "image_size": list(size)}, data_root, cache_root)
     training = source.open("train", _pipeline(task, source, size, crop, augmentation, True), True)
     chosen, held_out = _choose(len(training), dataset["subset"], dataset["validation"])
@@ -221,8 +213,6 @@ def dense_data(
 
     train = DenseLoader(training, chosen, shuffle=True, unaugmented=unaugmented, **common)
     test = DenseLoader(testing, tested, shuffle=False, **common)
-    told = [task.encode(), *source.content]
-    mark = hashlib.sha256(b"".join(told) + chosen.tobytes() + tested.tobytes()).hexdigest()[:12]
     spec = DataSpec(
         dataset["name"],
         len(source.class_names),
@@ -230,7 +220,6 @@ def dense_data(
         *IMAGENET,
         len(chosen),
         len(tested),
-        mark,
         source.class_names,
         task=task,
         largest_index=int(chosen.max()),
@@ -240,16 +229,6 @@ def dense_data(
         return _score(student, test, task, source, outcomes)
 
     return Data(spec, train, test, score)
-
-
-def _pair(key: str, value: Any) -> tuple[int, int]:
-    try:
-        height, width = (int(side) for side in value)
-    except (TypeError, ValueError):
-        height = width = 0
-    if min(height, width) < 1:
-        raise UserError(f"dataset.{key}={value!r}: expected [height, width] in pixels")
-    return height, width
 
 
 def _choose(size: int, subset: int | None, validation: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -15,10 +15,9 @@ from mmengine.dataset import BaseDataset
 from PIL import Image
 
 from kt.data.cityscapes import ReadMap
-from kt.data.dense_source import ReadImage, SegmentationList, Source, mark_files, missing, no_images, quiet, unreadable
+from kt.data.dense_source import ReadImage, SegmentationList, Source, missing, no_images, quiet, unreadable
+from kt.data.names import IMAGE_ENDS
 from kt.errors import UserError
-
-IMAGE_ENDS = (".png", ".jpg", ".jpeg")
 
 
 class ToClasses(BaseTransform):
@@ -76,14 +75,12 @@ def read_coco(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> Sou
     )
     folder, splits = _folder(dataset, root, layout), _splits(dataset)
     names: dict[str, tuple[str, ...]] = {}
-    content: list[bytes] = []
     for part, split in splits.items():
         path = folder / "annotations" / f"instances_{split}.json"
         if not path.exists():
             raise missing(root, path, f"{folder}/{layout}")
-        content.append(path.read_bytes())
         try:
-            read = json.loads(content[-1])
+            read = json.loads(path.read_bytes())
             names[part] = tuple(category["name"] for category in read["categories"])
             files = [folder / split / image["file_name"] for image in read["images"]]
             if not all(
@@ -95,7 +92,8 @@ def read_coco(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> Sou
             raise UserError(f"{path}: is not in COCO's form ({reason}); expected {folder}/{layout}") from None
         if not files:
             raise no_images(root, path, f"{folder}/{layout}")
-        content += mark_files(files)
+        if absent := next((image for image in files if not image.exists()), None):
+            raise missing(root, absent, f"{folder}/{layout}")
     if names["train"] != names["test"]:
         odd = sorted(set(names["train"]) ^ set(names["test"])) or ["their order"]
         raise UserError(f"dataset.folder: {folder} has other classes in {' and '.join(splits.values())}: {odd[0]!r}")
@@ -110,7 +108,7 @@ def read_coco(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> Sou
                 test_mode=True,
             )
 
-    return Source(open_split, names["train"], ReadImage(), [LoadBoxes(with_bbox=True)], content=content)
+    return Source(open_split, names["train"], ReadImage(), [LoadBoxes(with_bbox=True)])
 
 
 def read_segfolder(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> Source:
@@ -162,9 +160,7 @@ def read_segfolder(dataset: Mapping[str, Any], root: Path, cache: Path | None) -
         common: dict[str, Any] = {"metainfo": {"classes": names}, "pipeline": pipeline, "test_mode": True}
         return SegmentationList(samples[part], **common)
 
-    files = [path for part in samples.values() for sample in part for path in sample.values()]
-    content = [*mark_files(files), " ".join(names).encode()]
-    return Source(open_split, names, ReadImage(), [ReadMap(), ToClasses(len(names), ignore)], content=content)
+    return Source(open_split, names, ReadImage(), [ReadMap(), ToClasses(len(names), ignore)])
 
 
 def _largest(samples: list[dict[str, str]]) -> int:

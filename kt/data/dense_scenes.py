@@ -245,10 +245,7 @@ def read_scenes(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> S
                 sample["instances"] = [instance for instance in found if instance]
         return DetectionList(samples, **common)
 
-    content = [part.images[:: max(1, len(part.images) // 64)].tobytes() for part in parts.values()]
-    content += [array.tobytes() for part in parts.values() for array in (part.box, part.label, part.visibility)]
-    reader = ReadScene(images)
-    return Source(open_split, names, reader, labels, resident=True, height_unit=unit, content=content)
+    return Source(open_split, names, ReadScene(images), labels, resident=True, height_unit=unit)
 
 
 def _is(part: Drawn, row: int, name: str) -> bool:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,6 @@ class Source:
         load_labels: The steps that read the ground truth; pixels of label maps that do not count are 255.
         resident: Whether the images are in memory already.
         height_unit: Image height over that of Cityscapes, see `kt.evaluation.miss_rate.miss_rates`.
-        content: What tells this dataset's files or arrays from others, for the fingerprint.
         keep: What has to live as long as the source, such as a temporary folder.
     """
 
@@ -44,7 +42,6 @@ class Source:
     load_labels: list[Any]
     resident: bool = False
     height_unit: float = 1.0
-    content: list[bytes] = field(default_factory=list)
     keep: Any = None
 
 
@@ -104,21 +101,6 @@ def no_images(root: Path, path: Path, layout: str) -> UserError:
     return UserError(
         f"data_root={str(root)!r}: {path} holds no images; expected {layout}; set data_root=, {SCALE_HINT}"
     )
-
-
-def mark_files(paths: Sequence[str | Path]) -> list[bytes]:
-    """Names and sizes of some files, for a fingerprint.
-
-    Raises:
-        UserError: One of them is not there.
-    """
-    marks = []
-    for path in paths[:: max(1, len(paths) // 256)]:
-        try:
-            marks.append(f"{os.path.basename(path)}:{os.path.getsize(path)}".encode())
-        except OSError as error:
-            raise unreadable(path, error) from None
-    return marks
 
 
 @contextlib.contextmanager

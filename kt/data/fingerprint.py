@@ -15,14 +15,15 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections import ChainMap
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kt.data.names import DATASETS
+from kt.data.names import DATASETS, IMAGE_ENDS
 from kt.errors import UserError
-from kt.files import read_json, write_bytes
+from kt.files import checksum, read_json, write_bytes
 
 Listing = dict[str, dict[str, Any]]
 
@@ -30,8 +31,6 @@ SAMPLE = 256  # images whose content is read
 LISTED = 200_000  # a larger dataset keeps no list of its files, and so cannot say how many differ
 REUSED = 20  # times that looking took, for which what was seen is not looked at again
 SLOW_SECONDS = 2.0  # what takes longer is told
-IMAGE_ENDS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-_RACY_NS = 2_000_000_000  # a file this young may change again without a new time
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,11 @@ class State:
 
 
 _recent: dict[Any, tuple[float, State]] = {}
+
+
+def forget() -> None:
+    """Lets `state_of` look again at what it has just seen."""
+    _recent.clear()
 
 
 def state_of(dataset: Mapping[str, Any], data_root: str | os.PathLike[str], cache: Path) -> State:
@@ -118,6 +122,12 @@ def combined(states: Iterable[State]) -> str | None:
     return None if None in summaries.values() else _digest(summaries)
 
 
+def summarised(states: Iterable[State]) -> dict[str, Any]:
+    """What a cell or a score records of its data: their `fingerprint` and the summaries of the `datasets`."""
+    states = list(states)
+    return {"fingerprint": combined(states), "datasets": {state.key: state.summary for state in states}}
+
+
 def changes(state: State, before: Mapping[str, Any] | None, cache: Path) -> str | None:
     """In a line, how a dataset's files differ from an earlier state of them; None if they do not.
 
@@ -137,71 +147,57 @@ def changes(state: State, before: Mapping[str, Any] | None, cache: Path) -> str 
         counts = ", ".join(f"{now[part]} {part}, {before[part]} before" for part in ("images", "labels"))
         return f"{state}: its {' and '.join(parts)} differ ({counts})"
     told = []
-    for part, word in (("images", "images"), ("labels", "label files")):
-        more, fewer = len(new[part].keys() - old[part].keys()), len(old[part].keys() - new[part].keys())
-        both = new[part].keys() & old[part].keys()
-        other = {name for name in both if new[part][name] != old[part][name]}
-        if part == "images":
-            sampled = new["pixels"].keys() & old["pixels"].keys()
-            other |= {name for name in sampled if new["pixels"][name] != old["pixels"][name]}
+    earlier = _by_kind(old)
+    for word, names in _by_kind(new).items():
+        more, fewer, both = len(names - earlier[word]), len(earlier[word] - names), names & earlier[word]
+        other = {name for name in both if any(_differ(new[part], old[part], name) for part in new)}
         told += [f"{len(other)} of {len(both)} {word} differ"] if other else []
         told += [f"{more} {word} more"] if more else []
         told += [f"{fewer} {word} gone"] if fewer else []
     return f"{state}: {', '.join(told)}"
 
 
+def _by_kind(listing: Listing) -> dict[str, set[str]]:
+    """The names in a listing."""
+    files = {name for name, size in listing["images"].items() if size is not None}
+    return {"images": files, "folders": listing["images"].keys() - files, "label files": set(listing["labels"])}
+
+
+def _differ(new: Mapping[str, Any], old: Mapping[str, Any], name: str) -> bool:
+    """Whether what is known of a file now and was known before is not the same."""
+    return name in new and name in old and new[name] != old[name]
+
+
 def _look(root: Path, images: Iterable[str], labels: Iterable[str], cache: Path) -> tuple[Listing, int]:
     """What there is: of images the sizes (None for a folder), of labels and sampled images the checksums, by name."""
-    seen = {path.relative_to(root).as_posix(): path for pattern in labels for path in root.glob(pattern)}
-    sizes: dict[str, int | None] = {}
-    for pattern in images:
-        for path in root.glob(pattern):
-            name = path.relative_to(root).as_posix()
-            if path.is_dir():
-                sizes[name] = None
-            elif path.suffix.lower() in IMAGE_ENDS and name not in seen:
-                sizes[name] = path.stat().st_size
-    files = [name for name, size in sizes.items() if size is not None]
-    sample = heapq.nsmallest(SAMPLE, files, key=lambda name: (zlib.crc32(name.encode()), name))
-    with _checksums(cache) as checksum:
+    known = cache / "checksums.json"
+    sums: ChainMap[str, Any] = ChainMap({}, read_json(known) or {})  # what is read anew comes into the first
+
+    def mark(path: Path) -> str:
+        return checksum(path, sums)[:32]
+
+    try:
+        seen = {path.relative_to(root).as_posix(): path for pattern in labels for path in root.glob(pattern)}
+        sizes: dict[str, int | None] = {}
+        for pattern in images:
+            for path in root.glob(pattern):
+                name = path.relative_to(root).as_posix()
+                if path.is_dir():
+                    sizes[name] = None
+                elif path.suffix.lower() in IMAGE_ENDS and name not in seen:
+                    sizes[name] = path.stat().st_size
+        files = [name for name, size in sizes.items() if size is not None]
+        sample = heapq.nsmallest(SAMPLE, files, key=lambda name: (zlib.crc32(name.encode()), name))
         listing: Listing = {
             "images": dict(sorted(sizes.items())),
-            "labels": {name: checksum(seen[name]) for name in sorted(seen)},
-            "pixels": {name: checksum(root / name) for name in sorted(sample)},
+            "labels": {name: mark(seen[name]) for name in sorted(seen)},
+            "pixels": {name: mark(root / name) for name in sorted(sample)},
         }
-        return listing, checksum.read
-
-
-class _Checksums:
-    """Checksums of files, taken from what is known as long as a file keeps its size and times."""
-
-    def __init__(self, known: dict[str, Any]):
-        self.known, self.read, self.news = known, 0, False
-
-    def __call__(self, path: Path) -> str:
-        try:
-            stat = path.stat()
-            mark = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-            entry = self.known.get(str(path))
-            if isinstance(entry, list) and entry[:3] == mark:
-                return str(entry[3])
-            with open(path, "rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()[:32]
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-        self.read += 1
-        if time.time_ns() - max(mark[1:]) > _RACY_NS:
-            self.known[str(path)], self.news = [*mark, found], True
-        return found
-
-
-@contextlib.contextmanager
-def _checksums(cache: Path) -> Iterator[_Checksums]:
-    path = cache / "checksums.json"
-    found = _Checksums(read_json(path) or {})
-    yield found
-    if found.news:
-        _keep(path, {**(read_json(path) or {}), **found.known}, again=True)
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
+    if news := sums.maps[0]:
+        _keep(known, {**(read_json(known) or {}), **news}, again=True)
+    return listing, len(news)
 
 
 def _keep(path: Path, content: Any, again: bool = False) -> None:

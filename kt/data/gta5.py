@@ -10,7 +10,7 @@ import numpy as np
 from mmengine.dataset import BaseDataset
 
 from kt.data.cityscapes import STUFF_AND_THINGS, ReadMap, ToTrainIds
-from kt.data.dense_source import ReadImage, SegmentationList, Source, mark_files, missing, no_images
+from kt.data.dense_source import ReadImage, SegmentationList, Source, missing, no_images
 from kt.errors import UserError
 
 LAYOUT = (
@@ -72,6 +72,4 @@ def read_gta5(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> Sou
         ]
         return SegmentationList(samples, metainfo={"classes": STUFF_AND_THINGS}, pipeline=pipeline, test_mode=True)
 
-    content = mark_files([folder / "images" / name for name in sorted(names)])
-    content += ["\n".join(splits["test"]).encode()]
-    return Source(open_split, STUFF_AND_THINGS, ReadImage(), [ReadMap(), ToTrainIds()], content=content)
+    return Source(open_split, STUFF_AND_THINGS, ReadImage(), [ReadMap(), ToTrainIds()])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
 from kt.data import scenes
 from kt.data.cache import Arrays, kept
 from kt.data.loaders import Loader, ResidentLoader, StreamingLoader
-from kt.data.names import read_dataset
+from kt.data.names import IMAGE_ENDS, read_dataset
 from kt.data.spec import Data, DataSpec
 from kt.errors import UserError
 from kt.evaluation.accuracy import evaluate_accuracy
@@ -30,7 +30,7 @@ from kt.models.names import IMAGENET
 CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 # Of 20,000 crops in each style; a test draws them again.
 SCENES_MEAN, SCENES_STD = (0.440, 0.495, 0.540), (0.174, 0.200, 0.247)
-# Decoded folders up to this many bytes stay in memory.
+# Of image files what decodes to at most so many bytes stays in memory.
 RESIDENT_LIMIT = 2 << 30
 TEST_SEED_OFFSET = 1_000_000
 
@@ -64,26 +64,51 @@ class Images:
 
 
 class _Files(torch.utils.data.Dataset):
-    """Image files with a transform; module-level so that loading processes can be spawned."""
+    """Image files as squares, uint8 (size, size, 3); module-level so that loading processes can be spawned.
 
-    def __init__(self, files: list[tuple[Path, int]], size: int, augmentation: str):
-        self.files, self.size = files, size
-        self.transform = _transform(size, augmentation)
+    Plain, an image's shorter side becomes 256 / 224 of the size and the centre is taken, as papers test on ImageNet.
+
+    Args:
+        paths: The files.
+        size: Side of a square.
+        is_random: Whether it is a random part of the image, mirrored at random, as papers train on ImageNet.
+    """
+
+    def __init__(self, paths: Sequence[Path], size: int, is_random: bool):
+        self.paths, self.size, self.is_random = paths, size, is_random
+        self.kept: dict[int, NDArray[np.uint8]] = {}
+        steps = (
+            (v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip())
+            if is_random
+            else (v2.Resize(round(size * 256 / 224), antialias=True), v2.CenterCrop(size))
+        )
+        self.transform = v2.Compose(steps)
 
     def plain(self) -> _Files:
-        """The same files without augmentation."""
-        return _Files(self.files, self.size, "none")
+        """The same files with nothing random."""
+        other = _Files(self.paths, self.size, False)
+        other.kept = self.kept
+        return other
 
-    def labels(self) -> Tensor:
-        """The class of every file, (n,)."""
-        return torch.tensor([label for _, label in self.files])
+    def keep(self, indices: NDArray[np.int64]) -> None:
+        """Decodes some of them now and never again."""
+        self.kept = {int(index): np.asarray(_open(self.paths[index])) for index in indices}
 
-    def __len__(self) -> int:
-        return len(self.files)
+    def fit(self, indices: NDArray[np.int64]) -> bool:
+        """Whether what is to be kept of some of them stays within `RESIDENT_LIMIT`."""
+        if not self.is_random:
+            return len(indices) * self.size**2 * 3 <= RESIDENT_LIMIT
+        left = RESIDENT_LIMIT
+        for index in indices:  # only headers are read, and not more than what fits
+            with _opened(self.paths[index]) as image:
+                left -= image.width * image.height * 3
+            if left < 0:
+                return False
+        return True
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        path, label = self.files[index]
-        return self.transform(_open(path)), label
+    def __getitem__(self, index: int) -> Tensor:
+        image = Image.fromarray(self.kept[index]) if index in self.kept else _open(self.paths[index])
+        return torch.from_numpy(np.array(self.transform(image)))
 
 
 def image_data(
@@ -119,9 +144,8 @@ def image_data(
     held = source.train if len(held_out) else source.test
     tested = held_out if len(held_out) else np.arange(len(_labels(source.test)))
     test = _loader(held, tested, size, "none", False, resident, workers, common)
-    mark = _fingerprint(source, chosen, tested)
     numbers = (len(chosen), len(tested))
-    facts = (dataset["name"], classes, size, source.mean, source.std, *numbers, mark, source.class_names)
+    facts = (dataset["name"], classes, size, source.mean, source.std, *numbers, source.class_names)
     spec = DataSpec(*facts, largest_index=int(chosen.max()))
     return Data(spec, train, test, functools.partial(evaluate_accuracy, loader=test, num_classes=classes))
 
@@ -155,60 +179,35 @@ def _loader(
     workers: int,
     common: dict[str, Any],
 ) -> Loader:
-    if not isinstance(part, Labelled):
-        if resident is None:
-            resident = len(chosen) * size * size * 3 <= RESIDENT_LIMIT
-        if not resident:
-            dataset = _Files(part, size, augmentation)
-            return StreamingLoader(dataset, torch.from_numpy(chosen), shuffle=shuffle, workers=workers, **common)
-        files = [part[i] for i in chosen]
-        pixels = np.stack([_square(_open(path), size) for path, _ in files])
-        arrays = Labelled(pixels, np.array([label for _, label in files], np.int64))
-    else:
-        arrays = Labelled(part.images[chosen], part.labels[chosen])
-    images, labels = torch.from_numpy(arrays.images), torch.from_numpy(arrays.labels)
-    indices = torch.from_numpy(chosen.astype(np.int64))
-    return ResidentLoader(images, labels, augmentation=augmentation, shuffle=shuffle, indices=indices, **common)
+    """The chosen images of a split; whether those of files are kept in memory changes no pixel of them."""
+    labels, indices = torch.from_numpy(_labels(part)[chosen]), torch.from_numpy(chosen.astype(np.int64))
+    common = {**common, "labels": labels, "indices": indices, "augmentation": augmentation, "shuffle": shuffle}
+    if isinstance(part, Labelled):
+        return ResidentLoader(torch.from_numpy(part.images[chosen]), **common)
+    files = _Files([path for path, _ in part], size, is_random=augmentation == "imagenet")
+    if resident is None:
+        resident = files.fit(chosen)
+    if resident and not files.is_random:
+        return ResidentLoader(torch.stack([files[int(index)] for index in chosen]), **common)
+    if resident:
+        files.keep(chosen)
+    if files.is_random:
+        common["augmentation"] = "none"  # left to do
+    return StreamingLoader(files, workers=workers, **common)
 
 
-def _transform(size: int, augmentation: str) -> v2.Transform:
-    to_float = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
-    if augmentation == "imagenet":
-        return v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(), *to_float])
-    shared = [v2.Resize(round(size * 256 / 224), antialias=True), v2.CenterCrop(size)]
-    if augmentation == "crop_flip":
-        shared += [v2.RandomCrop(size, padding=size // 8), v2.RandomHorizontalFlip()]
-    return v2.Compose([*shared, *to_float])
-
-
-def _open(path: Path) -> Image.Image:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            yield image
     except (UnidentifiedImageError, OSError) as error:
         raise UserError(f"{path}: cannot be read as an image ({error})") from None
 
 
-def _square(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """The largest centred square at `size` pixels a side."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    box = (left, top, left + side, top + side)
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box))
-
-
-def _fingerprint(source: Images, chosen: NDArray[np.int64], tested: NDArray[np.int64]) -> str:
-    """A short hash of labels, which samples take part, and some pixels (or file names and sizes)."""
-    mark = hashlib.sha256()
-    for part in (source.train, source.test):
-        mark.update(_labels(part).tobytes())
-        if isinstance(part, Labelled):
-            mark.update(part.images[:: max(1, len(part.images) // 256)].tobytes())
-        else:
-            for path, _ in part[:: max(1, len(part) // 256)]:
-                mark.update(f"{path.name}:{path.stat().st_size}".encode())
-    mark.update(chosen.tobytes() + tested.tobytes())
-    return mark.hexdigest()[:12]
+def _open(path: Path) -> Image.Image:
+    with _opened(path) as image:
+        return image.convert("RGB")
 
 
 def read_scenes(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> Images:
@@ -293,7 +292,7 @@ def _folders(folder: Path, origin: str) -> Images:
             (path, label)
             for label, name in enumerate(names[split])
             for path in sorted((folder / split / name).iterdir())
-            if path.suffix.lower() in IMG_EXTENSIONS
+            if path.suffix.lower() in IMAGE_ENDS
         ]
         if not files:
             raise UserError(f"dataset.folder: {folder / split} holds no images; {layout}")

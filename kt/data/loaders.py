@@ -7,10 +7,11 @@ update consists of, and how an image is augmented, does not depend on the number
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -183,17 +184,16 @@ def resized_crop_flip(images: Tensor, draws: Tensor, scale: tuple[float, float] 
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
-class ResidentLoader:
-    """Images as 8-bit numbers on the device, augmented there a batch at a time.
+class ImageLoader:
+    """Images of one size and a class each; their kinds differ in where the images come from, and not in a single bit.
 
     Args:
-        images: uint8, (n, h, w, 3).
         labels: int64, (n,).
         batch_size: Images of an update, over all processes and passes.
         augmentation: `none`, `crop_flip` or `imagenet`.
         shuffle: Training order; False for evaluation.
         seed: Of order and augmentation.
-        device: Where images live.
+        device: Where batches go, and where they are augmented.
         rank, world: This process among all.
         indices: Numbers of the samples if they are not 0..n-1 (subsets).
         device_batch: Images of a pass, see `kt.settings.count_passes`.
@@ -201,7 +201,6 @@ class ResidentLoader:
 
     def __init__(
         self,
-        images: Tensor,
         labels: Tensor,
         batch_size: int,
         augmentation: str,
@@ -213,12 +212,16 @@ class ResidentLoader:
         indices: Tensor | None = None,
         device_batch: int | None = None,
     ):
-        self.images, self.labels = images.to(device), labels.to(device)
+        self.device, self.labels = device, labels.to(device)
         # On the CPU, where augmentation is drawn.
         self.indices = torch.arange(len(labels)) if indices is None else indices
         self.passes = count_passes(batch_size, device_batch, world)
         self.batch_size, self.augmentation, self.shuffle = batch_size, augmentation, shuffle
         self.seed, self.rank, self.world = seed, rank, world
+
+    def _read(self, batches: list[Tensor], epoch: int) -> Iterator[Tensor]:
+        """The images at the positions of each batch, uint8 (n, h, w, 3)."""
+        raise NotImplementedError
 
     def _order(self, epoch: int) -> list[Tensor]:
         size, shared = len(self.labels), (self.rank, self.world, self.batch_size, self.passes)
@@ -229,108 +232,106 @@ class ResidentLoader:
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """One epoch's batches."""
-        device, count = self.images.device, DRAWS[self.augmentation]
+        device, count = self.device, DRAWS[self.augmentation]
         batches = self._order(epoch)[first:]
         numbers = [self.indices[chosen] for chosen in batches]
         # Of all batches at once: a call takes hardly longer for thousands of images than for a few.
         draws = uniform(self.seed, epoch, torch.cat(numbers), count) if numbers else torch.empty(count, 0)
-        sizes = [len(chosen) for chosen in batches]
-        for chosen, own, drawn in zip(batches, numbers, draws.split(sizes, 1), strict=True):
-            chosen = chosen.to(device)
-            images = self.images[chosen]
+        parts = draws.split([len(chosen) for chosen in batches], 1)
+        for images, chosen, own, drawn in zip(self._read(batches, epoch), batches, numbers, parts, strict=True):
+            images = images.to(device, non_blocking=True)
             if self.augmentation == "crop_flip":
                 images = crop_flip(images, drawn)
             # Permuting height-width-channel storage is channels_last already.
             inputs = images.permute(0, 3, 1, 2).float().div_(255)
             if self.augmentation == "imagenet":
                 inputs = resized_crop_flip(inputs, drawn).contiguous(memory_format=torch.channels_last)
-            yield {"inputs": inputs, "labels": self.labels[chosen], "indices": own.to(device)}
+            yield {"inputs": inputs, "labels": self.labels[chosen.to(device)], "indices": own.to(device)}
 
-    def plain(self, by_class: bool = False) -> ResidentLoader:
+    def plain(self, by_class: bool = False) -> Self:
         """See `Loader.plain`."""
         other = copy.copy(self)
         other.shuffle, other.augmentation = False, "none"
         if by_class:
-            order = torch.argsort(self.labels, stable=True)
-            other.images, other.labels = self.images[order], self.labels[order]
-            other.indices = self.indices[order.cpu()]
+            other._reorder(torch.argsort(self.labels, stable=True))
         return other
+
+    def _reorder(self, order: Tensor) -> None:
+        self.labels, self.indices = self.labels[order], self.indices[order.cpu()]
+
+
+class ResidentLoader(ImageLoader):
+    """Images as 8-bit numbers on the device.
+
+    Args:
+        images: uint8, (n, h, w, 3).
+        labels, options: See `ImageLoader`.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, **options: Any):
+        super().__init__(labels, **options)
+        self.images = images.to(self.device)
+
+    def _read(self, batches: list[Tensor], epoch: int) -> Iterator[Tensor]:
+        return (self.images[chosen.to(self.device)] for chosen in batches)
+
+    def _reorder(self, order: Tensor) -> None:
+        super()._reorder(order)
+        self.images = self.images[order]
 
 
 class _EpochView(Dataset):
-    """A dataset of one epoch: every sample's augmentation is seeded by (seed, epoch, index)."""
+    """A dataset of one epoch: what is random in a sample is seeded by (seed, epoch, index)."""
 
-    def __init__(self, dataset: Dataset, indices: list[int], seed: int, epoch: int):
-        self.dataset, self.indices, self.seed, self.epoch = dataset, indices, seed, epoch
+    def __init__(self, dataset: Dataset, seed: int, epoch: int):
+        self.dataset, self.seed, self.epoch = dataset, seed, epoch
 
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, position: int) -> tuple[Tensor, int, int]:
-        index = self.indices[position]
+    def __getitem__(self, index: int) -> Tensor:
         # Workers and the main process alike draw from torch's global generator.
         state = torch.get_rng_state()
         torch.manual_seed(_mix(self.seed, self.epoch, index))
-        image, label = self.dataset[index]
-        torch.set_rng_state(state)
-        return image, label, index
+        try:
+            return self.dataset[index]
+        finally:
+            torch.set_rng_state(state)
 
 
-class StreamingLoader:
-    """Images from disk through the ordinary DataLoader, for sets that do not fit into memory.
+class StreamingLoader(ImageLoader):
+    """Images through the ordinary DataLoader, for sets that do not fit into memory.
 
     Args:
-        dataset: Gives `(image tensor (3, h, w) in 0..1, label)`, augmentation included, drawn from torch's generator.
-        indices: Samples that take part.
-        batch_size: Images of an update, over all processes and passes.
-        shuffle: Training order; False for evaluation.
-        seed: Of order and augmentation.
-        device: Where batches go.
-        rank, world: This process among all.
+        dataset: Gives the image of an index, uint8 (h, w, 3); what is random in it is drawn from torch's generator.
+            `plain()` gives the same without.
+        labels, options: See `ImageLoader`.
         workers: Loading processes.
-        device_batch: Images of a pass, see `kt.settings.count_passes`.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        indices: Tensor,
-        batch_size: int,
-        shuffle: bool,
-        seed: int,
-        device: torch.device,
-        rank: int = 0,
-        world: int = 1,
-        workers: int = 4,
-        device_batch: int | None = None,
-    ):
-        self.dataset, self.indices, self.batch_size, self.shuffle = dataset, indices, batch_size, shuffle
-        self.seed, self.device, self.rank, self.world, self.workers = seed, device, rank, world, workers
-        self.passes = count_passes(batch_size, device_batch, world)
+    def __init__(self, dataset: Dataset, labels: Tensor, workers: int = 4, **options: Any):
+        super().__init__(labels, **options)
+        self.dataset, self.workers = dataset, workers
 
-    def _order(self, epoch: int) -> list[Tensor]:
-        size, shared = len(self.indices), (self.rank, self.world, self.batch_size, self.passes)
-        return epoch_order(size, self.seed, epoch, self.shuffle, *shared)
+    def _read(self, batches: list[Tensor], epoch: int) -> Iterator[Tensor]:
+        loader = DataLoader(
+            _EpochView(self.dataset, self.seed, epoch),
+            batch_sampler=[self.indices[chosen].tolist() for chosen in batches],
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            # Its own, for a loader draws one number even if nothing is random.
+            generator=torch.Generator().manual_seed(0),
+        )
+        with told_in_one_line():
+            yield from loader
 
-    def __len__(self) -> int:
-        return len(self._order(0))
-
-    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """One epoch's batches."""
-        batches = self._order(epoch)[first:]
-        chosen = self.indices[torch.cat(batches)].tolist() if batches else []
-        view = _EpochView(self.dataset, chosen, self.seed, epoch)
-        size = len(batches[0]) if batches else 1
-        loader = DataLoader(view, size, num_workers=self.workers, pin_memory=self.device.type == "cuda")
-        for images, labels, indices in loader:
-            inputs = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-            yield {"inputs": inputs, "labels": labels.to(self.device), "indices": indices.to(self.device)}
-
-    def plain(self, by_class: bool = False) -> StreamingLoader:
-        """See `Loader.plain`; the dataset says what it is without augmentation and which labels it has."""
-        other = copy.copy(self)
-        other.shuffle, other.dataset = False, self.dataset.plain()  # type: ignore[attr-defined]
-        if by_class:
-            labels = self.dataset.labels()  # type: ignore[attr-defined]
-            other.indices = self.indices[torch.argsort(labels[self.indices], stable=True)]
+    def plain(self, by_class: bool = False) -> Self:
+        other = super().plain(by_class)
+        other.dataset = self.dataset.plain()  # type: ignore[attr-defined]
         return other
+
+
+@contextlib.contextmanager
+def told_in_one_line() -> Iterator[None]:
+    """Within, a mistake that a loading process finds comes without that process's whole traceback."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).rstrip().rsplit("UserError: ", 1)[-1]) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,8 @@ class DatasetSpec:
 # Keys that decide the images of every dataset.
 COMMON = ("name", "task", "num_classes", "image_size", "crop_size", "subset", "validation", "augmentation")
 CLASSIFICATION = "classification"
+# Files that are images, in every folder.
+IMAGE_ENDS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 # Folders are listed for their names, which are classes.
 _CLASS_FOLDERS = tuple(f"{{folder}}/{split}/{inner}" for split in ("train", "val") for inner in ("*", "*/*"))
@@ -225,7 +227,7 @@ def known(dataset: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_dataset(dataset: Mapping[str, Any], key: str = "dataset") -> None:
-    """Refuses a name that is no dataset's, a task or augmentation that it does not have, and a folder elsewhere.
+    """Refuses a name that is no dataset's, a task, augmentation or size that it does not have, and a folder elsewhere.
 
     Args:
         dataset: A dataset's config.
@@ -246,6 +248,19 @@ def check_dataset(dataset: Mapping[str, Any], key: str = "dataset") -> None:
     folder = Path(dataset["folder"] or "")
     if folder.is_absolute() or ".." in folder.parts:
         raise UserError(f"{key}.folder={folder}: expected a folder below data_root; set data_root= to its parent")
+    size, crop, task = dataset["image_size"], dataset["crop_size"], dataset["task"]
+    if task == CLASSIFICATION and not isinstance(size, int):
+        raise UserError(f"{key}.image_size={size}: expected pixels a side, for {task}")
+    if task != CLASSIFICATION and not _is_pair(size):
+        raise UserError(f"{key}.image_size={size}: expected [height, width] in pixels, for {task}")
+    fits = task == "segmentation" and _is_pair(crop) and crop[0] <= size[0] and crop[1] <= size[1]
+    if crop is not None and not fits:
+        expected = f"[height, width] of at most image_size={list(size)}" if task == "segmentation" else "null"
+        raise UserError(f"{key}.crop_size={crop}: expected {expected}, for {task}")
+
+
+def _is_pair(size: Any) -> bool:
+    return isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
 
 
 def read_dataset(dataset: Mapping[str, Any], data_root: Path, cache_root: Path | None) -> Any:

@@ -23,7 +23,6 @@ class DataSpec:
     std: tuple[float, ...]
     train_size: int
     test_size: int
-    fingerprint: str
     class_names: tuple[str, ...]
     task: str = "classification"
     largest_index: int | None = None

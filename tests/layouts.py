@@ -1,0 +1,173 @@
+"""Small datasets in the official layouts, made by hand; each gives the config that names it."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+
+def picture(path: Path, values: np.ndarray | None = None, seed: int = 0, size: tuple[int, int] = (32, 64)) -> Path:
+    """An image file: random colours, or the given ids."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if values is None:
+        values = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+    Image.fromarray(values).save(path)
+    return path
+
+
+PETS = {"train": {"cat": 7, "dog": 6}, "val": {"cat": 2, "dog": 3}}
+# (height, width) and mode of images, in turn.
+ODD = (((40, 60), "RGB"), ((61, 33), "L"), ((50, 50), "RGBA"), ((24, 90), "P"), ((35, 35), "1"))
+
+
+def imagefolder(root: Path, splits: dict[str, dict[str, int]] = PETS, folder: str = "pets") -> dict[str, Any]:
+    for split, classes in splits.items():
+        for name, count in classes.items():
+            place = root / folder / split / name
+            place.mkdir(parents=True)
+            for i in range(count):
+                size, mode = ODD[i % len(ODD)]
+                pixels = np.random.default_rng((i, *name.encode())).integers(0, 256, (*size, 4), np.uint8)
+                image = Image.fromarray(pixels, "RGBA")
+                (image if mode == "RGBA" else image.convert("RGB").convert(mode)).save(place / f"{i}.png")
+    return {"name": "imagefolder", "task": "classification", "folder": folder, "image_size": 24}
+
+
+def imagenet(root: Path) -> dict[str, Any]:
+    return {**imagefolder(root, folder="imagenet"), "name": "imagenet", "folder": None}
+
+
+def cifar100(root: Path) -> dict[str, Any]:
+    folder, rng = root / "cifar-100-python", np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for name, count in (("train", 20), ("test", 10)):
+        content = {b"data": rng.integers(0, 256, (count, 3072), np.uint8), b"fine_labels": list(range(count))}
+        (folder / name).write_bytes(pickle.dumps(content))
+    (folder / "meta").write_bytes(pickle.dumps({b"fine_label_names": [f"{i}".encode() for i in range(20)]}))
+    return {"name": "cifar100", "task": "classification", "image_size": 32}
+
+
+def segfolder(root: Path, classes: dict[str, Any] | None = None) -> dict[str, Any]:
+    for split, count in (("train", 6), ("val", 3)):
+        for i in range(count):
+            ids = np.random.default_rng(i).integers(0, 4, (32, 64)).astype(np.uint8)
+            ids[:4] = 255
+            ids[ids == 3] = 11
+            picture(root / "street" / "images" / split / f"{i}.{'png' if i % 2 else 'jpg'}", seed=i)
+            picture(root / "street" / "labels" / split / f"{i}.png", ids)
+    if classes:
+        (root / "street" / "classes.json").write_text(json.dumps(classes))
+    return {
+        "name": "segfolder",
+        "task": "segmentation",
+        "folder": "street",
+        "train_split": "train",
+        "test_split": "val",
+        "image_size": [16, 32],
+    }
+
+
+def gta5(root: Path, count: int = 6) -> dict[str, Any]:
+    ids = np.tile(np.arange(34, dtype=np.uint8), (34, 1))
+    for i in range(count):
+        picture(root / "gta5" / "images" / f"{i:05d}.png", seed=i, size=(34, 34))
+        path = root / "gta5" / "labels" / f"{i:05d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(ids, "P")
+        image.putpalette(list(np.random.default_rng(i).integers(0, 256, 768)))
+        image.save(path)
+    return {"name": "gta5", "task": "segmentation", "image_size": [34, 34], "augmentation": "none"}
+
+
+def cityscapes(root: Path, truth: str | None = "labelTrainIds", val: str | None = None) -> dict[str, Any]:
+    """With that ground truth, in `val` perhaps another, or none."""
+    settings = {"name": "cityscapes", "task": "detection" if truth == "instanceIds" else "segmentation"}
+    for split, city in (("train", "aachen"), ("train", "ulm"), ("val", "munster")):
+        stem = f"{city}_000000_000019"
+        picture(root / "cityscapes" / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png")
+        held = val if val and split == "val" else truth
+        if held is None:
+            continue
+        ids = np.zeros((32, 64), np.uint16)
+        if held == "instanceIds":
+            ids[4:20, 8:16], ids[10:14, 30:60], ids[0:3, 0:3], ids[25:30, 2:9] = 24001, 26000, 11, 25
+        else:
+            ids[4:20, 8:16] = 11 if held == "labelTrainIds" else 24
+        place = root / "cityscapes" / "gtFine" / split / city
+        picture(place / f"{stem}_gtFine_{held}.png", ids if held == "instanceIds" else ids.astype(np.uint8))
+    return {**settings, "image_size": [32, 64]}
+
+
+def citypersons(root: Path) -> dict[str, Any]:
+    cityscapes(root, None)
+    for split, cities in (("train", ["aachen", "ulm"]), ("val", ["munster"])):
+        cells = np.empty((1, len(cities)), object)
+        for i, city in enumerate(cities):
+            # class, x, y, w, h, instance, visible x, y, w, h; heights refer to images 1024 high, so here to 32
+            rows = [[1, 5, 2, 4, 10, 24001, 5, 2, 4, 10], [1, 20, 2, 4, 10, 24002, 20, 2, 4, 4]]
+            rows += [
+                [1, 30, 2, 1, 1, 24003, 30, 2, 1, 1],
+                [0, 40, 1, 20, 20, 0, 40, 1, 20, 20],
+                [2, 1, 1, 3, 9, 25001, 1, 1, 3, 9],
+            ]
+            record = np.empty((1, 1), [("cityname", object), ("im_name", object), ("bbs", object)])
+            record[0, 0] = (city, f"{city}_000000_000019_leftImg8bit.png", np.array(rows, np.int32))
+            cells[0, i] = record
+        path = root / "citypersons" / "annotations" / f"anno_{split}.mat"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        savemat(path, {f"anno_{split}_aligned": cells})
+    return {"name": "citypersons", "task": "pedestrians", "image_size": [32, 64], "augmentation": "none"}
+
+
+def coco(root: Path, classes: tuple[str, ...] = ("cat", "dog"), **box: Any) -> dict[str, Any]:
+    for split in ("train", "val"):
+        images = [{"id": 7 + i, "file_name": f"{i}.jpg", "height": 32, "width": 64} for i in range(3)]
+        for i in range(3):
+            picture(root / "pets" / split / f"{i}.jpg", seed=i)
+        boxes = [
+            {
+                "id": i,
+                "image_id": 7 + i % 3,
+                "category_id": 9 if i % 2 else 4,
+                "bbox": [2 + i, 3, 20, 12],
+                "area": 240,
+                "iscrowd": i // 5,
+            }
+            for i in range(6)
+        ]
+        boxes[0].update(box)
+        categories = [{"id": 4 + 5 * i, "name": name} for i, name in enumerate(classes)]
+        path = root / "pets" / "annotations" / f"instances_{split}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"images": images, "annotations": boxes, "categories": categories}))
+    settings = {"name": "coco", "task": "detection", "folder": "pets", "image_size": [64, 64]}
+    return {**settings, "train_split": "train", "test_split": "val", "augmentation": "none"}
+
+
+def scenes(task: str) -> dict[str, Any]:
+    size = 24 if task == "classification" else [48, 96]
+    return {"name": "scenes", "task": task, "image_size": size, "train_size": 20, "test_size": 6}
+
+
+def make(name: str, task: str, root: Path) -> dict[str, Any]:
+    """A small dataset of a name for a task."""
+    if name == "scenes":
+        return scenes(task)
+    if name == "cityscapes":
+        return cityscapes(root, "instanceIds" if task == "detection" else "labelIds")
+    found: dict[str, Any] = globals()[name](root)
+    return found
+
+
+def real(data_root: Path, folder: str) -> Path:
+    """The folder of real datasets if it has that one."""
+    if not (data_root / folder).is_dir():
+        pytest.skip(f"KT_DATA_ROOT has no {folder}/")
+    return data_root
