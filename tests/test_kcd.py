@@ -20,12 +20,14 @@ from experiments.meaning import identity, needed_cells, settle
 from experiments.table import read_rows
 from kt.classifier import Classifier
 from kt.consistency import StreamingConsistency
+from kt.engine import seed_everything
 from kt.errors import UserError
 from kt.features import Features, Transformed
 from kt.functional import METRICS, channel_consistency, channel_divergence, feature_l2, match_channels
 from kt.methods import build_method
 from kt.methods.kcd import ChannelTransform, pooled, read_transform, shrunk_groups
 from kt.models import build_network
+from kt.phase import MAIN
 from kt.store import folder_of
 from kt.train import fit
 from kt.transfer import TransferModel
@@ -347,6 +349,60 @@ def test_rco_follows_the_anchors_in_equal_shares(data: Any, tmp_path: Path) -> N
 
 def test_full_width_mobilenet_keeps_its_last_convolution() -> None:
     assert build_network("mobilenet_v2_half", num_classes=10, image_size=32).last_channel == 1280  # type: ignore[attr-defined]
+
+
+# Around a hint and around boundaries
+
+
+def distilled(name: str, base: dict[str, Any], best: bool) -> Tensor:
+    """The student's weights, in double precision, after some steps of each of a base's phases on a transformed teacher.
+
+    A free layer between the two starts in the transform's order: as it is drawn, one order is as likely as another.
+    """
+    student, teacher, solo = (
+        make_classifier("resnet8", 10, 2),
+        make_teacher("resnet20", 10),
+        make_teacher("resnet8", 10),
+    )
+    seed_everything(3)
+    method: Any = build_method(name, student, teacher, strategy="identity", base=base)
+    model = TransferModel(student, method, {"teacher": teacher}).double().train()
+    images = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    batch = {"inputs": images, "labels": torch.arange(16) % 10}
+    with torch.no_grad():
+        consistency = channel_consistency(pooled(solo.double().eval(), images), pooled(teacher, images), "correlation")
+        order = match_channels(consistency, "bipartite" if best else "random")
+        method.transform.channels.copy_(order[None])
+        for layer in method.base.modules():
+            if isinstance(layer, nn.Conv2d):
+                for parameter in layer.parameters():
+                    parameter.copy_(parameter[order])
+    for phase in method.phases():
+        groups = phase.trains[MAIN].groups(model)
+        optimizer = torch.optim.SGD(groups, lr=0.01, momentum=0.9)
+        for _ in range(3):
+            optimizer.zero_grad()
+            phase.loss(model, batch)[0].backward()
+            optimizer.step()
+    return torch.cat([parameter.detach().flatten() for parameter in student.parameters()])
+
+
+@pytest.mark.parametrize(
+    ("name", "free", "bare"),
+    [
+        ("kcd+fitnet", {"hint_layer": -1}, {"regressor": "none"}),
+        ("kcd+fitnet", {"hint_layer": -1, "init_fraction": 0.1}, {"regressor": "none"}),
+        ("kcd+ab", {"stages": "last"}, {"connector": "none"}),
+    ],
+)
+def test_another_transform_is_another_student_unless_a_free_layer_absorbs_it(
+    name: str, free: dict[str, Any], bare: dict[str, Any]
+) -> None:
+    differences = []
+    for base in (free, {**free, **bare}):
+        matched, random = (distilled(name, base, best) for best in (True, False))
+        differences.append((matched - random).abs().max().item())
+    assert differences[0] < 1e-12 and differences[1] > 1e-3, differences
 
 
 # Cells
