@@ -179,18 +179,29 @@ class KDFixedFeature(KD):
     )
 
 
+_AS_IT_IS = "none (as it is, so the channels have to agree) | first (as it is, with the teacher's first channels)"
+
+
 class FitNet(Method):
     """Romero et al. 2015: one hint, an intermediate stage regressed onto the teacher's."""
 
+    added: ClassVar[Mapping[str, Any]] = {"init_fraction": None, "temperature": 4.0, "alpha": 1.0}
     dense: ClassVar[bool] = True
     accumulates: ClassVar[bool] = True
     weight: NotNegative = Field(100.0, description="of the hint")
     hint_layer: Annotated[int, Ge(-1)] | list[Whole] | Literal["all", "last", "blocks"] | None = Field(
         None, description="stage, from 0; null: the middle one; -1: the last; blocks: each end of a block, no stem"
     )
-    regressor: Literal["conv_bn_relu", "conv"] = Field(
-        "conv_bn_relu", description="what the student's map goes through"
+    regressor: Literal["conv_bn_relu", "conv", "none", "first"] = Field(
+        "conv_bn_relu", description=f"what the student's map goes through: a free 1x1 convolution | {_AS_IT_IS}"
     )
+    init_fraction: Share | None = Field(
+        None,
+        description="length of the paper's first stage, by the hint alone, after which KD trains the student; null: "
+        "the hint beside the cross-entropy throughout",
+    )
+    temperature: Positive = Field(4.0, description="of KD after the first stage")
+    alpha: NotNegative = Field(1.0, description="weight of its soft target, beside a cross-entropy of weight 1")
 
 
 _COMPARED = "stages compared: all | last | blocks (the ends of blocks, without a stem) | numbers, counted from 0"
@@ -232,6 +243,7 @@ class FT(Method):
 class AB(Method):
     """Heo et al. 2019b: activation boundaries initialise the student, which is then trained."""
 
+    added: ClassVar[Mapping[str, Any]] = {"connector": "conv_bn"}
     accumulates: ClassVar[bool] = True
     weight: NotNegative = Field(1.0, description="of the boundaries' loss")
     margin: Positive = Field(1.0, description="distance from the boundary that is asked for")
@@ -239,6 +251,9 @@ class AB(Method):
     after: Literal["task", "kd"] = Field("task", description="what follows: task | kd (at `temperature`, the paper's)")
     temperature: Positive = Field(3.0, description="of KD afterwards")
     stages: Literal["all", "last"] = Field("all", description="stages compared")
+    connector: Literal["conv_bn", "none", "first"] = Field(
+        "conv_bn", description=f"what the student's map goes through: a free 1x1 convolution | {_AS_IT_IS}"
+    )
 
 
 class HybridForward(Method):

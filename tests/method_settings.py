@@ -45,8 +45,13 @@ SETTINGS: dict[str, Setting] = {
     "rkd": Setting(),
     "rco": Setting({"weight": 1.0}, anchors=1),
     "kcd": Setting({"base": {"name": "l2", "weight": 1.0}, "update_every": 1}, phases=("solo", "train")),
-    "kcd+fitnet": Setting({"base": {"hint_layer": -1}, "metric": "kl"}, phases=("solo", "train")),
-    "kcd+ab": Setting({"groups": 2, "match": "adapter"}, phases=("solo", "boundaries", "train")),
+    "kcd+fitnet": Setting(
+        {"base": {"hint_layer": -1, "regressor": "none", "init_fraction": 0.5}, "metric": "kl"},
+        phases=("solo", "hint", "train"),
+    ),
+    "kcd+ab": Setting(
+        {"groups": 2, "match": "adapter", "base": {"connector": "none"}}, phases=("solo", "boundaries", "train")
+    ),
     "kcd+rkd": Setting(
         {"strategy": "subnet_res", "beside": {"weight": 1.0}},
         student="resnet20_half",

@@ -149,7 +149,7 @@ def test_a_key_added_later_keeps_ids_only_where_it_changes_nothing(monkeypatch: 
     before = [composed(*kd), composed(*inner)]
     added = {
         KD: {"alpha": 0.9},
-        FitNet: {"regressor": "conv_bn_relu"},
+        FitNet: {"regressor": "none"},
         Schedule: {"gamma": 0.1},
         Dataset: {"subset": None},
     }

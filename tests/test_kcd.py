@@ -13,19 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from checks import bits, rows
-from configs import composed, rows_of
+from configs import composed, rows_of, table
 from experiments import cell
 from experiments.build import snapshots_of
 from experiments.meaning import identity, needed_cells, settle
 from experiments.table import read_rows
 from kt.classifier import Classifier
 from kt.consistency import StreamingConsistency
+from kt.engine import seed_everything
 from kt.errors import UserError
 from kt.features import Features, Transformed
 from kt.functional import METRICS, channel_consistency, channel_divergence, feature_l2, match_channels
 from kt.methods import build_method
 from kt.methods.kcd import ChannelTransform, pooled, read_transform, shrunk_groups
 from kt.models import build_network
+from kt.phase import MAIN
 from kt.store import folder_of
 from kt.train import fit
 from kt.transfer import TransferModel
@@ -286,11 +288,26 @@ def test_distillation_starts_from_the_initial_weights_bit_for_bit(given: bool, d
     assert (found["before"] == start) is given
 
 
-def test_identity_is_the_l2_baseline(data: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "options", "how"),
+    [
+        ("l2", {"weight": 1.0}, {}),
+        ("fitnet", {"hint_layer": -1, "init_fraction": 0.5}, {"regressor": "first"}),
+        ("ab", {"stages": "last"}, {"connector": "first"}),
+    ],
+)
+def test_identity_is_the_plain_method_on_the_teacher_s_first_channels(
+    name: str, options: dict[str, Any], how: dict[str, str], data: Any, tmp_path: Path
+) -> None:
     results = []
-    for name, options in (("l2", {"weight": 1.0}), ("kcd", {"strategy": "identity", "update_every": None})):
-        fit(make_model(name, data.spec.num_classes, **options), data, tmp_path / name, SCHEDULE)
-        results.append(bits(torch.load(tmp_path / name / "student.pth")))
+    around = {"strategy": "identity", "base": {"name": name, **options, **dict.fromkeys(how, "none")}}
+    for whole, settings in ((name, {**options, **how}), ("kcd", around)):
+        student = make_classifier("resnet20_half", data.spec.num_classes, 2)
+        teacher = make_teacher("resnet20", data.spec.num_classes)
+        assert student.stages[-1].channels < teacher.stages[-1].channels
+        model = TransferModel(student, build_method(whole, student, teacher, **settings), {"teacher": teacher})
+        fit(model, data, tmp_path / whole, SCHEDULE)
+        results.append(bits(torch.load(tmp_path / whole / "student.pth")))
     assert results[0] == results[1]
 
 
@@ -347,6 +364,94 @@ def test_rco_follows_the_anchors_in_equal_shares(data: Any, tmp_path: Path) -> N
 
 def test_full_width_mobilenet_keeps_its_last_convolution() -> None:
     assert build_network("mobilenet_v2_half", num_classes=10, image_size=32).last_channel == 1280  # type: ignore[attr-defined]
+
+
+# Around a hint and around boundaries
+
+
+def distilled(name: str, base: dict[str, Any], best: bool) -> Tensor:
+    """The student's weights, in double precision, after some steps of each of a base's phases on a transformed teacher.
+
+    A free layer between the two starts in the transform's order: as it is drawn, one order is as likely as another.
+    """
+    student, teacher, solo = (
+        make_classifier("resnet8", 10, 2),
+        make_teacher("resnet20", 10),
+        make_teacher("resnet8", 10),
+    )
+    seed_everything(3)
+    method: Any = build_method(name, student, teacher, strategy="identity", base=base)
+    model = TransferModel(student, method, {"teacher": teacher}).double().train()
+    images = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    batch = {"inputs": images, "labels": torch.arange(16) % 10}
+    with torch.no_grad():
+        consistency = channel_consistency(pooled(solo.double().eval(), images), pooled(teacher, images), "correlation")
+        order = match_channels(consistency, "bipartite" if best else "random")
+        method.transform.channels.copy_(order[None])
+        for layer in method.base.modules():
+            if isinstance(layer, nn.Conv2d):
+                for parameter in layer.parameters():
+                    parameter.copy_(parameter[order])
+    for phase in method.phases():
+        groups = phase.trains[MAIN].groups(model)
+        optimizer = torch.optim.SGD(groups, lr=0.01, momentum=0.9)
+        for _ in range(3):
+            optimizer.zero_grad()
+            phase.loss(model, batch)[0].backward()
+            optimizer.step()
+    return torch.cat([parameter.detach().flatten() for parameter in student.parameters()])
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "free"),
+    [
+        ("kcd+fitnet", (), {"regressor": "conv_bn_relu"}),
+        ("kcd+fitnet", ("method.base.init_fraction=0.1",), {"regressor": "conv"}),
+        ("kcd+ab", (), {"connector": "conv_bn"}),
+    ],
+)
+def test_another_transform_is_another_student_unless_a_free_layer_absorbs_it(
+    name: str, changes: tuple[str, ...], free: dict[str, Any]
+) -> None:
+    own = composed(f"method={name}", *changes)["method"]["base"]
+    differences = []
+    for base in ({**own, **free}, own):
+        matched, random = (distilled(name, base, best) for best in (True, False))
+        differences.append((matched - random).abs().max().item())
+    assert differences[0] < 1e-12 and differences[1] > 1e-3, differences
+
+
+@pytest.mark.parametrize(("regressor", "grows"), [("conv", True), ("none", False), ("conv_bn_relu", False)])
+def test_only_a_bare_convolution_diverges_at_the_paper_s_rate_and_weight(
+    regressor: str, grows: bool, data: Any
+) -> None:
+    """Which is why nothing normalises what is compared as it is: the student's own last normalisation is enough."""
+    model = make_model("fitnet", data.spec.num_classes, hint_layer=-1, regressor=regressor, init_fraction=0.5).train()
+    hint = model.method.phases()[0]
+    optimizer = torch.optim.SGD(hint.trains[MAIN].groups(model), lr=0.1, momentum=0.9)
+    losses = []
+    for batch in itertools.chain.from_iterable(data.train.epoch(epoch) for epoch in range(2)):
+        losses.append(hint.loss(model, batch)[0])
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    first, *_, last = (loss.item() for loss in losses)
+    assert (not last < 1e6 * first) if grows else last < first
+
+
+@pytest.mark.parametrize("name", ["cifar100_kcd", "imagenet_kcd", "kcd_consistency"])
+def test_rows_around_fitnets_and_ab_differ_by_the_transform_alone(name: str) -> None:
+    configs = {shown.id: shown.config for shown in table(name, "scale=mini").shown}
+    around = {row: config for row, config in configs.items() if config["method"]["name"] in ("kcd+fitnet", "kcd+ab")}
+    assert len(around) == (2 if name == "kcd_consistency" else 4)
+    for row, config in around.items():
+        networks = (config[who]["network"] for who in ("student", "teacher"))
+        student, teacher = (make_classifier(network["name"], 10, 0) for network in networks)
+        fewer = student.stages[-1].channels < teacher.stages[-1].channels
+        plain, base = configs[row.removeprefix("kcd_")]["method"], config["method"]["base"]
+        key = "regressor" if "regressor" in base else "connector"
+        assert (plain, base[key]) == ({**base, key: "first" if fewer else "none"}, "none")
+        build_method(**plain, student=student, teacher=teacher)
 
 
 # Cells
@@ -502,9 +607,32 @@ def test_figure_1_is_drawn_from_the_maps_that_analyses_left(tmp_path: Path) -> N
         ("kcd+at", r"^method\.beside=null: at does not compare channels"),
         ("at+kd", r"^method\.base: unknown key for method at\+kd; it has form, stages, weight"),
         ("kcd+kcd", r"^method\.base\.name=kcd: expected a method that is not itself built around another"),
+        ("kcd+fitnet", r"^method\.base: fitnet compares stage 1 of the student; expected the last one, 2, too"),
     ],
 )
 def test_a_method_around_another_that_does_not_fit_says_so(name: str, words: str) -> None:
     pair = make_model("kd", 10)
     with pytest.raises(UserError, match=words):
         build_method(name, pair.student, pair.teacher)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "student", "words"),
+    [
+        ("fitnet", {"regressor": "none"}, "resnet20_half", r"16 channels, the student's 8; .* first 8\) or a convo"),
+        ("ab", {"connector": "none"}, "resnet20_half", r"^method\.connector=none: the teacher's map has"),
+        ("ab", {"connector": "first"}, "resnet8x4", r"^method\.connector=first: .*; expected a convolution$"),
+        (
+            "kcd+fitnet",
+            {"match": "adapter", "base": {"hint_layer": -1, "regressor": "none"}},
+            "resnet20_half",
+            r"^method\.regressor=none: the teacher's map has 16 channels, the student's 8",
+        ),
+    ],
+)
+def test_maps_that_cannot_be_compared_as_they_are_say_so(
+    name: str, options: dict[str, Any], student: str, words: str
+) -> None:
+    options = {"hint_layer": -1, **options} if name == "fitnet" else options
+    with pytest.raises(UserError, match=words):
+        build_method(name, make_classifier(student, 10, 0), make_teacher("resnet20", 10), **options)

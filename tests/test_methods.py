@@ -22,7 +22,7 @@ from kt.errors import UserError
 from kt.hooks.records import NonFiniteLossError
 from kt.methods import build_method, find_method
 from kt.models import build_network
-from kt.phase import phase_folder
+from kt.phase import MAIN, phase_folder
 from kt.settings import METHODS as METHOD_SETTINGS
 from kt.settings import Dataset, Schedule, accumulates, defaults, fits, kinds
 from kt.train import fit
@@ -162,6 +162,25 @@ def test_trains_on_real_images(name: str, data_root: Path, tmp_path: Path) -> No
     assert 0 <= metrics["top1"] <= metrics["top5"] <= 100
 
 
+def test_fitnets_own_paper_trains_up_to_the_hint_and_then_by_kd(data: Any) -> None:
+    model = make_model("fitnet", data.spec.num_classes, init_fraction=0.25)
+    hint, train = model.method.phases()
+    assert (hint.fraction, train.fraction) == (0.25, 1.0)
+    body = [*model.student.stages[0].parameters(), *model.student.stages[1].parameters()]
+    for phase, expected in (
+        (hint, [*body, *model.method.regressors.parameters()]),
+        (train, model.student.parameters()),
+    ):
+        found = [parameter for group in phase.trains[MAIN].groups(model) for parameter in group["params"]]
+        assert {id(parameter) for parameter in found} == {id(parameter) for parameter in expected}
+    batch = next(data.train.epoch(0))
+    kd = build_method("kd", model.student, model.teacher, temperature=4.0, alpha=1.0, task_weight=1.0)
+    whole = make_model("fitnet", data.spec.num_classes)
+    _, terms = whole.method.loss(whole.eval(), batch)
+    torch.testing.assert_close(hint.loss(model.eval(), batch)[0], 100 * terms["loss_hint"])
+    torch.testing.assert_close(train.loss(model, batch)[0], kd.loss(model, batch)[0])
+
+
 def test_diverging_training_names_the_step(data: Any, tmp_path: Path) -> None:
     model = make_model("none", data.spec.num_classes)
     with torch.no_grad():
@@ -209,7 +228,7 @@ def test_two_processes_end_with_equal_parameters(name: str, pair: Any) -> None:
         (
             "fitnet",
             {"regressor": "cnv"},
-            "method.regressor=cnv: expected one of conv_bn_relu, conv .did you mean 'conv'",
+            "method.regressor=cnv: expected one of conv_bn_relu, conv, none, first .did you mean 'conv'",
         ),
         ("kd", {"temprature": 2.0}, "method.temprature: unknown key for method kd .did you mean 'temperature'"),
         ("kd", {"alpha": -1}, "method.alpha=-1: expected a number >= 0"),

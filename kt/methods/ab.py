@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from kt.classifier import Classifier
 from kt.features import Features
 from kt.functional import activation_boundary, soft_target
-from kt.methods.base import METHODS, Compared, Method
-from kt.methods.blocks import choose_pairs, match_size
-from kt.phase import CONSTANT, Batch, Phase, only, student_alone
+from kt.methods.base import METHODS, Method
+from kt.methods.blocks import as_it_is, choose_pairs, initialisation, match_size
+from kt.phase import Batch, Phase, only, student_alone
 from kt.stages import as_map
 from kt.transfer import TransferModel
 
@@ -33,6 +31,7 @@ class ActivationBoundary(Method):
         after: `task` or `kd`.
         temperature: Of the soft targets, if `after` is `kd`.
         stages: `all` or `last`.
+        connector: `conv_bn` (1x1 convolution, batch normalisation), or `none` or `first`, see `as_it_is`.
     """
 
     compares_channels = True
@@ -50,6 +49,7 @@ class ActivationBoundary(Method):
         after: str,
         temperature: float,
         stages: str,
+        connector: str,
     ):
         super().__init__(student, teacher)
         assert teacher is not None
@@ -61,25 +61,17 @@ class ActivationBoundary(Method):
         self.connectors = nn.ModuleList()
         for i, j in self.pairs:
             ours, theirs = student.stages[i].channels, teacher.stages[j].channels
-            self.connectors.append(nn.Sequential(nn.Conv2d(ours, theirs, 1, bias=False), nn.BatchNorm2d(theirs)))
+            if connector == "conv_bn":
+                self.connectors.append(nn.Sequential(nn.Conv2d(ours, theirs, 1, bias=False), nn.BatchNorm2d(theirs)))
+            else:
+                self.connectors.append(as_it_is(connector, ours, theirs, "method.connector"))
 
     def phases(self) -> list[Phase]:
         """Boundaries, then the task."""
         return [
-            Phase(
-                "boundaries",
-                Compared(self, self.boundary),
-                trains=only(self._body, **CONSTANT),
-                fraction=self.init_fraction,
-                evaluate=False,
-            ),
+            initialisation("boundaries", self, self.boundary, self.pairs, self.connectors, self.init_fraction),
             Phase("train", self.loss, trains=only(student_alone)),
         ]
-
-    def _body(self, model: TransferModel) -> list[dict[str, Any]]:
-        last = max(i for i, _ in self.pairs)
-        body = [p for stage in model.student.stages[: last + 1] for p in stage.parameters()]
-        return [{"params": [*body, *self.connectors.parameters()]}]
 
     def teacher_depth(self, model: TransferModel) -> int | None:
         """The main phase asks the teacher only for soft targets."""
@@ -91,7 +83,8 @@ class ActivationBoundary(Method):
         for number, ((i, j), connector) in enumerate(zip(self.pairs, self.connectors, strict=True), 1):
             target = as_map(theirs.before(j))
             guess = match_size(connector(as_map(ours.before(i))), target)
-            total = total + 2.0 ** (number - len(self.pairs)) * activation_boundary(guess, target, self.margin)
+            missed = activation_boundary(guess, target[:, : guess.shape[1]], self.margin)
+            total = total + 2.0 ** (number - len(self.pairs)) * missed
         return self.weight * self.SCALE * total, {}
 
     def terms(self, ours: Features, theirs: Features, batch: Batch) -> dict[str, Tensor]:

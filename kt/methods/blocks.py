@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 
 from kt.errors import UserError, nearest
 from kt.features import Features
-from kt.methods.base import Method, Student, Teacher, pair_stages
-from kt.phase import Batch
+from kt.methods.base import Compare, Compared, Method, Student, Teacher, pair_stages
+from kt.phase import CONSTANT, Batch, Phase, only
 from kt.stages import Stage, as_map
 from kt.transfer import TransferModel
 
@@ -78,6 +79,45 @@ def choose_pairs(
     return [(index, found[index]) for index in sorted(set(stages))]
 
 
+def as_it_is(how: str, ours: int, theirs: int, key: str) -> nn.Module:
+    """What a student's map goes through where nothing stands between it and the teacher's channels of the same number.
+
+    Args:
+        how: `none` for maps of equally many channels, `first` where the teacher's further ones are left out.
+        ours: The student's channels.
+        theirs: The teacher's.
+        key: What error messages call the choice.
+
+    Raises:
+        UserError: The teacher has other channels than that.
+    """
+    if ours == theirs or (how == "first" and ours < theirs):
+        return nn.Identity()
+    wanted = f"first (the teacher's first {ours}) or a convolution" if ours < theirs else "a convolution"
+    raise UserError(f"{key}={how}: the teacher's map has {theirs} channels, the student's {ours}; expected {wanted}")
+
+
+def initialisation(
+    name: str, method: Method, compare: Compare, pairs: Sequence[tuple[int, int]], beside: nn.Module, fraction: float
+) -> Phase:
+    """A first phase that trains the student as deep as it is compared, at a constant rate and without a score.
+
+    Args:
+        name: The phase's.
+        method, compare: Whose loss it is, and the loss.
+        pairs: The stages that are compared (student, teacher).
+        beside: What else trains.
+        fraction: The phase's length as a share of the schedule.
+    """
+    groups = partial(_up_to, max(ours for ours, _ in pairs), beside)
+    trains = only(groups, **CONSTANT)
+    return Phase(name, Compared(method, compare), trains=trains, fraction=fraction, evaluate=False)
+
+
+def _up_to(last: int, beside: nn.Module, model: TransferModel) -> list[dict[str, Any]]:
+    return [{"params": [*parameters_of(model.student.stages[: last + 1]), *beside.parameters()]}]
+
+
 class MapTransfer(Method):
     """The task loss and a distance of maps, summed over pairs of stages.
 
@@ -106,7 +146,7 @@ class MapTransfer(Method):
         """
         raise NotImplementedError
 
-    def teacher_depth(self, model: TransferModel) -> int:
+    def teacher_depth(self, model: TransferModel) -> int | None:
         """Up to the last pair."""
         return max(theirs for _, theirs in self.pairs) + 1
 

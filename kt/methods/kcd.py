@@ -10,6 +10,8 @@ Han et al., "Fixing the Teacher-Student Knowledge Discrepancy in Distillation" (
 T is a view of the teacher, so it composes with every method that compares channels: `base` is the method that is
 trained on the view, by default plain L2, and `kcd+fitnet`, `kcd+ab`, `kcd+rco` are this method around those. A method
 that does not look at single channels (`kcd+rkd`) gets the teacher as it is, and an L2 loss on the view `beside` it.
+"For FitNets, AB and RCO, they are operated on the original feature maps": a base that sends the student's map through a
+free 1x1 convolution absorbs any T that reorders channels, and trains the very student of the teacher as it is.
 
 What the paper leaves open, and the choice here:
 
@@ -193,7 +195,8 @@ class KnowledgeConsistent(Method):
                 drawn = [match_channels(torch.zeros(theirs, ours), "random") for _ in range(self.groups)]
                 self._set([self._completed(one, theirs) for one in drawn])
         *first, last = teacher.stages
-        view: Any = SimpleNamespace(stages=[*first, dataclasses.replace(last, channels=channels)])
+        stages = [*first, dataclasses.replace(last, channels=channels)]
+        view: Any = SimpleNamespace(stages=stages, head=getattr(teacher, "head", None))  # a detector has none
         settings = dict(base or {"name": "l2"})
         name = settings.pop("name")
         if issubclass(find_method(name), KnowledgeConsistent):
@@ -202,6 +205,13 @@ class KnowledgeConsistent(Method):
         if not sees_channels and beside is None:
             raise UserError(f"method.beside=null: {name} does not compare channels, so the transform would be unused")
         self.base = build_method(name, student, view if sees_channels else teacher, data=data, files=files, **settings)
+        pairs = getattr(self.base, "pairs", None)
+        if sees_channels and pairs and pairs[-1][1] != len(first):
+            seen = ", ".join(str(stage) for stage, _ in pairs)
+            raise UserError(
+                f"method.base: {name} compares stage {seen} of the student; expected the last one, "
+                f"{len(student.stages) - 1}, too: its maps are what the transform reorders"
+            )
         self.beside: Any = None
         if beside is not None:
             self.beside = build_method("l2", student, view, **{k: v for k, v in beside.items() if k != "name"})
