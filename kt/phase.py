@@ -24,6 +24,7 @@ from kt.settings import Schedule, check_settings
 
 if TYPE_CHECKING:
     import torch
+    from mmengine.optim import OptimWrapper
     from torch import Tensor
 
     from kt.data import Data
@@ -132,12 +133,16 @@ class Loop(Protocol):
     Attributes:
         model: The `TransferModel` itself, never a wrapper around it.
         loaders: All of the phase by name, `train` among them.
+        optimizers: mmengine's wrapper of each optimizer by name, at the current learning rates.
+        schedules: The settings of each.
         epoch, max_epochs: The current epoch from 0, and how many there are, the last of which may be cut short.
         iter, max_iters: Steps done, and how many there are.
     """
 
     model: Model
     loaders: Mapping[str, Loader]
+    optimizers: Mapping[str, OptimWrapper]
+    schedules: Mapping[str, Mapping[str, Any]]
     epoch: int
     max_epochs: int
     iter: int

@@ -146,7 +146,9 @@ def image_data(
     test = _loader(held, tested, size, "none", False, resident, workers, common)
     numbers = (len(chosen), len(tested))
     facts = (dataset["name"], classes, size, source.mean, source.std, *numbers, source.class_names)
-    spec = DataSpec(*facts, largest_index=int(chosen.max()))
+    classes_of = np.full(chosen.max() + 1, -1)
+    classes_of[chosen] = labels[chosen]
+    spec = DataSpec(*facts, largest_index=int(chosen.max()), labels=classes_of)
     return Data(spec, train, test, functools.partial(evaluate_accuracy, loader=test, num_classes=classes))
 
 
