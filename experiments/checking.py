@@ -17,7 +17,7 @@ from experiments.groups import choices
 from experiments.schema import ANALYSES, Config, Teacher
 from kt.data.names import check_dataset
 from kt.errors import UserError, nearest
-from kt.settings import KCD, METHODS, Dataset, Method, Schedule, Settings, check_value, describe, kinds, shown
+from kt.settings import KCD, METHODS, SOURCE, Dataset, Method, Schedule, Settings, check_value, describe, kinds, shown
 
 
 def _nested(kind: Any) -> type[Settings] | None:
@@ -110,6 +110,9 @@ def validate(config: Mapping[str, Any]) -> None:
     _check_part(own, Dataset, "teacher.dataset.")
     if own:
         check_dataset({**config["dataset"], **own}, "teacher.dataset")
+    source = config["method"].get(SOURCE)
+    if source:
+        check_dataset(source, f"method.{SOURCE}")
     _check_part(config["teacher"]["schedule"], Schedule, "teacher.schedule.")
     for who in ("teacher", "student"):
         network = config[who]["network"]
@@ -125,7 +128,7 @@ def validate(config: Mapping[str, Any]) -> None:
         hint = nearest(config["evaluation"], known)
         raise UserError(f"evaluation={config['evaluation']}: expected a dataset or one of {', '.join(ANALYSES)}{hint}")
     _check_base(method, config["method"])
-    for key in ("dataset.folder", "teacher.dataset.folder"):
+    for key in ("dataset.folder", "teacher.dataset.folder", f"method.{SOURCE}.folder"):
         group, _, leaf = key.rpartition(".")
         folder = OmegaConf.select(OmegaConf.create(dict(config)), group)
         folder = folder.get(leaf) if folder else None

@@ -14,40 +14,39 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp
 
 from kt.errors import nearest
 
-T = TypeVar("T")
+Result = TypeVar("Result")
 
 HOW = ("difference", "jvp")
 
 
-class _Within(nn.Module):
-    """A function's call as the forward of a module around another one, so that `functional_call` swaps parameters."""
+class _Calling(nn.Module):
+    """A module to whose parameters `torch.func.functional_call` gives other values while a function of it runs."""
 
-    def __init__(self, inner: nn.Module, function: Callable[[], object]):
+    def __init__(self, model: nn.Module, function: Callable[[], object]):
         super().__init__()
-        self.inner, self.function = inner, function
+        self.model, self.function = model, function
 
     def forward(self) -> object:
         return self.function()
 
 
-def evaluated(
-    module: nn.Module, parameters: Sequence[Tensor], values: Sequence[Tensor], function: Callable[[], T]
-) -> T:
-    """What a function gives where some of a module's parameters have other values; it is differentiable in these.
+def with_values(
+    model: nn.Module, parameters: Sequence[nn.Parameter], values: Sequence[Tensor], function: Callable[[], Result]
+) -> Result:
+    """What a function of a model gives where some of its parameters have other values, differentiable in these.
 
     Args:
-        module: The module; it is left as it is, but for buffers that the function changes.
+        model: The model; it ends as it was, but for buffers that the function changes.
         parameters: Some of its parameters.
-        values: A value for each.
-        function: Reads the module.
+        values: A tensor of the same shape for each.
+        function: Calls the model or parts of it.
     """
-    names = {id(parameter): f"inner.{name}" for name, parameter in module.named_parameters()}
-    named = {names[id(parameter)]: value for parameter, value in zip(parameters, values, strict=True)}
-    return functional_call(_Within(module, function), named, ())
+    names = {id(parameter): f"model.{name}" for name, parameter in model.named_parameters()}
+    given = {names[id(parameter)]: value for parameter, value in zip(parameters, values, strict=True)}
+    return torch.func.functional_call(_Calling(model, function), given, ())
 
 
 def lookahead(optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor | None]) -> list[Tensor]:
@@ -105,7 +104,7 @@ def directional(
             return losses(values)
 
     if how == "jvp":
-        return jvp(lambda *values: call(values), tuple(at), tuple(direction))[1].detach()
+        return torch.func.jvp(lambda *values: call(values), tuple(at), tuple(direction))[1].detach()
     if how != "difference":
         raise ValueError(f"how={how!r}: expected one of {', '.join(HOW)}{nearest(how, HOW)}")
     with torch.no_grad():

@@ -317,6 +317,9 @@ class M2AS(MAS):
     """MAKD's M2AS: MAS, and every layer of the teacher directly to every layer of the student."""
 
 
+SOURCE = "source"  # a method's key that names a dataset, and the loader of its images that the method draws from
+
+
 class M2A2S(M2AS):
     """MAKD's M2A2S: M2AS with a second set of auxiliary networks that learns on unlabelled images of the source."""
 
