@@ -316,6 +316,8 @@ class MAS(AS):
 class M2AS(MAS):
     """MAKD's M2AS: MAS, and every layer of the teacher directly to every layer of the student."""
 
+    passes: ClassVar[float] = 4.0
+
 
 SOURCE = "source"  # a method's key that names a dataset, and the loader of its images that the method draws from
 
@@ -323,7 +325,7 @@ SOURCE = "source"  # a method's key that names a dataset, and the loader of its 
 class M2A2S(M2AS):
     """MAKD's M2A2S: M2AS with a second set of auxiliary networks that learns on unlabelled images of the source."""
 
-    passes: ClassVar[float] = 4.5
+    passes: ClassVar[float] = 5.5
     cell_keys: ClassVar[tuple[str, ...]] = ("source", "source_share")
     source: Dataset | None = Field(
         None, description="the source images, labels unused: dataset@method.source=<choice>; null: the teacher's"
