@@ -197,8 +197,10 @@ class PhaseLoop(BaseLoop):
         super().__init__(runner, loaders[TRAIN])
         self.model: TransferModel = getattr(runner.model, "module", runner.model)
         self.loaders, self.phase, self.phase_index, self.engine = loaders, phase, index, engine
-        self.optimizers: dict[str, OptimWrapper] = dict(runner.optim_wrapper.items())
-        self.schedules = {name: {**engine.schedule, **each.schedule} for name, each in phase.trains.items()}
+        self.optimizers: Mapping[str, OptimWrapper] = dict(runner.optim_wrapper.items())
+        self.schedules: Mapping[str, Mapping[str, Any]] = {
+            name: {**engine.schedule, **each.schedule} for name, each in phase.trains.items()
+        }
         self.passes = loaders[TRAIN].passes
         self.chunks = self.passes * ranks.world_size()
         self.steps_per_epoch = len(loaders[TRAIN]) // self.passes

@@ -130,7 +130,8 @@ class Loop(Protocol):
     Attributes:
         model: The `TransferModel` itself, never a wrapper around it.
         loaders: All of the phase by name, `train` among them.
-        optimizers: mmengine's wrapper of each optimizer by name, to be read only: `update` steps them.
+        optimizers: mmengine's wrapper of each optimizer by name, at the current learning rates.
+        schedules: The settings of each.
         epoch, max_epochs: The current epoch from 0, and how many there are, the last of which may be cut short.
         iter, max_iters: Steps done, and how many there are.
     """
@@ -138,6 +139,7 @@ class Loop(Protocol):
     model: Model
     loaders: Mapping[str, Loader]
     optimizers: Mapping[str, OptimWrapper]
+    schedules: Mapping[str, Mapping[str, Any]]
     epoch: int
     max_epochs: int
     iter: int

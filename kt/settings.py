@@ -336,6 +336,30 @@ class M2A2S(M2AS):
     )
 
 
+class CRD(Method):
+    """Tian, Krishnan, Isola 2020: an image's two embeddings are told apart from those of images of other classes."""
+
+    weight: NotNegative = Field(0.8, description="of both contrasts; RepDistiller's")
+    embedding: Count = Field(128, description="size of the embeddings")
+    negatives: Count = Field(16384, description="images of other classes that each image is contrasted with")
+    temperature: Positive = Field(0.07, description="of the embeddings' products")
+    momentum: Fraction = Field(0.5, description="share of its old embedding that an image's memory keeps")
+
+
+class L2T(Method):
+    """Jang et al. 2019, "Learning What and Where to Transfer": meta-learned weights of channels and pairs of layers."""
+
+    passes: ClassVar[float] = 10.0
+    weight: NotNegative = Field(0.5, description="of the matching loss: the paper's beta")
+    inner_steps: Count = Field(
+        2, description="steps on the matching loss alone that the meta-gradient looks back at: T"
+    )
+    meta_lr: Positive = Field(
+        1e-4, description="learning rate (Adam) of the meta-networks; the paper's Stanford40: 1e-3"
+    )
+    meta_weight_decay: NotNegative = Field(1e-4, description="of the meta-networks")
+
+
 class KCD(Method):
     """Han et al., "Fixing the Teacher-Student Knowledge Discrepancy in Distillation", around another method."""
 
@@ -411,6 +435,8 @@ METHODS: dict[str, type[Method]] = {
     "mas": MAS,
     "m2as": M2AS,
     "m2a2s": M2A2S,
+    "crd": CRD,
+    "l2t": L2T,
     **dict.fromkeys(("kcd", "kcd+fitnet", "kcd+ab", "kcd+rkd", "kcd+rco"), KCD),
 }
 
@@ -418,7 +444,7 @@ METHODS: dict[str, type[Method]] = {
 # ------------------------------------------------------------------------------------------------------------- batches
 
 # Whose losses are means over images of what each image gives, so that an update may be accumulated from passes. In
-# others images depend on one another (`rkd`), or what weighs them comes from the whole batch.
+# others images depend on one another (`rkd`, `crd`), or what weighs them comes from the whole batch.
 ACCUMULATING = frozenset(
     ("none", "finetune", "fixed_feature", "kd", "kd_fixed_feature", "fitnet", "at", "nst", "ft", "ab", "l2", "rco")
     + ("stagewise", "hybrid_forward", "kcd")
