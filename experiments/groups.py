@@ -75,8 +75,8 @@ def _network(name: str) -> dict[str, Any]:
 
 def _recipe(own: Mapping[str, Any]) -> dict[str, Any]:
     """A dataset's schedule, which is as much shorter as the scale says."""
-    node = {**defaults(Schedule), **own}
-    lengths = {key: node[key] for key in ("epochs", "iterations", "interval") if isinstance(node[key], int)}
+    node = dict(own) if "defaults" in own else {**defaults(Schedule), **own}
+    lengths = {key: node[key] for key in ("epochs", "iterations", "interval") if isinstance(node.get(key), int)}
     return {**node, **{key: f"${{scaled:{length},${{scale.fraction}}}}" for key, length in lengths.items()}}
 
 

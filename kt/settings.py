@@ -57,9 +57,12 @@ class Dataset(Settings):
         0.0, description="share of the training set to score on instead of the test set; for tuning"
     )
     augmentation: Literal["none", "flip", "crop_flip", "imagenet"]
-    style: Literal["photo", "synthetic"] = Field("photo", description="of embedded scenes")
+    style: Literal["photo", "synthetic", "painting"] = Field("photo", description="of embedded scenes")
     train_size: Count | None = Field(None, description="embedded scenes to draw")
     test_size: Count | None = Field(None, description="embedded scenes to draw")
+    domain: Literal["clipart", "painting", "real"] | None = Field(
+        None, description="of DomainNet and its embedded stand-in: which of their sets"
+    )
     folder: str | None = Field(None, description="below data_root")
     train_split: str | None = Field(None, description="what the folder calls it")
     test_split: str | None = Field(None, description="what the folder calls it")
