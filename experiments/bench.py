@@ -40,7 +40,7 @@ from kt.hooks import RecordHook
 from kt.methods import build_method, find_method
 from kt.models import build_network
 from kt.models.names import DENSE_NETWORKS
-from kt.settings import METHODS, Schedule, defaults
+from kt.settings import METHODS, Schedule, defaults, kinds
 from kt.stages import IMAGENET
 from kt.store import Records, records_file
 from kt.transfer import TransferModel
@@ -71,6 +71,8 @@ def make_model(name: str, arguments: argparse.Namespace, **options: Any) -> Tran
     torch.manual_seed(0)
     student = Classifier(build_network(student_name, **settings))
     teacher = Classifier(build_network(arguments.teacher, **settings)) if METHODS[name].needs_teacher else None
+    if "first_epochs" in kinds(METHODS[name]):
+        options["first_epochs"] = 0  # what is timed is the step that comes after them
     facts = DataSpec("images", CLASSES, SIZE, *IMAGENET, arguments.images, 0, (), labels=labels_of(arguments.images))
     method = build_method(name, student, teacher, data=facts, **options)
     return TransferModel(student, method, {"teacher": teacher} if teacher else None)

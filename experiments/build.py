@@ -17,7 +17,8 @@ from experiments.meaning import evaluation_dataset
 from kt import ranks
 from kt.classifier import Classifier
 from kt.cost import few_images
-from kt.data import DATASETS, Data, build_data
+from kt.data import DATASETS, Data, build_data, unlabelled
+from kt.data.loaders import Loader
 from kt.dense import Backbone, DenseModel, as_teacher
 from kt.engine import seed_everything
 from kt.errors import UserError, needs_mm
@@ -31,7 +32,7 @@ from kt.models.build import normalisation_of_weights
 from kt.models.checkpoints import load_backbone, load_weights
 from kt.needs import SNAPSHOTS, WEIGHTS
 from kt.settings import METHODS as SETTINGS
-from kt.settings import device_batch
+from kt.settings import SOURCE, device_batch
 from kt.stages import IMAGENET, head_of
 from kt.store import DESCRIPTION, cache_of, listed, outcomes_file
 from kt.students import load_model
@@ -53,12 +54,21 @@ def build_classifier(
     return Classifier(plain, normalisation_of_weights(network["name"], pretrained) if pretrained else normalisation)
 
 
+def _loading(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """How a cell's loaders are made, for this process."""
+    found = {"batch_size": config["schedule"]["batch_size"], "seed": config["seed"], "device": device}
+    return found | {"rank": ranks.rank(), "world": ranks.world_size(), "cache_root": cache_of(config["output_root"])}
+
+
 def read_data(config: Mapping[str, Any], dataset: Mapping[str, Any], device: torch.device) -> Data:
     """Loaders and scores of a dataset, for this process."""
-    options: dict[str, Any] = {key: config["schedule"][key] for key in ("batch_size", "device_batch")}
-    options["seed"] = config["seed"]
-    options |= {"rank": ranks.rank(), "world": ranks.world_size(), "cache_root": cache_of(config["output_root"])}
-    return build_data(dataset, config["data_root"], device=device, **options)
+    passes = config["schedule"]["device_batch"]
+    return build_data(dataset, config["data_root"], device_batch=passes, **_loading(config, device))
+
+
+def read_source(config: Mapping[str, Any], dataset: Mapping[str, Any], device: torch.device) -> Loader:
+    """A loader of the unlabelled images that a method draws from, for this process."""
+    return unlabelled(dataset, config["method"]["source_share"], config["data_root"], **_loading(config, device))
 
 
 def build_dense_model(
@@ -170,6 +180,8 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
     data = read_data(config, config["dataset"], device)
     spec = data.spec
     name = config["method"]["name"]
+    if source := config["method"].get(SOURCE):
+        data.further[SOURCE] = read_source(config, source, device)
     unused = ("name", *SETTINGS[name].cell_keys)
     method = {key: value for key, value in config["method"].items() if key not in unused}
     teacher = build_teacher(config, spec, needs.get("teacher")) if SETTINGS[name].needs_teacher else None

@@ -20,6 +20,7 @@ from kt.errors import UserError, nearest
 from kt.settings import (
     KCD,
     METHODS,
+    SOURCE,
     Dataset,
     Method,
     Schedule,
@@ -51,13 +52,17 @@ def known_keys(method: str | None = None) -> Iterator[str]:
                 for known in kinds_known:
                     if not inner or known is not KCD:
                         yield from walk(known, f"{prefix}{key}.")
-            elif nested is not None and nested is not Dataset:
+            elif nested is Dataset:
+                yield from datasets(f"{prefix}{key}.")
+            elif nested is not None:
                 yield from walk(nested, f"{prefix}{key}.")
-        if schema in (Config, Teacher):
-            for part in {spec.settings: None for spec in DATASETS.values()}:
-                yield from walk(part, f"{prefix}dataset.")
         if schema is Teacher:
+            yield from datasets(f"{prefix}dataset.")
             yield from walk(Schedule, f"{prefix}schedule.")
+
+    def datasets(prefix: str) -> Iterator[str]:
+        for part in {spec.settings: None for spec in DATASETS.values()}:
+            yield from walk(part, prefix)
 
     return walk(Config, "")
 
@@ -119,6 +124,8 @@ def validate(config: Mapping[str, Any]) -> None:
         check_settings({**known_of_data(whole), **own}, settings_of(whole), "teacher.dataset.")
         check_dataset(whole, "teacher.dataset")
     check_settings(config["teacher"]["schedule"] or {}, Schedule, "teacher.schedule.", whole=False)
+    if source := config["method"].get(SOURCE):
+        check_dataset(source, f"method.{SOURCE}")
     for who in ("teacher", "student"):
         network = config[who]["network"]
         if network is not None and network["name"] not in choices("network"):

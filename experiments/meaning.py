@@ -23,6 +23,7 @@ from kt.needs import NO_TEACHER, Config, Need, teacher_dataset, teacher_of
 from kt.ranks import launched
 from kt.settings import (
     METHODS,
+    SOURCE,
     Schedule,
     Settings,
     accumulates,
@@ -58,6 +59,25 @@ def _settled_pretrained(pretrained: str | None, network: Config, config: Config)
     if network["name"] not in DENSE_NETWORKS:
         return pretrained
     return pretrained if config["scale"]["pretrained"] and network["width"] == 1 else None
+
+
+def _settled_source(config: Config) -> Config:
+    """The dataset of a method's source images: by default the teacher's.
+
+    Raises:
+        UserError: Nobody knows that of a teacher from a file, or the images are not of classification.
+    """
+    found = config["method"][SOURCE]
+    if found is None:
+        if config["teacher"]["checkpoint"] and not config["teacher"]["dataset"]:
+            raise UserError(
+                "method.source=null: expected the dataset of the unlabelled source images, since the teacher's file "
+                "does not say what it was trained on; add dataset@method.source=<choice>"
+            )
+        found = teacher_dataset(config)
+    if found["task"] != "classification":
+        raise UserError(f"method.source.task={found['task']}: expected classification")
+    return found
 
 
 def _check_task(network: Config, dataset: Config, key: str) -> None:
@@ -130,6 +150,8 @@ def settle(config: Mapping[str, Any]) -> Config:
         teacher = settled["teacher"]
         teacher["network"] = _settled_network(teacher["network"], teacher_dataset(settled), settled)
         teacher["pretrained"] = _settled_pretrained(teacher["pretrained"], teacher["network"], settled)
+    if SOURCE in settled["method"]:
+        settled["method"][SOURCE] = _settled_source(settled)
     student = settled["student"]
     student["network"] = _settled_network(student["network"], dataset, settled)
     student["pretrained"] = _settled_pretrained(student["pretrained"], student["network"], settled)
@@ -253,9 +275,18 @@ def _telling(settings: Mapping[str, Any], schema: type[Settings]) -> Config:
 
 
 def _telling_method(settings: Mapping[str, Any]) -> Config:
-    """The same of a method and of the methods among its settings."""
+    """The same of a method and of the methods and datasets among its settings."""
     told = _telling(settings, METHODS[settings["name"]])
-    return {key: _telling_method(value) if isinstance(value, Mapping) else value for key, value in told.items()}
+    for key, value in told.items():
+        if isinstance(value, Mapping):
+            told[key] = _telling(value, settings_of(value)) if key == SOURCE else _telling_method(value)
+    return told
+
+
+def _method_content(settings: Config) -> Config:
+    """A method's settings with the decisive keys alone of the dataset among them."""
+    source = settings.get(SOURCE)
+    return {**settings, SOURCE: content(source)} if source else settings
 
 
 def _decisive(config: Mapping[str, Any]) -> Config:
@@ -282,7 +313,7 @@ def _decisive(config: Mapping[str, Any]) -> Config:
         if teacher["network"]
         else None,
         "dataset": content(dataset),
-        "method": config["method"],
+        "method": _method_content(config["method"]),
         "schedule": length,
         "precision": config["precision"],
         "seed": None if given and schedule["epochs"] == 0 else config["seed"],
@@ -323,7 +354,8 @@ def identity(config: Mapping[str, Any], depth: int = 0) -> str:
 
 def states_of(config: Mapping[str, Any]) -> list[State]:
     """How the data stand now that a settled cell and all cells that it needs read, its own first."""
-    found = [state_of(config["dataset"], config["data_root"], cache_of(config["output_root"]))]
+    own = [config["dataset"], *filter(None, [config["method"].get(SOURCE)])]
+    found = [state_of(dataset, config["data_root"], cache_of(config["output_root"])) for dataset in own]
     for need in needs_of(config).values():
         found += states_of(need.config) if isinstance(need, Need) else []
     return list({state.key: state for state in reversed(found)}.values())[::-1]

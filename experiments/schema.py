@@ -12,7 +12,7 @@ from experiments.groups import GROUPS, choices, dataset_choice, stood_in
 from kt.data.names import DATASETS
 from kt.errors import UserError
 from kt.needs import Need, alone
-from kt.settings import Count, Dataset, Method, Positive, Schedule, Settings, Share, Whole
+from kt.settings import SOURCE, Count, Dataset, Method, Positive, Schedule, Settings, Share, Whole
 
 
 def is_group(key: str) -> bool:
@@ -31,12 +31,13 @@ def sign(key: str) -> str:
 
 
 TEACHER_DATA, TEACHER_SCHEDULE = "dataset@teacher.dataset", "schedule@teacher.schedule"
+SOURCE_DATA = f"dataset@method.{SOURCE}"
 
 
 def with_recipe(chosen: Mapping[str, str], default: str = "scenes", stand_in: bool = False) -> dict[str, str]:
     """Overrides by key in which a teacher with its own dataset has that dataset's recipe, as a student would.
 
-    For a student on embedded data the teacher's dataset gives way to its embedded stand-in.
+    For a student on embedded data the teacher's dataset and that of source images give way to their embedded stand-ins.
 
     Args:
         chosen: Key -> value.
@@ -47,9 +48,11 @@ def with_recipe(chosen: Mapping[str, str], default: str = "scenes", stand_in: bo
     student = found.get("dataset", default)
     if stand_in:
         found["dataset"] = student = stood_in(student)
+    embedded = student in choices("dataset") and DATASETS[dataset_choice(student)["name"]].embedded
+    for key in (TEACHER_DATA, SOURCE_DATA):
+        if embedded and key in found:
+            found[key] = stood_in(found[key])
     if found.get(TEACHER_DATA) in choices("dataset"):
-        if student in choices("dataset") and DATASETS[dataset_choice(student)["name"]].embedded:
-            found[TEACHER_DATA] = stood_in(found[TEACHER_DATA])
         found.setdefault(TEACHER_SCHEDULE, found[TEACHER_DATA])
     return found
 

@@ -1,14 +1,24 @@
-"""Gradients through training: how a model would do after steps that have not been taken."""
+"""Gradients through training: how a model would do after steps that have not been taken.
+
+`unroll` takes steps with a graph. Where a step's loss is a weighted sum, sum_k w_k l_k(theta), and leads at the rate xi
+to theta', the derivative of an outer loss L(theta') in w_k needs none: it is -xi <grad l_k(theta), v> with
+v = grad L(theta'), so derivatives of all l_k along one direction, which two perturbed forward passes give
+(`lookahead`, `directional`; Liu, Simonyan, Yang, "DARTS", ICLR 2019, section 2.3).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from kt.errors import nearest
+
 Result = TypeVar("Result")
+
+HOW = ("difference", "jvp")
 
 
 class _Calling(nn.Module):
@@ -38,6 +48,23 @@ def with_values(
     return torch.func.functional_call(_Calling(model, function), given, ())
 
 
+Group = Mapping[str, Any]
+
+
+def _standing(optimizer: torch.optim.Optimizer) -> tuple[list[Tensor], list[Tensor], list[Group]]:
+    """An optimizer's parameters, their momentum (zeros where it has none) and groups."""
+    pairs = [(parameter, group) for group in optimizer.param_groups for parameter in group["params"]]
+    speeds = [optimizer.state[parameter].get("momentum_buffer") for parameter, _ in pairs]
+    speeds = [torch.zeros_like(p) if speed is None else speed for (p, _), speed in zip(pairs, speeds, strict=True)]
+    return [parameter for parameter, _ in pairs], speeds, [group for _, group in pairs]
+
+
+def _step(value: Tensor, gradient: Tensor, speed: Tensor, group: Group, momentum: float) -> tuple[Tensor, Tensor]:
+    """A parameter and its momentum after a step of `torch.optim.SGD`, without Nesterov's look-ahead."""
+    speed = momentum * speed + gradient + group["weight_decay"] * value
+    return value - group["lr"] * speed, speed
+
+
 def unroll(
     losses: Iterable[Callable[[Sequence[Tensor]], Tensor]], optimizer: torch.optim.Optimizer, momentum: float
 ) -> list[Tensor]:
@@ -55,15 +82,71 @@ def unroll(
     Returns:
         The values in the same order, with a graph through all steps.
     """
-    parameters = [(parameter, group) for group in optimizer.param_groups for parameter in group["params"]]
-    values: list[Tensor] = [parameter for parameter, _ in parameters]
-    speeds = [optimizer.state[value].get("momentum_buffer") for value in values]
-    speeds = [torch.zeros_like(value) if speed is None else speed for value, speed in zip(values, speeds, strict=True)]
+    values, speeds, groups = _standing(optimizer)
     for loss in losses:
         gradients = torch.autograd.grad(
             loss(values), values, create_graph=True, allow_unused=True, materialize_grads=True
         )
-        for number, (gradient, (_, group)) in enumerate(zip(gradients, parameters, strict=True)):
-            speeds[number] = momentum * speeds[number] + gradient + group["weight_decay"] * values[number]
-            values[number] = values[number] - group["lr"] * speeds[number]
+        for number, (gradient, group) in enumerate(zip(gradients, groups, strict=True)):
+            values[number], speeds[number] = _step(values[number], gradient, speeds[number], group, momentum)
     return values
+
+
+@torch.no_grad()
+def lookahead(optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor | None]) -> list[Tensor]:
+    """An optimizer's parameters after one step of SGD along given gradients, which is not taken.
+
+    Args:
+        optimizer: Where training stands. One that has no momentum of SGD's is taken for SGD without momentum, as the
+            derivative above is that of a step along the gradient.
+        gradients: Of its parameters, in the order of its groups; None for one that the step leaves alone.
+
+    Returns:
+        The values in the same order, without a graph.
+    """
+    return [
+        value.detach().clone()
+        if gradient is None
+        else _step(value, gradient, speed, group, group.get("momentum", 0.0))[0]
+        for value, speed, group, gradient in zip(*_standing(optimizer), gradients, strict=True)
+    ]
+
+
+def directional(
+    losses: Callable[[Sequence[Tensor]], Tensor],
+    parameters: Sequence[Tensor],
+    direction: Sequence[Tensor],
+    how: str = "difference",
+    step: float = 0.01,
+) -> Tensor:
+    """The derivatives of losses along a direction v in the parameters, `d losses(theta + t v) / dt` at t = 0.
+
+    Args:
+        losses: From values of the parameters to a tensor of losses; it must not keep running statistics.
+        parameters: Where; they, and the state of random numbers, stay as they are.
+        direction: v, a tensor for each parameter.
+        how: `difference` of the losses at `theta + step v / |v|` and `theta - step v / |v|`, or `jvp`: forward mode,
+            exact, at two to four times the cost.
+        step: See `how`.
+
+    Returns:
+        In the shape of the losses, without a graph.
+    """
+    at = [parameter.detach() for parameter in parameters]
+    devices = sorted({value.device for value in at if value.device.type == "cuda"}, key=str)
+
+    def call(values: Sequence[Tensor]) -> Tensor:
+        with torch.random.fork_rng(devices):  # every call draws the same dropout
+            return losses(values)
+
+    if how == "jvp":
+        return torch.func.jvp(lambda *values: call(values), tuple(at), tuple(direction))[1].detach()
+    if how != "difference":
+        raise ValueError(f"how={how!r}: expected one of {', '.join(HOW)}{nearest(how, HOW)}")
+    with torch.no_grad():
+        norm = torch.stack([value.norm() for value in direction]).norm()
+        epsilon = step / norm.clamp(min=torch.finfo(norm.dtype).tiny)
+        ahead, behind = (
+            call([value + sign * epsilon * way for value, way in zip(at, direction, strict=True)]) for sign in (1, -1)
+        )
+        return (ahead - behind) / (2 * epsilon)

@@ -112,6 +112,12 @@ DATASETS: dict[str, DatasetSpec] = {
     ),
     "imagenet": DatasetSpec({CLASSIFICATION: "kt.data.images:read_imagenet"}, ("folder",), images=_CLASS_FOLDERS),
     "imagefolder": DatasetSpec({CLASSIFICATION: "kt.data.images:read_imagefolder"}, ("folder",), images=_CLASS_FOLDERS),
+    "unlabelled": DatasetSpec(
+        {CLASSIFICATION: "kt.data.images:read_unlabelled"},
+        ("folder",),
+        {"task": CLASSIFICATION, "image_size": 224, "augmentation": "imagenet", "stand_in": "scenes"},
+        images=("{folder}/**/*",),
+    ),
     "cub200": DatasetSpec(
         {CLASSIFICATION: "kt.data.image_lists:read_cub200"},
         defaults={**_AT_224, "num_classes": 200, "stand_in": "scenes_kinds"},
