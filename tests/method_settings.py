@@ -44,6 +44,8 @@ SETTINGS: dict[str, Setting] = {
     "l2": Setting({"weight": 1.0}),
     "rkd": Setting(),
     "rco": Setting({"weight": 1.0}, anchors=1),
+    "reviewkd": Setting(),
+    "ofd": Setting({"margin": "measured"}),
     "kcd": Setting({"base": {"name": "l2", "weight": 1.0}, "update_every": 1}, phases=("solo", "train")),
     "kcd+fitnet": Setting({"base": {"hint_layer": -1}, "metric": "kl"}, phases=("solo", "train")),
     "kcd+ab": Setting({"groups": 2, "match": "adapter"}, phases=("solo", "boundaries", "train")),

@@ -144,7 +144,7 @@ def test_teachers_stay_out_of_the_model_but_follow_it(name: str, data: Any) -> N
     assert all(p.dtype == torch.float32 for teacher in model.teachers.values() for p in teacher.parameters())
     twin.phase = twin.method.phases()[-1]
     batch = next(iter(data.train.epoch(0)))
-    loss, _ = twin(batch["inputs"].double(), labels=batch["labels"], mode="loss")
+    loss, _ = twin(batch["inputs"].double(), labels=batch["labels"], step=1, total=2, mode="loss")
     loss.backward()
     assert any(p.grad is not None for p in twin.student.parameters())
     assert all(p.grad is None for p in model.student.parameters())
@@ -245,7 +245,7 @@ def test_every_key_says_what_it_means_and_has_a_valid_default() -> None:
         assert all(field.description for key, field in schema.model_fields.items() if key != "name"), schema
 
 
-@pytest.mark.parametrize("name", ["none", "fitnet", "ab", "kd_fixed_feature"])
+@pytest.mark.parametrize("name", ["none", "fitnet", "ab", "kd_fixed_feature", "ofd"])
 def test_two_processes_update_as_one_that_accumulates(name: str, pair: Any, tmp_path: Path) -> None:
     folder, train = pair
     name += ", one update"
