@@ -142,6 +142,9 @@ def check_dataset(dataset: Mapping[str, Any], key: str = "dataset") -> None:
     check("name", DATASETS)
     check("task", DATASETS[dataset["name"]].readers, f"for {dataset['name']} ")
     check("augmentation", augmentations(dataset["task"]), f"for {dataset['task']} ")
+    for part in ("train_size", "test_size"):
+        if DATASETS[dataset["name"]].code and dataset[part] is None:
+            raise UserError(f"{key}.{part}=null: expected how many images to draw, for {dataset['name']}")
     size, crop, task = dataset["image_size"], dataset["crop_size"], dataset["task"]
     if task == CLASSIFICATION and not isinstance(size, int):
         raise UserError(f"{key}.image_size={size}: expected pixels a side, for {task}")
