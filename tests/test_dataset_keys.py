@@ -99,8 +99,10 @@ def test_a_key_decides_the_id_or_no_pixel_or_is_refused(name: str, task: str, tm
                 assert named in str(error) and "\n" not in str(error), (key, value)
 
 
-# Files that a reader takes where there are any.
+# Files, and folders of classes, that a reader takes where there are any.
 LISTS = {
+    ("imagefolder", CLASSIFICATION): ("pets/train/ant", "pets/val/ant"),
+    ("imagenet", CLASSIFICATION): ("imagenet/train/ant", "imagenet/val/ant"),
     ("gta5", "segmentation"): ("gta5/val.txt",),
     ("segfolder", "segmentation"): ("street/classes.json",),
     ("cityscapes", "detection"): ("cityscapes/annotations/instancesonly_filtered_gtFine_train.json",),
@@ -155,6 +157,11 @@ def test_a_file_decides_the_state(name: str, task: str, tmp_path: Path, monkeypa
             more.unlink()
         assert state() == whole
     for also in LISTS.get((name, task), ()):
-        (root / also).parent.mkdir(exist_ok=True)
-        (root / also).write_text("{}")
+        path = root / also
+        path.parent.mkdir(exist_ok=True)
+        if path.suffix:
+            path.write_text("{}")
+        else:
+            path.mkdir()
         assert state() != whole, f"{also}, added"
+        whole = state()
