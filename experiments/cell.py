@@ -253,8 +253,8 @@ def _evaluate(config: Config, found: Identified, folder: Path, display: Display)
                 metrics = evaluate_cell(config, folder)
         if found.scored is not None:
             forget()
-            scored = agree(identify(config).scored)
-            if line := _find_changed([found.scored], [scored], cache_of(config["output_root"])):
+            now = agree(identify(config).scored)
+            if line := _find_changed([found.scored], [now], cache_of(config["output_root"])):
                 raise UserError(f"{line}, since the student began to be scored; the score is not kept")
     except UserError as error:
         failed(str(error), user=True)

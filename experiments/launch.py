@@ -146,7 +146,9 @@ class SideBySide:
             raise KeyboardInterrupt
         told = self.told.pop(job.id, None)
         if told is None and job.status["status"] not in ("done", "failed"):
-            told = {"error": f"its process ended with status {status}", "user": False}
+            # Done, but as another cell.
+            changed = "its data have changed since the command began: run it again"
+            told = {"error": f"its process ended with status {status}" if status else changed, "user": status == 0}
         elif told is None and status < 0 and not job.is_done:
             told = {"error": f"the process was killed ({signal.Signals(-status).name})", "user": False}
         if told is not None:

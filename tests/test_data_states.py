@@ -15,8 +15,10 @@ import fake_training
 from configs import composed, load, table
 from experiments import meaning
 from experiments.cell import run_cell
+from experiments.launch import Report, SideBySide
 from experiments.meaning import cell_id, identify, settle
 from experiments.plan import Job, plan_lines, print_plan
+from experiments.progress import Display
 from experiments.run import normalise
 from experiments.table import Sweep
 from kt.data import fingerprint
@@ -233,6 +235,18 @@ def test_a_plan_says_what_has_changed(tmp_path: Path, capsys: pytest.CaptureFixt
     for shown in (lambda: print_plan([config], config), lambda: print("\n".join(plan_lines(job_of(config), "", 1)))):
         shown()
         assert capsys.readouterr().out.count("1 of 3 label files differ; what needs it is trained anew\n") == 1
+
+
+def test_a_table_says_that_data_have_changed_under_it(tmp_path: Path) -> None:
+    first, config = make(tmp_path / "data", "cifar100") / FILES["cifar100"][0], config_of(tmp_path, "cifar100")
+    run_cell(config)
+    first.write_bytes(b"other")
+    job = Job(cell_id(config), [], config, "kd", [], {"status": "missing"})
+    first.write_bytes(b"another")
+    run_cell(config)
+    training = SideBySide(Report("t", {job.id: job}, str(tmp_path / "out"), Display(quiet=True)), 1)
+    training._end(job, 0)
+    assert job.status["error"] == "its data have changed since the command began: run it again"
 
 
 def job_of(config: dict[str, Any]) -> dict[str, Job]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from kt.files import read_json, replacing, write_json
+from kt import files
+from kt.files import checksum, read_json, replacing, write_json
 
 
 def test_an_error_in_between_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -19,6 +23,22 @@ def test_an_error_in_between_leaves_the_old_file_and_nothing_else(tmp_path: Path
         raise KeyboardInterrupt
     assert read_json(path) == {"top1": 1.0}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_checksum_is_known_as_long_as_the_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, known = tmp_path / "weights", dict[str, Any]()
+    path.write_bytes(b"first")
+    first, other = (hashlib.sha256(content).hexdigest() for content in (b"first", b"other"))
+    assert checksum(path, known) == first and not known  # it may change again within the same tick
+    monkeypatch.setattr(files, "_RACY_NS", 0)
+    assert checksum(path, known) == first
+    path.write_bytes(b"other")
+    assert checksum(path, known) == other
+    known = json.loads(json.dumps(known))
+    known[str(path)][-1] = "as it is known"
+    assert checksum(path, known) == "as it is known" and checksum(path) == other
+    known[str(path)] = "no such thing"
+    assert checksum(path, known) == other
 
 
 def test_what_is_no_object_reads_as_an_empty_one_and_no_file_as_none(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def write_classifier(folder: Path, name: str, num_classes: int, width: float = 1
     folder.mkdir(parents=True)
     network = build_network(name, num_classes=num_classes, width=width, image_size=32).eval()
     config = {"student": {"network": {"name": name, "width": width, "small_stem": False, "config": None}}}
-    spec = DataSpec("cifar100", num_classes, 32, (0.5,) * 3, (0.2,) * 3, 1, 1, "mark", ("a",))
+    spec = DataSpec("cifar100", num_classes, 32, (0.5,) * 3, (0.2,) * 3, 1, 1, ("a",))
     describe_student(folder, config, Classifier(network, (spec.mean, spec.std)), None, spec)
     torch.save(network.state_dict(), folder / "student.pth")
     return network
@@ -184,7 +184,7 @@ def test_dense_students_come_back(tmp_path: Path, task: str, name: str) -> None:
     model = make_network(name, task, seed=1)
     network = {"name": name, "width": WIDTH, "small_stem": False, "config": None, "options": None}
     config = {"student": {"network": network}, "dataset": {"image_size": SIZE}}
-    spec = DataSpec("scenes", CLASSES[task], SIZE, *NORMALISATION, 1, 1, "mark", ("a",))
+    spec = DataSpec("scenes", CLASSES[task], SIZE, *NORMALISATION, 1, 1, ("a",))
     describe_student(folder, config, model, dense_config(name, CLASSES[task], WIDTH, SIZE, NORMALISATION), spec)
     torch.save(model.network.state_dict(), folder / "student.pth")
     student = kt.load_student(folder)

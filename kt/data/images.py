@@ -222,7 +222,7 @@ def _loader(
     if resident:
         files.keep(chosen)
     if files.is_random:
-        common["augmentation"] = "none"  # left to do
+        common["augmentation"] = "none"  # of what they give
     return StreamingLoader(files, workers=workers, **common)
 
 

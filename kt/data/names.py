@@ -80,6 +80,7 @@ def _small_scenes(reader: str) -> DatasetSpec:
         defaults=_SMALL_SCENES,
         schedule=_SMALL_RECIPE,
         code=("kt.data.scenes", "kt.data.scene_sets"),
+        embedded=True,
     )
 
 
@@ -105,6 +106,7 @@ DATASETS: dict[str, DatasetSpec] = {
         defaults={**_SMALL_SCENES, "train_size": 3000, "test_size": 1000, "domain": "painting"},
         schedule={"defaults": ["scenes"]},
         code=("kt.data.scenes", "kt.data.scene_sets"),
+        embedded=True,
     ),
     "cifar100": DatasetSpec(
         {CLASSIFICATION: "kt.data.images:read_cifar100"},
@@ -254,6 +256,9 @@ def check_dataset(dataset: Mapping[str, Any], key: str = "dataset") -> None:
     folder = Path(dataset["folder"] or "")
     if folder.is_absolute() or ".." in folder.parts:
         raise UserError(f"{key}.folder={folder}: expected a folder below data_root; set data_root= to its parent")
+    for part in ("train_size", "test_size"):
+        if DATASETS[dataset["name"]].code and dataset[part] is None:
+            raise UserError(f"{key}.{part}=null: expected how many images to draw, for {dataset['name']}")
     size, crop, task = dataset["image_size"], dataset["crop_size"], dataset["task"]
     if task == CLASSIFICATION and not isinstance(size, int):
         raise UserError(f"{key}.image_size={size}: expected pixels a side, for {task}")

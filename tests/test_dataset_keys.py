@@ -1,0 +1,167 @@
+"""What decides a dataset's images is in its id: every key of its config, and every file that its reader opens."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import layouts
+import pytest
+import torch
+
+from configs import composed
+from experiments.checking import validate
+from experiments.meaning import semantics
+from kt.data import build_data, fingerprint
+from kt.data.names import CLASSIFICATION, DATASETS, IMAGE_ENDS, augmentations
+from kt.errors import UserError
+from kt.settings import Dataset, defaults, kinds
+
+CASES = [(name, task) for name, spec in DATASETS.items() for task in spec.readers]
+TASKS = sorted({task for _, task in CASES})
+# Other values of every key.
+OTHERS: dict[str, list[Any]] = {
+    "name": [*DATASETS],
+    "task": TASKS,
+    "num_classes": [3],
+    "image_size": [40, [40, 80], [40], [40, 80, 3]],
+    "crop_size": [[16, 16], [400, 400], [16]],
+    "subset": [2, 1000],
+    "validation": [0.5],
+    "augmentation": sorted({each for task in TASKS for each in augmentations(task)}),
+    "style": ["synthetic"],
+    "train_size": [4],
+    "test_size": [3],
+    "folder": ["elsewhere", "/elsewhere"],
+    "train_split": ["val"],
+    "test_split": ["train"],
+    "resident": [True, False],
+    "stand_in": ["scenes_small"],
+}
+
+
+def make(name: str, task: str, root: Path) -> dict[str, Any]:
+    if task != CLASSIFICATION:
+        pytest.importorskip("mmdet", reason="dense tasks need mmdet and mmseg (the extra `mm`)")
+    return {**defaults(Dataset), "augmentation": "none", "num_classes": None, **layouts.make(name, task, root)}
+
+
+def build(dataset: dict[str, Any], root: Path) -> Any:
+    return build_data(dataset, root, batch_size=2, seed=0, workers=0, cache_root=root.parent / "drawn")
+
+
+def digest(dataset: dict[str, Any], root: Path) -> str:
+    """All images of an epoch and of the test set, with their truth."""
+    data = build(dataset, root)
+    return hashlib.sha256(b"".join(contents([*data.train.epoch(0), *data.test.epoch(0)]))).hexdigest()
+
+
+def contents(value: Any) -> Iterator[bytes]:
+    """All that is in a batch."""
+    value = getattr(value, "tensor", value)  # of boxes
+    if isinstance(value, torch.Tensor):
+        yield value.numpy().tobytes()
+    elif isinstance(value, dict) or hasattr(value, "all_items"):
+        for key, inner in sorted(value.items() if isinstance(value, dict) else value.all_items()):
+            yield key.encode()
+            yield from contents(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from contents(inner)
+    else:
+        yield repr(value).encode()
+
+
+def test_every_key_has_other_values() -> None:
+    assert OTHERS.keys() == kinds(Dataset).keys()
+
+
+@pytest.mark.parametrize(("name", "task"), CASES)
+def test_a_key_decides_the_id_or_no_pixel_or_is_refused(name: str, task: str, tmp_path: Path) -> None:
+    dataset = make(name, task, tmp_path)
+    config = composed(f"data_root={tmp_path}")
+    wanted = digest(dataset, tmp_path)
+    for key, values in OTHERS.items():
+        for value in values:
+            changed = {**dataset, key: value}
+            try:
+                validate({**config, "dataset": changed})
+                if semantics({**config, "dataset": changed}) == semantics({**config, "dataset": dataset}):
+                    assert digest(changed, tmp_path) == wanted, f"dataset.{key}={value}"
+                elif key not in ("name", "task", "folder", "train_split", "test_split"):  # there may be no such data
+                    digest(changed, tmp_path)
+            except UserError as error:
+                # Another name or task may lack what others have.
+                named = "dataset." if key in ("name", "task") else f"dataset.{key}="
+                assert named in str(error) and "\n" not in str(error), (key, value)
+
+
+# Files, and folders of classes, that a reader takes where there are any.
+LISTS = {
+    ("imagefolder", CLASSIFICATION): ("pets/train/ant", "pets/val/ant"),
+    ("imagenet", CLASSIFICATION): ("imagenet/train/ant", "imagenet/val/ant"),
+    ("gta5", "segmentation"): ("gta5/val.txt",),
+    ("segfolder", "segmentation"): ("street/classes.json",),
+    ("cityscapes", "detection"): ("cityscapes/annotations/instancesonly_filtered_gtFine_train.json",),
+}
+_opened: list[str] | None = None
+
+
+def _watch(event: str, given: tuple[Any, ...]) -> None:
+    if _opened is not None and event == "open":
+        _opened.append(str(given[0]))
+
+
+sys.addaudithook(_watch)
+
+
+def opened_by_reading(dataset: dict[str, Any], root: Path) -> list[Path]:
+    """The files that an epoch and a test of a dataset open."""
+    global _opened
+    _opened = []
+    try:
+        data = build(dataset, root)
+        for _ in (*data.train.epoch(0), *data.test.epoch(0)):
+            pass
+        found = {Path(name) for name in _opened}
+    finally:
+        _opened = None
+    return sorted(path for path in found if root in path.parents and path.is_file())
+
+
+@pytest.mark.parametrize(("name", "task"), [(name, task) for name, task in CASES if not DATASETS[name].code])
+def test_a_file_decides_the_state(name: str, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fingerprint, "REUSED", 0)
+    root = tmp_path / "data"
+    dataset = make(name, task, root)
+
+    def state() -> str | None:
+        return fingerprint.combined([fingerprint.state_of(dataset, root, tmp_path / "cache")])
+
+    whole, files = state(), opened_by_reading(dataset, root)
+    assert whole is not None and len(files) > 1
+    for path in files:
+        content = path.read_bytes()
+        path.write_bytes(content[::-1])
+        assert state() != whole, f"{path}, relabelled"
+        path.unlink()
+        assert state() != whole, f"{path}, deleted"
+        path.write_bytes(content)
+        if path.suffix in IMAGE_ENDS:
+            more = path.with_name(f"z{path.name}")
+            more.write_bytes(content)
+            assert state() != whole, f"{more}, added"
+            more.unlink()
+        assert state() == whole
+    for also in LISTS.get((name, task), ()):
+        path = root / also
+        path.parent.mkdir(exist_ok=True)
+        if path.suffix:
+            path.write_text("{}")
+        else:
+            path.mkdir()
+        assert state() != whole, f"{also}, added"
+        whole = state()
