@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import chisquare
 
 import kt.functional
+from kt import ranks
 from kt.data import DataSpec, build_data
 from kt.errors import UserError
 from method_settings import DATASET, make_data, make_model
@@ -69,35 +71,39 @@ def test_two_steps_are_those_of_loops(gather_above: int, monkeypatch: Any) -> No
         chosen = np.concatenate([np.array(rows)[:, None], drawn[-1].numpy()], 1)
         pooled = [each.pooled.detach().numpy() for each in (ours, theirs)]
         layers = [(each.weight.detach().numpy(), each.bias.detach().numpy()) for each in method.embeddings]
+        slopes = [np.random.default_rng(side).normal(size=weight.shape) for side, (weight, _) in enumerate(layers)]
 
-        def losses(
-            layers: Any, before: Matrix = memories, pooled: Any = pooled, rows: Any = chosen, known: Any = constants
-        ) -> list[Any]:
-            embedded = [
-                np.array([unit(w @ x + b) for x in feature]) for (w, b), feature in zip(layers, pooled, strict=True)
-            ]
-            return [side_loss(embedded[i], before[1 - i], rows, known[i]) for i in (0, 1)] + [embedded]
+        def losses(step: float, before: Matrix = memories, known: Any = constants, data: Any = (pooled, chosen)) -> Any:
+            """With the layers' weights so far along a random direction."""
+            embedded = []
+            for (weight, bias), slope, feature in zip(layers, slopes, data[0], strict=True):
+                embedded.append(np.array([unit((weight + step * slope) @ x + bias) for x in feature]))
+            return embedded, [side_loss(embedded[i], before[1 - i], data[1], known[i]) for i in (0, 1)]
 
-        *sides, embedded = losses(layers)
+        embedded, sides = losses(0.0)
         constants = [constant for _, constant in sides]
         assert [term.item() for term in terms.values()] == pytest.approx([loss for loss, _ in sides], rel=1e-9)
         assert method.constants.tolist() == pytest.approx(constants, rel=1e-9)
         # The gradient reads the memory that the loss has read.
-        direction = [np.random.default_rng(side).normal(size=w.shape) for side, (w, _) in enumerate(layers)]
-        moved = [
-            sum(
-                loss for loss, _ in losses([(w + step * d, b) for (w, b), d in zip(layers, direction, strict=True)])[:2]
-            )
-            for step in (1e-6, -1e-6)
-        ]
-        gradients = torch.autograd.grad(torch.stack([*terms.values()]).sum(), [e.weight for e in method.embeddings])
-        found = sum(float((g.numpy() * d).sum()) for g, d in zip(gradients, direction, strict=True))
-        assert found == pytest.approx((moved[0] - moved[1]) / 2e-6, rel=1e-5)
+        up, down = (sum(loss for loss, _ in losses(step, known=constants)[1]) for step in (1e-6, -1e-6))
+        gradients = torch.autograd.grad(sum(terms.values()), [each.weight for each in method.embeddings])
+        found = sum(float((g.numpy() * slope).sum()) for g, slope in zip(gradients, slopes, strict=True))
+        assert found == pytest.approx((up - down) / 2e-6, rel=1e-5)
         memories = memories.copy()
         for side in (0, 1):
             for row, vector in zip(rows, embedded[side], strict=True):
                 memories[side, row] = unit(0.3 * memories[side, row] + 0.7 * vector)
         np.testing.assert_allclose(method.memories.numpy(), memories, rtol=1e-9)
+
+
+def test_the_constants_are_means_over_processes(monkeypatch: Any) -> None:
+    model = make_model("crd", 10)
+    twin, batch = copy.deepcopy(model), next(iter(make_data().train.epoch(0)))
+    for each in (model, twin):
+        torch.manual_seed(0)
+        each.method.terms(*each.method.features(each.eval(), batch), batch)
+        monkeypatch.setattr(ranks, "mean_over_ranks", lambda value: 3 * value)
+    torch.testing.assert_close(twin.method.constants, 3 * model.method.constants)
 
 
 @pytest.mark.parametrize("negatives", [256, 4096])
