@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import composed
 from kt.data import image_lists
 from kt.data.fingerprint import state_of
 from kt.data.images import image_data
@@ -116,6 +117,16 @@ def test_classes_images_and_splits_are_those_of_the_lists(tmp_path: Path, name: 
     data = image_data(config, root, None, **options, rank=0, world=1, workers=0)
     (batch,) = data.train.epoch(0)
     assert batch["inputs"].shape == (3, 3, 16, 16) and (data.spec.train_size, data.spec.test_size) == (3, 1)
+
+
+@pytest.mark.parametrize("name", ["cub200", "stanford40", "mit67", "domainnet"])
+def test_the_recipe_is_the_released_one_of_jang_et_al(name: str) -> None:
+    config = composed(f"dataset={name}", "student=resnet18")
+    schedule, dataset = config["schedule"], config["dataset"]
+    wanted = {"epochs": 200, "batch_size": 64, "optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": False}
+    wanted |= {"weight_decay": 1e-4, "policy": "cosine", "warmup_epochs": 0}
+    assert {key: schedule[key] for key in wanted} == wanted
+    assert (dataset["image_size"], dataset["augmentation"]) == (224, "imagenet")
 
 
 @pytest.mark.parametrize("place", ["splits", "image_list"])
