@@ -73,10 +73,16 @@ def test_two_steps_are_those_of_loops(gather_above: int, monkeypatch: Any) -> No
         layers = [(each.weight.detach().numpy(), each.bias.detach().numpy()) for each in method.embeddings]
         slopes = [np.random.default_rng(side).normal(size=weight.shape) for side, (weight, _) in enumerate(layers)]
 
-        def losses(step: float, before: Matrix = memories, known: Any = constants, data: Any = (pooled, chosen)) -> Any:
+        def losses(
+            step: float,
+            before: Matrix = memories,
+            known: Any = constants,
+            data: Any = (pooled, chosen),
+            directions: Any = (layers, slopes),
+        ) -> Any:
             """With the layers' weights so far along a random direction."""
             embedded = []
-            for (weight, bias), slope, feature in zip(layers, slopes, data[0], strict=True):
+            for (weight, bias), slope, feature in zip(*directions, data[0], strict=True):
                 embedded.append(np.array([unit((weight + step * slope) @ x + bias) for x in feature]))
             return embedded, [side_loss(embedded[i], before[1 - i], data[1], known[i]) for i in (0, 1)]
 
