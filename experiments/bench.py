@@ -70,7 +70,7 @@ def make_model(name: str, arguments: argparse.Namespace, **options: Any) -> Tran
     student_name = arguments.teacher if kind.starts_from_teacher else arguments.student
     torch.manual_seed(0)
     student = Classifier(build_network(student_name, **settings))
-    teacher = Classifier(build_network(arguments.teacher, **settings)) if kind.needs_teacher else None
+    teacher = Classifier(build_network(arguments.teacher, **settings)) if METHODS[name].needs_teacher else None
     if "first_epochs" in kinds(METHODS[name]):
         options["first_epochs"] = 0  # what is timed is the step that comes after them
     facts = DataSpec(
@@ -92,7 +92,7 @@ def make_dense_model(name: str, arguments: argparse.Namespace, **options: Any) -
 
     torch.manual_seed(0)
     student = make(arguments.student)
-    teacher = make(arguments.teacher) if find_method(name).needs_teacher else None
+    teacher = make(arguments.teacher) if METHODS[name].needs_teacher else None
     method = build_method(name, student, teacher, **options)
     return TransferModel(student, method, {"teacher": teacher} if teacher else None)
 

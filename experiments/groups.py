@@ -99,7 +99,7 @@ def _register() -> None:
     ConfigStore.instance().store(group="dataset", name="_base", node=defaults(Dataset), provider="kt")
     for name, spec in DATASETS.items():
         if spec.defaults:
-            _make("dataset", name, {**defaults(Dataset), **spec.defaults, "name": name})
+            _make("dataset", name, {**defaults(spec.settings), **spec.defaults, "name": name})
             _make("schedule", name, _recipe(spec.schedule))
     for name in (*NETWORKS, *DENSE_NETWORKS, CONFIG_NETWORK):
         of_teacher, of_student = pretrained_weights(name)

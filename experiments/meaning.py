@@ -11,9 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from experiments.checking import validate
 from experiments.schema import ANALYSES
 from kt.data.fingerprint import State, changes, combined, state_of
-from kt.data.names import content
+from kt.data.names import DATASETS, content, known, settings_of
 from kt.errors import UserError, nearest
 from kt.files import checksum
 from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS
@@ -22,7 +23,6 @@ from kt.ranks import launched
 from kt.settings import (
     METHODS,
     SOURCE,
-    Dataset,
     Schedule,
     Settings,
     accumulates,
@@ -32,12 +32,14 @@ from kt.settings import (
 )
 from kt.store import DESCRIPTION, IDENTITY_VERSION, cache_of, check, folder_of, newest_state, read_data, read_result
 
+DEEPEST = 8  # cells that need one another in a row
+
 
 def _settled_network(network: Config, dataset: Config, config: Config) -> Config:
     """A network whose width is a number: the scale's on embedded data, the full one on real data."""
     if network["width"] is not None:
         return network
-    slim = dataset["name"] == "scenes" and network["name"] != CONFIG_NETWORK
+    slim = DATASETS[dataset["name"]].embedded and network["name"] != CONFIG_NETWORK
     return {**network, "width": config["scale"]["width"] if slim else 1.0}
 
 
@@ -61,7 +63,7 @@ def _settled_source(config: Config) -> Config:
                 "method.source=null: expected the dataset of the unlabelled source images, since the teacher's file "
                 "does not say what it was trained on; add dataset@method.source=<choice>"
             )
-        found = teacher_dataset(config)
+        found = known(teacher_dataset(config))
     if found["task"] != "classification":
         raise UserError(f"method.source.task={found['task']}: expected classification")
     return found
@@ -148,7 +150,26 @@ def settle(config: Mapping[str, Any]) -> Config:
 def _needed(config: Mapping[str, Any], name: str, need: Need) -> Need:
     """A need whose config is settled, under its name in logs."""
     labels = {**config["table"], "row": name, "role": name, "label": None}
-    return replace(need, config=settle({**need.config, "cell": "student", "evaluation": None, "table": labels}))
+    made = {**need.config, "dataset": known(need.config["dataset"]), "table": labels}
+    return replace(need, config=settle({**made, "cell": "student", "evaluation": None}))
+
+
+def _own_needs(config: Mapping[str, Any]) -> dict[str, Need]:
+    """What a settled cell's method needs.
+
+    Raises:
+        UserError: One of the needs is no cell.
+    """
+    method, found = config["method"]["name"], {}
+    for name, need in METHODS[method].needs(config).items():
+        try:
+            if not isinstance(need, Need):
+                raise UserError(f"expected a kt.needs.Need, it is a {type(need).__name__}")
+            validate({**need.config, "rows": None, "role": None, "plan": False})
+            found[name] = _needed(config, name, need)
+        except UserError as error:
+            raise UserError(f"method={method}: what it needs as '{name}' is no cell: {error}") from None
+    return found
 
 
 def needs_of(config: Mapping[str, Any]) -> dict[str, Need | Path]:
@@ -158,13 +179,12 @@ def needs_of(config: Mapping[str, Any]) -> dict[str, Need | Path]:
         found["teacher"] = Path(config["teacher"]["checkpoint"])
     elif config["teacher"]["network"] is not None:
         need = _needed(config, "teacher", Need(teacher_of(config)))
-        if need.config["dataset"]["name"] == "scenes" and config["dataset"]["name"] != "scenes":
+        if DATASETS[need.config["dataset"]["name"]].embedded and not DATASETS[config["dataset"]["name"]].embedded:
             raise UserError(
                 "teacher.checkpoint=null: the teacher would be trained on embedded data; give the file of its weights"
             )
         found["teacher"] = need
-    own = METHODS[config["method"]["name"]].needs(config)
-    return {**found, **{name: _needed(config, name, need) for name, need in own.items()}}
+    return {**found, **_own_needs(config)}
 
 
 def evaluation_needs(config: Mapping[str, Any]) -> dict[str, Need]:
@@ -240,7 +260,7 @@ def _telling_method(settings: Mapping[str, Any]) -> Config:
     told = _telling(settings, METHODS[settings["name"]])
     for key, value in told.items():
         if isinstance(value, Mapping):
-            told[key] = _telling(value, Dataset) if key == SOURCE else _telling_method(value)
+            told[key] = _telling(value, settings_of(value)) if key == SOURCE else _telling_method(value)
     return told
 
 
@@ -281,29 +301,55 @@ def _decisive(config: Mapping[str, Any]) -> Config:
     }
 
 
-def semantics(config: Mapping[str, Any]) -> Config:
-    """Everything that a settled cell's numbers depend on, and nothing else."""
+def semantics(config: Mapping[str, Any], depth: int = 0) -> Config:
+    """Everything that a settled cell's numbers depend on, and nothing else; see `identity`."""
+    found = needs_of(config)
+    if found and depth == DEEPEST:
+        raise UserError(f"method={config['method']['name']}: its cell needs another, that one the next, without an end")
     needs: dict[str, str] = {}
-    for name, need in needs_of(config).items():
-        needs[name] = identity(need.config) if isinstance(need, Need) else content_hash(need, f"{name}.checkpoint")
+    for name, need in found.items():
+        if isinstance(need, Need):
+            needs[name] = identity(need.config, depth + 1)
+        else:
+            needs[name] = content_hash(need, f"{name}.checkpoint")
     told = _decisive(config)
-    told |= {"dataset": _telling(told["dataset"], Dataset), "schedule": _telling(told["schedule"], Schedule)}
+    data = _telling(told["dataset"], settings_of(told["dataset"]))
+    told |= {"dataset": data, "schedule": _telling(told["schedule"], Schedule)}
     return {"version": IDENTITY_VERSION, **told, "method": _telling_method(told["method"]), "needs": needs}
 
 
-def identity(config: Mapping[str, Any]) -> str:
-    """The hash of the settings of the cell that a config means, on whatever data: 16 hex digits."""
-    told = _canonical(semantics(settle(config)), "")
+def identity(config: Mapping[str, Any], depth: int = 0) -> str:
+    """The hash of the settings of the cell that a config means, on whatever data: 16 hex digits.
+
+    Args:
+        config: A checked config.
+        depth: How many cells there are between this one and the one that was asked for.
+
+    Raises:
+        UserError: What it needs has no end.
+    """
+    told = _canonical(semantics(settle(config), depth), "")
     text = json.dumps(told, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def is_of_library(config: Mapping[str, Any]) -> bool:
+    """Whether a settled cell's weights are a library's as they are: its data can only score them."""
+    network, trained = config["student"]["network"]["name"], config["schedule"]["epochs"] != 0
+    return bool(config["student"]["pretrained"]) and network in NETWORKS and not trained
+
+
 def states_of(config: Mapping[str, Any]) -> list[State]:
-    """How the data stand now that a settled cell and all cells that it needs read, its own first."""
+    """How the data stand now that a settled cell and all cells that it needs read, its own first.
+
+    A library's weights teach without the data that would score them.
+    """
     own = [config["dataset"], *filter(None, [config["method"].get(SOURCE)])]
     found = [state_of(dataset, config["data_root"], cache_of(config["output_root"])) for dataset in own]
+    if is_of_library(config):
+        return [state for state in found if state.summary is not None]
     for need in needs_of(config).values():
-        found += states_of(need.config) if isinstance(need, Need) else []
+        found += states_of(need.config) if isinstance(need, Need) and not is_of_library(need.config) else []
     return list({state.key: state for state in reversed(found)}.values())[::-1]
 
 
@@ -343,6 +389,9 @@ def told_of_data(config: Mapping[str, Any]) -> list[str]:
         lines += [
             f"{state}: is not there; the newest result is shown, unverified" for state in states if not state.summary
         ]
+    if is_of_library(config) and not states:
+        weights = f"{config['student']['pretrained']} of {config['student']['network']['name']}"
+        lines.append(f"there are no data of {config['dataset']['name']}: the weights {weights} teach without a score")
     settings = identity(config)
     if cell_id(config) != settings:
         before = (read_data(folder_of(root, settings)) or {}).get("datasets", {})

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from omegaconf import OmegaConf
 
 from experiments.groups import GROUPS, choices, dataset_choice, stood_in
+from kt.data.names import DATASETS
 from kt.errors import UserError
 from kt.needs import Need, alone
 from kt.settings import SOURCE, Count, Dataset, Method, Positive, Schedule, Settings, Share, Whole
@@ -47,7 +48,7 @@ def with_recipe(chosen: Mapping[str, str], default: str = "scenes", stand_in: bo
     student = found.get("dataset", default)
     if stand_in:
         found["dataset"] = student = stood_in(student)
-    embedded = student in choices("dataset") and dataset_choice(student)["name"] == "scenes"
+    embedded = student in choices("dataset") and DATASETS[dataset_choice(student)["name"]].embedded
     for key in (TEACHER_DATA, SOURCE_DATA):
         if embedded and key in found:
             found[key] = stood_in(found[key])

@@ -278,6 +278,26 @@ def test_accumulating_resumes_to_the_same_bits(tmp_path: Path) -> None:
     assert bits(whole) == bits(stopped) and without_speed(tmp_path / "whole") == without_speed(tmp_path / "stopped")
 
 
+@pytest.mark.parametrize(
+    ("means", "method"),
+    [
+        (True, {"name": "none"}),
+        (True, {"name": "kd_fixed_feature"}),
+        (True, {"name": "hybrid_forward", "balance": 0.5}),
+        (False, {"name": "hybrid_forward", "balance": "dynamic"}),
+        (False, {"name": "rkd"}),
+        (True, {"name": "kcd"}),
+        (True, {"name": "kcd+ab", "base": {"margin": 2.0}}),
+        (False, {"name": "kcd+rkd"}),
+        (False, {"name": "kcd", "base": {"name": "rkd"}}),
+        (False, {"name": "kcd", "strategy": "subnet_fc"}),
+        (False, {"name": "of_a_notebook"}),
+    ],
+)
+def test_whose_losses_are_means_over_images(means: bool, method: dict[str, Any]) -> None:
+    assert accumulates(method) is means
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if not accumulates({"name": name, **SETTINGS[name].options})])
 def test_who_needs_the_whole_batch_refuses_to_accumulate(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^schedule\.device_batch: an update would take 4 passes, .*; expected null"):

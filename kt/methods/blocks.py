@@ -94,7 +94,6 @@ class MapTransfer(Method):
         stages: Which stages are compared, see `choose_pairs`.
     """
 
-    dense = True
     term: ClassVar[str]
     stages_key: ClassVar[str] = "method.stages"  # what errors call the stages
 
