@@ -13,18 +13,18 @@ from typing import Any
 import torch
 
 from experiments.devices import pick_device
-from experiments.meaning import evaluation_dataset
+from experiments.meaning import evaluation_dataset, is_of_library, states_of
 from kt import ranks
 from kt.classifier import Classifier
 from kt.cost import few_images
-from kt.data import DATASETS, Data, build_data, unlabelled
+from kt.data import DATASETS, Data, DataSpec, build_data, unlabelled
 from kt.data.loaders import Loader
 from kt.dense import Backbone, DenseModel, as_teacher
 from kt.engine import seed_everything
 from kt.errors import UserError, needs_mm
 from kt.evaluation.accuracy import metric_labels
 from kt.evaluation.outcomes import Outcomes, keep_outcomes
-from kt.files import write_json, write_text
+from kt.files import replacing, write_json, write_text
 from kt.hooks import WandbRun
 from kt.methods import Method, build_method, find_method
 from kt.models import NETWORKS, build_network
@@ -34,7 +34,7 @@ from kt.needs import SNAPSHOTS, WEIGHTS
 from kt.settings import METHODS as SETTINGS
 from kt.settings import SOURCE, device_batch
 from kt.stages import IMAGENET, head_of
-from kt.store import DESCRIPTION, cache_of, listed, outcomes_file
+from kt.store import DESCRIPTION, cache_of, evaluation_file, listed, outcomes_file, records_file
 from kt.students import load_model
 from kt.train import best_metrics, fit, images_per_second, phase_records
 from kt.transfer import TransferModel
@@ -174,6 +174,8 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
     Returns:
         What the result file records of the training: metrics and their labels, speed, memory, ids.
     """
+    if is_of_library(config) and not states_of(config):
+        return keep_weights(config, folder)
     device = pick_device(config["device"])
     schedule = config["schedule"]
     set_threads(config)
@@ -244,6 +246,23 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
         **count_operations(model, data),
         **built.facts,
     }
+
+
+def keep_weights(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A cell of a library's weights without the data that would score them: what others need of it, and no score."""
+    network, weights = config["student"]["network"], config["student"]["pretrained"]
+    mean, std = normalisation_of_weights(network["name"], weights)
+    size, classes = config["dataset"]["image_size"], config["dataset"]["num_classes"]
+    spec = DataSpec(config["dataset"]["name"], classes, size, mean, std, 0, 0, ())
+    student = build_classifier(network, classes, size, (mean, std), weights)
+    if ranks.is_first():
+        with replacing(folder / WEIGHTS) as file:
+            torch.save(student.network.state_dict(), file)
+        describe_student(folder, config, student, None, spec)
+        records_file(folder).touch()
+        evaluation_file(folder, "test").parent.mkdir(exist_ok=True)
+        write_json(evaluation_file(folder, "test"), {})
+    return {"metrics": {}, "best": {}, "labels": {}, "num_classes": classes, "train_size": 0, "test_size": 0}
 
 
 def count_operations(model: TransferModel, data: Data) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def _settled_source(config: Config) -> Config:
                 "method.source=null: expected the dataset of the unlabelled source images, since the teacher's file "
                 "does not say what it was trained on; add dataset@method.source=<choice>"
             )
-        found = teacher_dataset(config)
+        found = known(teacher_dataset(config))
     if found["task"] != "classification":
         raise UserError(f"method.source.task={found['task']}: expected classification")
     return found
@@ -352,12 +352,23 @@ def identity(config: Mapping[str, Any], depth: int = 0) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def is_of_library(config: Mapping[str, Any]) -> bool:
+    """Whether a settled cell's weights are a library's as they are: its data can only score them."""
+    network, trained = config["student"]["network"]["name"], config["schedule"]["epochs"] != 0
+    return bool(config["student"]["pretrained"]) and network in NETWORKS and not trained
+
+
 def states_of(config: Mapping[str, Any]) -> list[State]:
-    """How the data stand now that a settled cell and all cells that it needs read, its own first."""
+    """How the data stand now that a settled cell and all cells that it needs read, its own first.
+
+    A library's weights teach without the data that would score them.
+    """
     own = [config["dataset"], *filter(None, [config["method"].get(SOURCE)])]
     found = [state_of(dataset, config["data_root"], cache_of(config["output_root"])) for dataset in own]
+    if is_of_library(config):
+        return [state for state in found if state.summary is not None]
     for need in needs_of(config).values():
-        found += states_of(need.config) if isinstance(need, Need) else []
+        found += states_of(need.config) if isinstance(need, Need) and not is_of_library(need.config) else []
     return list({state.key: state for state in reversed(found)}.values())[::-1]
 
 
@@ -394,6 +405,9 @@ def identify(config: Mapping[str, Any]) -> Identified:
     root, settings, states = config["output_root"], identity(config), states_of(config)
     cache, fingerprint = cache_of(root), combined(states)
     told = [state.cost for state in states]
+    if is_of_library(config) and not states:
+        weights = f"{config['student']['pretrained']} of {config['student']['network']['name']}"
+        told.append(f"there are no data of {config['dataset']['name']}: the weights {weights} teach without a score")
     cell_id, unverified = settings, False
     if fingerprint is None:
         cell_id = newest_state(root, settings)

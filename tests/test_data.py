@@ -63,7 +63,7 @@ def test_an_epoch_is_a_pure_function_of_its_number() -> None:
         ({"subst": 10}, "dataset.subst: unknown key .did you mean 'subset'"),
         ({"validation": 1}, "dataset.validation=1: expected a number >= 0 and < 1"),
         ({"augmentation": "flip"}, "dataset.augmentation=flip: for classification expected one of none, crop_flip"),
-        ({"style": "foto"}, "dataset.style=foto: expected one of photo, synthetic .did you mean 'photo'"),
+        ({"style": "foto"}, "dataset.style=foto: expected one of photo, synthetic, painting .did you mean 'photo'"),
         ({"folder": "../pets"}, "dataset.folder=../pets: expected a folder below data_root"),
     ],
 )

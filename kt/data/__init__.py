@@ -23,6 +23,18 @@ if TYPE_CHECKING:
 __all__ = ["DATASETS", "Data", "DataSpec", "DatasetSpec", "build_data", "unlabelled"]
 
 
+def _checked(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """A dataset's whole config."""
+    from kt.outside import load_outside  # which imports this package
+
+    load_outside()
+    schema = settings_of(dataset)
+    whole = {**defaults(schema), **{key: as_lists(value) for key, value in dataset.items()}}
+    check_settings(whole, schema, "dataset.")
+    check_dataset(whole)
+    return whole
+
+
 def build_data(
     dataset: Mapping[str, Any],
     data_root: str | os.PathLike[str],
@@ -56,7 +68,7 @@ def build_data(
     Raises:
         UserError: Something is wrong with the config or with the files.
     """
-    dataset = _whole(dataset)
+    dataset = _checked(dataset)
     options: dict[str, Any] = {"batch_size": batch_size, "device_batch": device_batch, "seed": seed}
     options |= {"rank": rank, "world": world}
     options["workers"] = min(8, os.cpu_count() or 1) if workers is None else workers
@@ -68,18 +80,6 @@ def build_data(
     from kt.data.dense import dense_data
 
     return dense_data(dataset, Path(data_root), cache_root, **options)
-
-
-def _whole(dataset: Mapping[str, Any]) -> dict[str, Any]:
-    """A dataset's checked config with all its keys."""
-    from kt.outside import load_outside  # which imports this package
-
-    load_outside()
-    schema = settings_of(dataset)
-    whole = {**defaults(schema), **{key: as_lists(value) for key, value in dataset.items()}}
-    check_settings(whole, schema, "dataset.")
-    check_dataset(whole)
-    return whole
 
 
 def unlabelled(
@@ -105,7 +105,7 @@ def unlabelled(
     Raises:
         UserError: Something is wrong with the config or with the files.
     """
-    dataset = _whole(dataset)
+    dataset = _checked(dataset)
     from kt.data.images import unlabelled_loader
 
     options: dict[str, Any] = {"batch_size": batch_size, "device": device, "seed": seed, "rank": rank, "world": world}
