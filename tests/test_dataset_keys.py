@@ -43,6 +43,8 @@ OTHERS: dict[str, list[Any]] = {
     "resident": [True, False],
     "stand_in": ["scenes_small"],
 }
+# Keys of whose other values there may be no data.
+ABSENT = ("name", "task", "domain", "folder", "train_split", "test_split")
 
 
 @pytest.fixture(autouse=True)
