@@ -31,12 +31,16 @@ def unit(vector: Matrix) -> Matrix:
     return vector / math.sqrt(sum(float(value) ** 2 for value in vector))
 
 
+def embed(features: list[Matrix], layers: list[tuple[Matrix, Matrix]]) -> list[Matrix]:
+    """Each side's embeddings, sample by sample."""
+    sides = zip(features, layers, strict=True)
+    return [np.array([unit(weight @ x + bias) for x in feature]) for feature, (weight, bias) in sides]
+
+
 def side_loss(embedded: Matrix, memory: Matrix, chosen: NDArray[np.int64], constant: float | None) -> Any:
     """One side's loss and its constant, sample by sample and draw by draw."""
     size, draws = len(memory), chosen.shape[1] - 1
-    score = [
-        [math.exp(float(v @ memory[row]) / 0.07) for row in rows] for v, rows in zip(embedded, chosen, strict=True)
-    ]
+    score = [[math.exp(float(v @ memory[i]) / 0.07) for i in rows] for v, rows in zip(embedded, chosen, strict=True)]
     constant = constant or size * float(np.mean(score))
     total = 0.0
     for own, *others in score:
@@ -71,31 +75,20 @@ def test_two_steps_are_those_of_loops(gather_above: int, monkeypatch: Any) -> No
         chosen = np.concatenate([np.array(rows)[:, None], drawn[-1].numpy()], 1)
         pooled = [each.pooled.detach().numpy() for each in (ours, theirs)]
         layers = [(each.weight.detach().numpy(), each.bias.detach().numpy()) for each in method.embeddings]
-        slopes = [np.random.default_rng(side).normal(size=weight.shape) for side, (weight, _) in enumerate(layers)]
-
-        def losses(
-            step: float,
-            before: Matrix = memories,
-            known: Any = constants,
-            data: Any = (pooled, chosen),
-            directions: Any = (layers, slopes),
-        ) -> Any:
-            """With the layers' weights so far along a random direction."""
-            embedded = []
-            for (weight, bias), slope, feature in zip(*directions, data[0], strict=True):
-                embedded.append(np.array([unit((weight + step * slope) @ x + bias) for x in feature]))
-            return embedded, [side_loss(embedded[i], before[1 - i], data[1], known[i]) for i in (0, 1)]
-
-        embedded, sides = losses(0.0)
+        embedded = embed(pooled, layers)
+        sides = [side_loss(embedded[i], memories[1 - i], chosen, constants[i]) for i in (0, 1)]
         constants = [constant for _, constant in sides]
         assert [term.item() for term in terms.values()] == pytest.approx([loss for loss, _ in sides], rel=1e-9)
         assert method.constants.tolist() == pytest.approx(constants, rel=1e-9)
-        # The gradient reads the memory that the loss has read.
-        up, down = (sum(loss for loss, _ in losses(step, known=constants)[1]) for step in (1e-6, -1e-6))
+        # The gradient, along a random direction, reads the memory that the loss has read.
+        slopes = [np.random.default_rng(side).normal(size=weight.shape) for side, (weight, _) in enumerate(layers)]
+        totals = []
+        for step in (1e-6, -1e-6):
+            moved = embed(pooled, [(w + step * slope, b) for (w, b), slope in zip(layers, slopes, strict=True)])
+            totals.append(sum(side_loss(moved[i], memories[1 - i], chosen, constants[i])[0] for i in (0, 1)))
         gradients = torch.autograd.grad(sum(terms.values()), [each.weight for each in method.embeddings])
         found = sum(float((g.numpy() * slope).sum()) for g, slope in zip(gradients, slopes, strict=True))
-        assert found == pytest.approx((up - down) / 2e-6, rel=1e-5)
-        memories = memories.copy()
+        assert found == pytest.approx((totals[0] - totals[1]) / 2e-6, rel=1e-5)
         for side in (0, 1):
             for row, vector in zip(rows, embedded[side], strict=True):
                 memories[side, row] = unit(0.3 * memories[side, row] + 0.7 * vector)
