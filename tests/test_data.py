@@ -202,6 +202,12 @@ def test_subsets_are_balanced_and_validation_is_held_out() -> None:
         build(subset=65)
 
 
+@pytest.mark.parametrize("key", ["train_size", "test_size"])
+def test_drawn_images_have_a_number(key: str) -> None:
+    with pytest.raises(UserError, match=rf"^dataset.{key}=null: expected how many images to draw, for scenes$"):
+        build(**{key: None})
+
+
 # Embedded scenes
 
 

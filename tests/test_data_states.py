@@ -206,6 +206,7 @@ def test_nothing_is_kept_of_data_that_change_while_they_are_read(
     first, config = make(tmp_path / "data", "imagefolder") / FILES["imagefolder"][0], config_of(tmp_path, "imagefolder")
     monkeypatch.setattr(meaning, "evaluation_dataset", lambda config: config["evaluation"] and config["dataset"])
     config["evaluation"] = "imagefolder"
+    (tmp_path / "out").mkdir()  # where the files' names are kept
     monkeypatch.setattr(fingerprint, "REUSED", 1e9)  # what was seen before the training is not to be relied on
     build = sys.modules["experiments.build"]
     done = getattr(build, what)
