@@ -537,3 +537,5 @@ def test_methods_for_classifiers_refuse_detectors() -> None:
     student = make_network("fasterrcnn_resnet18", "detection", 0)
     with pytest.raises(UserError, match="choose at, fitnet, hybrid_forward, kcd, l2, none, nst, rco, stagewise"):
         build_method("ab", student, make_teacher("fasterrcnn_resnet18", "detection"))
+    with pytest.raises(UserError, match="^method.init_fraction=0.5: expected null; KD teaches classifiers only$"):
+        build_method("fitnet", student, make_teacher("fasterrcnn_resnet18", "detection"), init_fraction=0.5)
