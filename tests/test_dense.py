@@ -538,3 +538,9 @@ def test_methods_for_classifiers_refuse_detectors(name: str) -> None:
     student = make_network("fasterrcnn_resnet18", "detection", 0)
     with pytest.raises(UserError, match="choose at, fitnet, hybrid_forward, kcd, l2, none, nst, rco, stagewise"):
         build_method(name, student, make_teacher("fasterrcnn_resnet18", "detection"))
+
+
+def test_a_hint_stage_before_a_detectors_training_is_refused() -> None:
+    student = make_network("fasterrcnn_resnet18", "detection", 0)
+    with pytest.raises(UserError, match="^method.init_fraction=0.5: expected null; KD teaches classifiers only$"):
+        build_method("fitnet", student, make_teacher("fasterrcnn_resnet18", "detection"), init_fraction=0.5)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from kt.dense import DenseModel
+from kt.errors import UserError
 from kt.features import Features
 from kt.functional import hint
 from kt.methods.base import METHODS, Student, Teacher
@@ -68,11 +70,11 @@ class FitNet(MapTransfer):
                 layers += [nn.BatchNorm2d(theirs), nn.ReLU()]
             self.regressors.append(nn.Sequential(*layers))
         self.init_fraction = init_fraction
-        self.kd = (
-            None
-            if init_fraction is None
-            else KnowledgeDistillation(student, teacher, temperature, alpha, task_weight=1.0)
-        )
+        self.kd: KnowledgeDistillation | None = None
+        if init_fraction is not None:
+            if isinstance(student, DenseModel):
+                raise UserError(f"method.init_fraction={init_fraction}: expected null; KD teaches classifiers only")
+            self.kd = KnowledgeDistillation(student, teacher, temperature, alpha, task_weight=1.0)
 
     def phases(self) -> list[Phase]:
         """The hint beside the task, or the hint and then KD."""

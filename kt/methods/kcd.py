@@ -10,8 +10,8 @@ Han et al., "Fixing the Teacher-Student Knowledge Discrepancy in Distillation" (
 T is a view of the teacher, so it composes with every method that compares channels: `base` is the method that is
 trained on the view, by default plain L2, and `kcd+fitnet`, `kcd+ab`, `kcd+rco` are this method around those. A method
 that does not look at single channels (`kcd+rkd`) gets the teacher as it is, and an L2 loss on the view `beside` it.
-"For FitNets, AB and RCO, they are operated on the original feature maps": a base that sends the student's map through a
-free 1x1 convolution absorbs any T that reorders channels, and trains the very student of the teacher as it is.
+"FitNets, AB and RCO [...] are operated on the original feature maps": a base that sends the student's map through a
+free 1x1 convolution first takes the channels in any order, and trains the same student whatever T is.
 
 What the paper leaves open, and the choice here:
 
