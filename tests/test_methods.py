@@ -207,6 +207,14 @@ def test_two_processes_end_with_equal_parameters(name: str, pair: Any) -> None:
     assert first[3] == second[3]
 
 
+def test_two_processes_remember_what_both_have_seen(pair: Any) -> None:
+    folder, train = pair
+    assert [answer[4] for answer in train("crd")] == ["", ""]
+    memories = torch.load(folder / "crd" / "phases" / "0-train" / "checkpoint.pth")["model"]["method.memories"]
+    # A row that one process alone had moved would be a mean of two.
+    torch.testing.assert_close(memories.norm(dim=2), torch.ones(memories.shape[:2]))
+
+
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
