@@ -237,6 +237,45 @@ def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
     return F.smooth_l1_loss(cosines[0], cosines[1])
 
 
+def image_errors(student: Tensor, teacher: Tensor, reduction: str = "mean") -> Tensor:
+    """The squared difference of two features of the same shape (n, ...), image by image: (n,).
+
+    Args:
+        student: (n, ...).
+        teacher: (n, ...).
+        reduction: `mean` or `sum` over the elements of each image.
+    """
+    _same_shape(student, teacher)
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction {reduction!r}: expected mean or sum")
+    errors = F.mse_loss(student, teacher, reduction="none").flatten(1)
+    return errors.mean(1) if reduction == "mean" else errors.sum(1)
+
+
+def pair_weights(logits: Tensor) -> Tensor:
+    """Weights of target layers, `Q softmax`: their mean is one, so that they cannot all vanish.
+
+    Args:
+        logits: (..., Q).
+    """
+    return logits.shape[-1] * torch.softmax(logits, dim=-1)
+
+
+def subspace_loss(errors: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The mean over target layers of the auxiliary subspace's errors, plus the mean over all direct pairs.
+
+    Args:
+        errors: (p + 1, q, n), of each target layer and image: first those of p source layers as they are, last those
+            of the source features that went through the auxiliary network.
+        weights: Of the errors, of the same shape.
+
+    Source: MAKD (Chen et al.), eq. 5; eq. 3 with p = 0, and eq. 2 with a single target layer.
+    """
+    weighted = errors if weights is None else weights * errors
+    adapted = weighted[-1].mean()
+    return adapted + weighted[:-1].mean() if len(errors) > 1 else adapted
+
+
 def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
     """MSE of the maps and of their average-pooled versions (4, 2, 1), weighted 1, 1/2, 1/4, 1/8, over the weights' sum.
 

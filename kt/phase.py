@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import torch
+    from mmengine.optim import OptimWrapper
     from torch import Tensor
 
     from kt.data import Data
@@ -129,12 +130,14 @@ class Loop(Protocol):
     Attributes:
         model: The `TransferModel` itself, never a wrapper around it.
         loaders: All of the phase by name, `train` among them.
+        optimizers: mmengine's wrapper of each optimizer by name, to be read only: `update` steps them.
         epoch, max_epochs: The current epoch from 0, and how many there are, the last of which may be cut short.
         iter, max_iters: Steps done, and how many there are.
     """
 
     model: Model
     loaders: Mapping[str, Loader]
+    optimizers: Mapping[str, OptimWrapper]
     epoch: int
     max_epochs: int
     iter: int

@@ -301,7 +301,8 @@ class Pathways(Settings):
         None, description="whether the penultimate feature is one of the maps; null: on networks for large images"
     )
     factor: Literal["pathways"] | NotNegative = Field(
-        "pathways", description="on the sum of weighted distances; pathways: their number (the released code's), 1: eq. 2's"
+        "pathways",
+        description="on the sum of weighted distances; pathways: their number (the released code's), 1: eq. 2's",
     )
 
 
@@ -373,6 +374,56 @@ class DistPro(Pathways, Method):
         }
         own = {key: method[key] for key in kinds(Pathways)} | {key: search[key] for key in kinds(Searching)}
         return {"search": Need({**config, **found, "method": {"name": "distpro_search", **own}}, PROCESS)}
+
+
+class AS(Method):
+    """Chen et al., MAKD: an auxiliary network fits the teacher's features to the student's, then teaches them."""
+
+    module: ClassVar[str | None] = "kt.methods.mas"
+    weight: NotNegative = Field(1.0, description="of the matching loss; unstated")
+    reduction: Literal["mean", "sum"] = Field(
+        "mean", description='of an image\'s squared differences, over the elements: "mean square error" | sum'
+    )
+    first_epochs: Whole = Field(1, description="epochs by the task's loss alone, before the first round; unstated")
+    aux_updates: Count = Field(
+        2, description='updates of the auxiliary networks in each round, on its batch; "repeated several times"'
+    )
+    aux_lr: Positive = Field(
+        1e-3, description="of their own Adam, constant: they follow a student that moves on; unstated"
+    )
+    auxiliary: Literal["fc", "se"] = Field(
+        "fc", description="a fully connected layer, at each position of a map | with squeeze and excitation before it"
+    )
+
+
+class MAS(AS):
+    """MAKD's MAS: from one auxiliary network to every layer of the student."""
+
+    passes: ClassVar[float] = 3.5
+    stages: Stages = Field("blocks", description=_COMPARED)
+    pair_weights: Literal["meta", "uniform"] = Field(
+        "meta", description="of pairs of layers: by a meta network, which learns what lowers the task's loss | all one"
+    )
+    meta_lr: Positive = Field(1e-4, description="of the meta network's Adam, constant; as in L2T")
+    meta_weight_decay: NotNegative = Field(1e-4, description="of the meta network; as in L2T")
+
+
+class M2AS(MAS):
+    """MAKD's M2AS: MAS, and every layer of the teacher directly to every layer of the student."""
+
+
+class M2A2S(M2AS):
+    """MAKD's M2A2S: M2AS with a second set of auxiliary networks that learns on unlabelled images of the source."""
+
+    passes: ClassVar[float] = 4.5
+    cell_keys: ClassVar[tuple[str, ...]] = ("source", "source_share")
+    source: Dataset | None = Field(
+        None, description="the source images, labels unused: dataset@method.source=<choice>; null: the teacher's"
+    )
+    source_share: Share = Field(0.01, description="share of its training images, drawn once for all seeds")
+    source_weight: Fraction = Field(
+        0.5, description="share of the second networks in the matching loss; unstated, read as the mean of the two"
+    )
 
 
 class KCD(Method):
@@ -448,6 +499,10 @@ METHODS: dict[str, type[Method]] = {
     "rco": RCO,
     "distpro": DistPro,
     "distpro_search": DistProSearch,
+    "as": AS,
+    "mas": MAS,
+    "m2as": M2AS,
+    "m2a2s": M2A2S,
     **dict.fromkeys(("kcd", "kcd+fitnet", "kcd+ab", "kcd+rkd", "kcd+rco"), KCD),
 }
 

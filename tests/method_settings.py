@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from kt.classifier import Classifier
-from kt.data import build_data
+from kt.data import build_data, unlabelled
 from kt.engine import seed_everything
 from kt.methods import build_method
 from kt.models import build_network
@@ -44,6 +44,10 @@ SETTINGS: dict[str, Setting] = {
     "l2": Setting({"weight": 1.0}),
     "rkd": Setting(),
     "rco": Setting({"weight": 1.0}, anchors=1),
+    "as": Setting({"auxiliary": "se"}),
+    "mas": Setting({"pair_weights": "uniform"}),
+    "m2as": Setting(),
+    "m2a2s": Setting({"stages": [1, 2], "first_epochs": 0}),
     "kcd": Setting({"base": {"name": "l2", "weight": 1.0}, "update_every": 1}, phases=("solo", "train")),
     "kcd+fitnet": Setting({"base": {"hint_layer": -1}, "metric": "kl"}, phases=("solo", "train")),
     "kcd+ab": Setting({"groups": 2, "match": "adapter"}, phases=("solo", "boundaries", "train")),
@@ -67,9 +71,11 @@ DATASET = {
 
 
 def make_data(seed: int = 0, rank: int = 0, world: int = 1, device_batch: int | None = None) -> Any:
-    """A few embedded scenes."""
-    shared = {"batch_size": 16, "device_batch": device_batch, "rank": rank, "world": world}
-    return build_data(DATASET, Path("."), seed=seed, device=torch.device("cpu"), **shared)
+    """A few embedded scenes, and beside them half as many of another style without labels."""
+    shared = {"batch_size": 16, "seed": seed, "rank": rank, "world": world}
+    data = build_data(DATASET, Path("."), device_batch=device_batch, **shared)
+    data.further["source"] = unlabelled({**DATASET, "style": "synthetic"}, 0.5, Path("."), **shared)
+    return data
 
 
 def make_classifier(name: str, num_classes: int, seed: int) -> Classifier:

@@ -18,7 +18,9 @@ from kt.settings import Dataset, defaults
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DATASETS", "Data", "DataSpec", "DatasetSpec", "build_data"]
+    from kt.data.loaders import Loader
+
+__all__ = ["DATASETS", "Data", "DataSpec", "DatasetSpec", "build_data", "unlabelled"]
 
 
 def build_data(
@@ -70,3 +72,38 @@ def build_data(
     from kt.data.dense import dense_data
 
     return dense_data(dataset, Path(data_root), cache_root, **options)
+
+
+def unlabelled(
+    dataset: Mapping[str, Any],
+    share: float,
+    data_root: str | os.PathLike[str],
+    *,
+    batch_size: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    world: int = 1,
+    workers: int | None = None,
+    cache_root: Path | None = None,
+) -> Loader:
+    """A loader of training images of a dataset for classification whose labels nobody is to read.
+
+    Args:
+        dataset: As for `build_data`; the dataset `unlabelled` takes any folder of images.
+        share: Share of the training images that take part, drawn once and for all.
+        data_root, batch_size, seed, device, rank, world, workers, cache_root: As for `build_data`.
+
+    Raises:
+        UserError: Something is wrong with the config or with the files.
+    """
+    from kt.outside import load_outside  # which imports this package
+
+    load_outside()
+    dataset = {**defaults(Dataset), **dataset}
+    check_dataset(dataset)
+    from kt.data.images import unlabelled_loader
+
+    options: dict[str, Any] = {"batch_size": batch_size, "device": device, "seed": seed, "rank": rank, "world": world}
+    options["workers"] = min(8, os.cpu_count() or 1) if workers is None else workers
+    return unlabelled_loader(dataset, share, Path(data_root), cache_root, **options)

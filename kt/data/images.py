@@ -103,10 +103,10 @@ def image_data(
     source: Images = read_dataset(dataset, data_root, cache_root)
     labels = _labels(source.train)
     classes = len(source.class_names)
-    chosen: NDArray[np.int64] = np.arange(len(labels))
+    if not len(_labels(source.test)):
+        raise UserError(f"dataset.name={dataset['name']}: has no test images; it is of use as method.source only")
+    chosen = _chosen(source.train, dataset, classes)
     held_out: NDArray[np.int64] = np.empty(0, np.int64)
-    if dataset["subset"] is not None:
-        chosen = balanced_subset(labels, dataset["subset"], classes)
     if dataset["validation"]:
         size = max(1, round(dataset["validation"] * len(chosen)))
         held_out = chosen[balanced_subset(labels[chosen], size, classes, last=True)]
@@ -124,6 +124,34 @@ def image_data(
     facts = (dataset["name"], classes, size, source.mean, source.std, *numbers, mark, source.class_names)
     spec = DataSpec(*facts, largest_index=int(chosen.max()))
     return Data(spec, train, test, functools.partial(evaluate_accuracy, loader=test, num_classes=classes))
+
+
+def unlabelled_loader(
+    dataset: Mapping[str, Any],
+    share: float,
+    data_root: Path,
+    cache_root: Path | None,
+    *,
+    workers: int,
+    device: torch.device | str,
+    **common: Any,
+) -> Loader:
+    """A loader of a share of a dataset's training images; see `kt.data.unlabelled`."""
+    source: Images = read_dataset(dataset, data_root, cache_root)
+    chosen = _chosen(source.train, dataset, len(source.class_names))
+    drawn = np.random.default_rng(0).permutation(len(chosen))[: max(1, round(share * len(chosen)))]
+    common["device"] = torch.device(device)
+    size, augmentation = dataset["image_size"], dataset["augmentation"]
+    taken = np.sort(chosen[drawn])
+    return _loader(source.train, taken, size, augmentation, True, dataset["resident"], workers, common)
+
+
+def _chosen(part: Split, dataset: Mapping[str, Any], classes: int) -> NDArray[np.int64]:
+    """The training images that take part where a dataset's config asks for a subset."""
+    labels = _labels(part)
+    if dataset["subset"] is None:
+        return np.arange(len(labels))
+    return balanced_subset(labels, dataset["subset"], classes)
 
 
 def balanced_subset(labels: NDArray[np.int64], size: int, classes: int, last: bool = False) -> NDArray[np.int64]:
@@ -275,6 +303,17 @@ def read_imagefolder(dataset: Mapping[str, Any], root: Path, cache: Path | None)
     if not dataset["folder"]:
         raise UserError("dataset.folder=null: expected the folder below data_root that holds train/ and val/")
     return _folders(root / dataset["folder"], "your own images")
+
+
+def read_unlabelled(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> Images:
+    """All images of a folder and of the folders in it, for a method that asks for no labels."""
+    if not dataset["folder"]:
+        raise UserError("method.source.folder=null: expected the folder of images below data_root")
+    folder = root / dataset["folder"]
+    files = sorted(path for path in folder.glob("**/*") if path.suffix.lower() in IMG_EXTENSIONS)
+    if not files:
+        raise UserError(f"method.source.folder={dataset['folder']}: there are no images in {folder}")
+    return Images([(path, 0) for path in files], [], ("unlabelled",))
 
 
 def _folders(folder: Path, origin: str) -> Images:

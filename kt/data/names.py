@@ -70,6 +70,12 @@ DATASETS: dict[str, DatasetSpec] = {
     ),
     "imagenet": DatasetSpec({CLASSIFICATION: "kt.data.images:read_imagenet"}, ("folder",), images=_CLASS_FOLDERS),
     "imagefolder": DatasetSpec({CLASSIFICATION: "kt.data.images:read_imagefolder"}, ("folder",), images=_CLASS_FOLDERS),
+    "unlabelled": DatasetSpec(
+        {CLASSIFICATION: "kt.data.images:read_unlabelled"},
+        ("folder",),
+        {"task": CLASSIFICATION, "image_size": 224, "augmentation": "imagenet", "stand_in": "scenes"},
+        images=("{folder}/**/*",),
+    ),
     "cityscapes": DatasetSpec(
         dict.fromkeys(("segmentation", "detection"), "kt.data.cityscapes:read_cityscapes"),
         images=_CITIES,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -38,9 +38,11 @@ class Data:
         train, test: Loaders (`kt.data.loaders.Loader`, `kt.data.dense.DenseLoader`).
         score: Metrics in percent of a student on the whole test set, over all processes. A dict as second argument gets
             what became of each image (`kt.evaluation.outcomes`), where the task's score is made of that.
+        further: Loaders of other images that a method draws from, by name (`m2a2s`: `source`).
     """
 
     spec: DataSpec
     train: Any
     test: Any
     score: Callable[..., dict[str, float]]
+    further: dict[str, Any] = field(default_factory=dict)
