@@ -25,6 +25,7 @@ from experiments.meaning import (
     all_needs,
     content_hash,
     data_of,
+    file_key,
     needs_of,
     settle,
     states_of,
@@ -338,7 +339,7 @@ def _provide(
     paths, ids = {}, {}
     for name, need in needs.items():
         if isinstance(need, Path):
-            paths[name], ids[name] = need, content_hash(need, f"{name}.checkpoint")
+            paths[name], ids[name] = need, content_hash(need, file_key(name))
             continue
         try:
             result = run_cell(need.config, display)

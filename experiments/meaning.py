@@ -141,8 +141,9 @@ def needs_of(config: Mapping[str, Any]) -> dict[str, Need | Path]:
                 "teacher.checkpoint=null: the teacher would be trained on embedded data; give the file of its weights"
             )
         found["teacher"] = need
-    own = METHODS[config["method"]["name"]].needs(config)
-    return {**found, **{name: _needed(config, name, need) for name, need in own.items()}}
+    for name, own in METHODS[config["method"]["name"]].needs(config).items():
+        found[name] = own if isinstance(own, Path) else _needed(config, name, own)
+    return found
 
 
 def evaluation_needs(config: Mapping[str, Any]) -> dict[str, Need]:
@@ -161,8 +162,13 @@ def needed_cells(config: Mapping[str, Any]) -> dict[str, Config]:
     return {name: dict(need.config) for name, need in all_needs(config).items() if isinstance(need, Need)}
 
 
+def file_key(name: str) -> str:
+    """The key that names the file of a need, where that is no cell."""
+    return "teacher.checkpoint" if name == "teacher" else "method.file"
+
+
 def content_hash(path: Path, key: str) -> str:
-    """The hash of a checkpoint, and of the description beside it that says how to read it.
+    """The hash of a file of the user's, and of the description beside a checkpoint that says how to read it.
 
     Raises:
         UserError: There is no such file, or it is not what the cell that it is from has left.
@@ -174,7 +180,7 @@ def content_hash(path: Path, key: str) -> str:
         if described.exists():
             found = hashlib.sha256((found + described.read_text()).encode()).hexdigest()
     except OSError as error:
-        raise UserError(f"{key}={path}: expected a readable checkpoint file ({error.strerror})") from None
+        raise UserError(f"{key}={path}: expected a readable file ({error.strerror})") from None
     return f"sha256:{found[:32]}"
 
 
@@ -223,6 +229,7 @@ def _decisive(config: Mapping[str, Any]) -> Config:
     """Everything that a settled cell's numbers depend on by itself, without what it needs."""
     student, dataset, schedule, teacher = (config[key] for key in ("student", "dataset", "schedule", "teacher"))
     given = student["checkpoint"] or student["pretrained"]
+    told = METHODS[config["method"]["name"]].told_by_needs
     length = {key: value for key, value in schedule.items() if key not in ("evaluate_every", "device_batch")}
     # How many processes share an update is of no account; how many images one normalisation sees is.
     if schedule["epochs"] != 0 and (images := device_batch(schedule, launched())) < schedule["batch_size"]:
@@ -243,7 +250,7 @@ def _decisive(config: Mapping[str, Any]) -> Config:
         if teacher["network"]
         else None,
         "dataset": content(dataset),
-        "method": config["method"],
+        "method": {key: value for key, value in config["method"].items() if key not in told},
         "schedule": length,
         "precision": config["precision"],
         "seed": None if given and schedule["epochs"] == 0 else config["seed"],
@@ -254,7 +261,7 @@ def semantics(config: Mapping[str, Any]) -> Config:
     """Everything that a settled cell's numbers depend on, and nothing else."""
     needs: dict[str, str] = {}
     for name, need in needs_of(config).items():
-        needs[name] = identity(need.config) if isinstance(need, Need) else content_hash(need, f"{name}.checkpoint")
+        needs[name] = identity(need.config) if isinstance(need, Need) else content_hash(need, file_key(name))
     told = _decisive(config)
     told |= {"dataset": _telling(told["dataset"], Dataset), "schedule": _telling(told["schedule"], Schedule)}
     return {"version": IDENTITY_VERSION, **told, "method": _telling_method(told["method"]), "needs": needs}
@@ -340,7 +347,7 @@ def _decisive_keys(config: Mapping[str, Any]) -> Config:
         needs = {}
     for name, need in needs.items():
         if isinstance(need, Path):
-            found[f"{name}.checkpoint"] = content_hash(need, f"{name}.checkpoint")
+            found[file_key(name)] = content_hash(need, file_key(name))
         else:
             own = _decisive_keys(need.config)
             found |= {f"{name}.{key.removeprefix('student.')}": value for key, value in own.items()}

@@ -26,16 +26,18 @@ def sign(key: str) -> str:
     """
     if not is_group(key):
         return "++"
-    return "+" if key == "table" or key.startswith(("dataset@", "schedule@")) else ""
+    return "+" if key == "table" or ("@" in key and key not in CHOSEN) else ""
 
 
 TEACHER_DATA, TEACHER_SCHEDULE = "dataset@teacher.dataset", "schedule@teacher.schedule"
+SEARCH_DATA, SEARCH_SCHEDULE = "dataset@method.search.dataset", "schedule@method.search.schedule"
+CHOSEN = (SEARCH_SCHEDULE,)  # of the keys of methods, those that are in a defaults list
 
 
 def with_recipe(chosen: Mapping[str, str], default: str = "scenes", stand_in: bool = False) -> dict[str, str]:
-    """Overrides by key in which a teacher with its own dataset has that dataset's recipe, as a student would.
+    """Overrides by key in which a teacher or search with its own dataset has that dataset's recipe, as a student would.
 
-    For a student on embedded data the teacher's dataset gives way to its embedded stand-in.
+    For a student on embedded data these datasets give way to their embedded stand-ins.
 
     Args:
         chosen: Key -> value.
@@ -46,10 +48,11 @@ def with_recipe(chosen: Mapping[str, str], default: str = "scenes", stand_in: bo
     student = found.get("dataset", default)
     if stand_in:
         found["dataset"] = student = stood_in(student)
-    if found.get(TEACHER_DATA) in choices("dataset"):
-        if student in choices("dataset") and dataset_choice(student)["name"] == "scenes":
-            found[TEACHER_DATA] = stood_in(found[TEACHER_DATA])
-        found.setdefault(TEACHER_SCHEDULE, found[TEACHER_DATA])
+    for data, schedule in ((TEACHER_DATA, TEACHER_SCHEDULE), (SEARCH_DATA, SEARCH_SCHEDULE)):
+        if found.get(data) in choices("dataset"):
+            if student in choices("dataset") and dataset_choice(student)["name"] == "scenes":
+                found[data] = stood_in(found[data])
+            found.setdefault(schedule, found[data])
     return found
 
 

@@ -61,7 +61,7 @@ def build_optimizer(schedule: Mapping[str, Any], groups: list[dict[str, Any]]) -
         nesterov = bool(schedule["nesterov"])
         return torch.optim.SGD(groups, lr, schedule["momentum"], weight_decay=decay, nesterov=nesterov, fused=True)
     if kind == "adam":
-        return torch.optim.Adam(groups, lr, weight_decay=decay, fused=True)
+        return torch.optim.Adam(groups, lr, schedule.get("betas", (0.9, 0.999)), weight_decay=decay, fused=True)
     if kind == "adamw":
         return torch.optim.AdamW(groups, lr, weight_decay=decay, fused=True)
     raise UserError(f"schedule.optimizer={kind!r}: expected one of sgd, adam, adamw")

@@ -37,9 +37,9 @@ Step: TypeAlias = "Callable[[Loop, Batch], Mapping[str, Tensor | float]]"
 
 MAIN = "main"  # the optimizer of a phase that has one
 TRAIN = "train"  # the loader whose batches a phase goes through
-# What an optimizer may have otherwise than the schedule says.
+# What an optimizer may have otherwise than the schedule says, which knows no betas of Adam.
 OPTIMIZER_KEYS = (
-    *("optimizer", "lr", "momentum", "nesterov", "weight_decay", "clip_grad"),
+    *("optimizer", "lr", "momentum", "nesterov", "betas", "weight_decay", "clip_grad"),
     *("policy", "milestones", "gamma", "warmup_epochs"),
 )
 CONSTANT: Mapping[str, Any] = {"policy": "constant", "warmup_epochs": 0}  # as initialisation phases have it

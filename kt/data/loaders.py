@@ -55,6 +55,19 @@ def endless(loader: Loader, first: int = 0) -> Iterator[Batch]:
         yield from loader.epoch(epoch, start if epoch == turn else 0)
 
 
+def split(loader: ResidentLoader | StreamingLoader, share: float) -> tuple[Loader, Loader]:
+    """Two loaders of disjoint parts of a set, drawn at random from its seed; all else is as it was.
+
+    Args:
+        loader: Of the whole set.
+        share: Of the images in the second part, which has at least one, as has the first.
+    """
+    size = len(loader.indices)
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(_mix(loader.seed, 2)))
+    held = min(max(1, round(share * size)), size - 1)
+    return loader.part(order[held:].sort().values), loader.part(order[:held].sort().values)
+
+
 class _Stretches:
     """A loader whose epochs are stretches of equal length of another one's endless stream of batches."""
 
@@ -246,6 +259,13 @@ class ResidentLoader:
                 inputs = resized_crop_flip(inputs, drawn).contiguous(memory_format=torch.channels_last)
             yield {"inputs": inputs, "labels": self.labels[chosen], "indices": own.to(device)}
 
+    def part(self, chosen: Tensor) -> ResidentLoader:
+        """Some of the images, by their places, as a set of their own."""
+        other = copy.copy(self)
+        places = chosen.to(self.images.device)
+        other.images, other.labels, other.indices = self.images[places], self.labels[places], self.indices[chosen]
+        return other
+
     def plain(self, by_class: bool = False) -> ResidentLoader:
         """See `Loader.plain`."""
         other = copy.copy(self)
@@ -325,6 +345,12 @@ class StreamingLoader:
         for images, labels, indices in loader:
             inputs = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
             yield {"inputs": inputs, "labels": labels.to(self.device), "indices": indices.to(self.device)}
+
+    def part(self, chosen: Tensor) -> StreamingLoader:
+        """Some of the images, by their places, as a set of their own."""
+        other = copy.copy(self)
+        other.indices = self.indices[chosen]
+        return other
 
     def plain(self, by_class: bool = False) -> StreamingLoader:
         """See `Loader.plain`; the dataset says what it is without augmentation and which labels it has."""
