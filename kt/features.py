@@ -4,16 +4,53 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from kt.stages import as_map
-from kt.transfer import evaluating
+from kt.stages import STEM, as_map
+from kt.transfer import evaluating, frozen_statistics
 
 if TYPE_CHECKING:
     from kt.classifier import TaskOutput
+
+
+@dataclass(frozen=True)
+class Level:
+    """One of the maps by which a network is compared with another.
+
+    Attributes:
+        stage: The stage that it is of, from 0; None for the pooled feature.
+        channels: Its channels.
+    """
+
+    stage: int | None
+    channels: int
+
+
+def pair_levels(student: Any, teacher: Any, pooled: bool = False) -> tuple[list[Level], list[Level]]:
+    """The levels of two networks, as many of each, from the first to the last: stages without a stem.
+
+    They are paired from the end, whatever their sizes: that is how Chen et al. ("Distilling Knowledge via Knowledge
+    Review", 2021) pair a wide ResNet with a ShuffleNet, whose maps are half as large.
+
+    Args:
+        student, teacher: Classifiers, or without a pooled feature anything with stages.
+        pooled: Whether the penultimate features are the last pair.
+    """
+    found = []
+    for network in (student, teacher):
+        levels = [
+            Level(index, (stage.inner or stage).channels)
+            for index, stage in enumerate(network.stages)
+            if stage.name != STEM
+        ]
+        found.append(levels + [Level(None, network.head.classifier.in_features)] if pooled else levels)
+    count = min(map(len, found))
+    ours, theirs = (levels[-count:] for levels in found)
+    return ours, theirs
 
 
 class Features:
@@ -30,6 +67,8 @@ class Features:
         self.network, self.inputs, self.graph, self.frozen = network, inputs, graph, frozen
         self._outputs: list[Tensor] = []
         self._before: dict[int, Tensor] = {}
+        self._inner: dict[int, tuple[Tensor, Tensor]] = {}
+        self._normed: dict[int, Tensor] = {}
         self._task: TaskOutput | None = None
 
     def _recording(self) -> contextlib.AbstractContextManager:
@@ -39,13 +78,13 @@ class Features:
         return range(len(self.network.stages))[index]
 
     def _run(self, last: int, both: bool = False) -> None:
-        """Runs the stages up to one, which gives its pre-activation as well if `both`."""
+        """Runs the stages up to one, which gives its pre-activation and its inner map as well if `both`."""
         for number in range(len(self._outputs), last + 1):
             stage = self.network.stages[number]
             with evaluating(stage) if number < self.frozen else self._recording():
                 x = self._outputs[-1] if number else self.network.normalise(self.inputs)
                 if both and number == last:
-                    self._before[number], y = stage.both(x)
+                    self._inner[number], (self._before[number], y) = stage.inside(x)
                 else:
                     y = stage(x)
             self._outputs.append(y)
@@ -67,6 +106,30 @@ class Features:
         if index not in self._before:
             raise RuntimeError(f"stage {index} has run: ask for its pre-activation before its or a later output")
         return self._before[index]
+
+    def at(self, level: Level, activated: bool = False) -> Tensor:
+        """The map of a level, (n, c, h, w); of the pooled feature (n, c, 1, 1).
+
+        Args:
+            level: Of `pair_levels`.
+            activated: Whether its last ReLU has been applied. Without it, a stage that ends in a sum is taken behind
+                the normalisation that the next stage begins with, whose running statistics stay as they are.
+
+        Raises:
+            RuntimeError: As `before` does, of levels that are not the stage's output.
+        """
+        if level.stage is None:
+            return self.pooled[:, :, None, None]
+        index, stage = level.stage, self.network.stages[level.stage]
+        if activated and stage.inner is None:
+            return as_map(self.level(index))
+        if not activated and stage.norm is not None:
+            if index not in self._normed:
+                with self._recording(), frozen_statistics(stage.norm):
+                    self._normed[index] = stage.norm(self.level(index))
+            return self._normed[index]
+        self.before(index)
+        return as_map(self._inner[index][activated])
 
     @property
     def levels(self) -> list[Tensor]:

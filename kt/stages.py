@@ -29,6 +29,8 @@ Map = Callable[[Tensor], Tensor]
 # Children that lie beside the main path, by the names the supported libraries give them: shortcut projections,
 # squeeze-and-excitation and the shorter branch of a ShuffleNet v2 unit.
 SIDE_PATHS = frozenset({"downsample", "shortcut", "se", "branch1"})
+# The name of a first stage without blocks.
+STEM = "stem"
 
 
 class Piece:
@@ -72,12 +74,17 @@ class Stage:
         stride: Nominal down-sampling from the image to this stage's output (a dilated layer counts as if strided).
         channels: Channels of the output, or the width of its tokens.
         steps: The network's own modules, in order.
+        inner: The first part of the stage, where not the stage's output but that of this part is the map that other
+            networks' maps are compared with.
+        norm: Where the stage ends in a sum: the normalisation, the next stage's, of which an activation follows.
     """
 
     name: str
     stride: int
     channels: int
     steps: tuple[Step, ...] = field(repr=False)
+    inner: Stage | None = field(default=None, repr=False)
+    norm: nn.Module | None = field(default=None, repr=False)
     _split: tuple[Map, Map] | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -99,6 +106,14 @@ class Stage:
         """`(preactivation(x), self(x))` from one run; neither overwrites the other."""
         before = self.preactivation(x)
         return before, self._split[1](before) if self._split else before
+
+    def inside(self, x: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """`(inner.both(x), both(x))` from one run; twice the same where there is no inner part."""
+        if self.inner is None:
+            return (found := self.both(x)), found
+        inner = self.inner.both(x)
+        rest = Stage(self.name, self.stride, self.channels, self.steps[len(self.inner.steps) :])
+        return inner, rest.both(inner[1])
 
     def modules(self) -> Iterator[nn.Module]:
         """Its torch modules, nested ones included."""
@@ -257,12 +272,12 @@ def outputs_of(backbone: nn.Module) -> list[int]:
 # ---------------------------------------------------------------------------------- helpers for those who register
 
 
-def make_stage(name: str, stride: int, *steps: Step, channels: int | None = None) -> Stage:
+def make_stage(name: str, stride: int, *steps: Step, channels: int | None = None, **rest: Any) -> Stage:
     """A stage of the given steps; `channels` are by default those of its last main-path convolution."""
     if channels is None:
         *_, last = _main_layers(steps)
         channels = last.out_channels
-    return Stage(name, stride, channels, steps)
+    return Stage(name, stride, channels, steps, **rest)
 
 
 def flatten() -> Piece:
@@ -405,7 +420,7 @@ def _(net: Any) -> list[Stage]:
     stride = net.conv1.stride[0]
     stages = []
     if isinstance(net.maxpool, nn.MaxPool2d):
-        stages.append(make_stage("stem", stride, *stem))
+        stages.append(make_stage(STEM, stride, *stem))
         stem, stride = (net.maxpool,), 2 * stride
     else:
         # The stem of a network for small images keeps the resolution, and so belongs to the first layer.
@@ -450,13 +465,15 @@ def _(net: Any) -> list[Stage]:
     stem = net.conv1[0].stride[0]
     # The pool alone would be a stage without parameters: it goes with the layer that follows it.
     pooled = stem * (2 if isinstance(net.maxpool, nn.MaxPool2d) else 1)
-    layers = {"stage2": (net.maxpool, net.stage2), "stage3": (net.stage3,), "stage4": (net.stage4, net.conv5)}
-    stages = [make_stage("stem", stem, net.conv1)]
+    layers = {"stage2": (net.maxpool, net.stage2), "stage3": (net.stage3,), "stage4": (net.stage4,)}
+    stages = [make_stage(STEM, stem, net.conv1)]
     for number, (name, steps) in enumerate(layers.items(), 1):
-        # A unit's output is the concatenation of both branches; only the last stage ends in a plain convolution.
-        channels = None if name == "stage4" else net._stage_out_channels[number]
+        # A unit's output is the concatenation of both branches.
+        channels = net._stage_out_channels[number]
         stages.append(make_stage(name, pooled * 2**number, *steps, channels=channels))
-    return stages
+    # The last stage ends in a plain convolution, whose output the literature knows only pooled.
+    units = stages.pop()
+    return [*stages, make_stage(units.name, units.stride, *units.steps, net.conv5, inner=units)]
 
 
 @_library(_HEADS, "torchvision.models.shufflenetv2.ShuffleNetV2")
@@ -513,7 +530,7 @@ _MOBILENET_V2_STRIDES = (2, 4, 8, 16, 16, 32, 32, 32)
 @_library(_STAGES, *_MM_RESNETS)
 def _(net: Any) -> list[Stage]:
     stem = (net.stem,) if net.deep_stem else (net.conv1, net.norm1, net.relu)
-    stages = [make_stage("stem", 2, *stem)]
+    stages = [make_stage(STEM, 2, *stem)]
     for number, name in enumerate(net.res_layers):
         first = () if number else (net.maxpool,)
         stages.append(make_stage(name, 4 * 2**number, *first, getattr(net, name)))

@@ -36,6 +36,8 @@ MILLIONS = {
     "resnet8x4": 1.23,
     "resnet32x4": 7.43,
     "wrn_16_2": 0.70,
+    "wrn_16_4": 2.77,
+    "wrn_28_4": 5.87,
     "wrn_40_1": 0.57,
     "wrn_40_2": 2.26,
     "shufflenet_v1_32": 0.95,
@@ -47,6 +49,7 @@ TIMM = {
     "deit_tiny": "deit_tiny_patch16_224",
     "deit_small": "deit_small_patch16_224",
     "vit_small": "vit_small_patch16_224",
+    "vit_base": "vit_base_patch16_224",
 }
 
 

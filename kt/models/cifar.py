@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 from torchvision.models.shufflenetv2 import ShuffleNetV2
 
-from kt.stages import Head, Stage, flatten, head_of, make_stage, stages_of
+from kt.stages import STEM, Head, Stage, flatten, head_of, make_stage, stages_of
 
 
 def initialise(network: nn.Module) -> None:
@@ -246,15 +246,15 @@ def _(net: Any) -> list[Stage]:
 def _(net: Any) -> list[Stage]:
     # Inner layers end in a sum that the next layer normalises; only the last one has an activation of its own.
     return [
-        make_stage("layer1", 1, net.conv1, net.layer1),
-        make_stage("layer2", 2, net.layer2),
+        make_stage("layer1", 1, net.conv1, net.layer1, norm=net.layer2[0].bn1),
+        make_stage("layer2", 2, net.layer2, norm=net.layer3[0].bn1),
         make_stage("layer3", 4, net.layer3, net.bn1, net.relu),
     ]
 
 
 @stages_of.register(ShuffleNetV1)
 def _(net: Any) -> list[Stage]:
-    stages = [make_stage("stem", 1, net.conv1, net.bn1, net.relu)]
+    stages = [make_stage(STEM, 1, net.conv1, net.bn1, net.relu)]
     for number, layer in enumerate((net.layer1, net.layer2, net.layer3), 1):
         stages.append(make_stage(f"layer{number}", 2**number, layer, channels=layer[-1].channels))
     return stages
