@@ -350,11 +350,11 @@ class DistPro(Pathways, Method):
     clip: float | None = Field(
         0.5, description="logits up to it drop their pathway for a step (not of `equal`); null: none does"
     )
-    search: Search = Field(Search(), description="the cell that leaves the process")
+    search: Search = Field(Search.model_construct(), description="the cell that leaves the process")
     file: str | None = Field(None, description="a process.pth to replay instead of searching one")
 
     @staticmethod
-    def needs(config: Mapping[str, Any]) -> dict[str, Need | Path]:
+    def needs(config: Mapping[str, Any]) -> Mapping[str, Need | Path]:
         """The search, or the file that another one has left."""
         method = config["method"]
         if method["process"] == "equal":
@@ -465,11 +465,11 @@ class KCD(Method):
     )
 
     @staticmethod
-    def needs(config: Mapping[str, Any]) -> dict[str, Need]:
+    def needs(config: Mapping[str, Any]) -> Mapping[str, Need | Path]:
         """The student trained alone, and the teacher that the transform is computed from if it is another one."""
         settings = config["method"]
         base = settings["base"]
-        found = METHODS[base["name"]].needs({**config, "method": base}) if base else {}
+        found = dict(METHODS[base["name"]].needs({**config, "method": base}) if base else {})
         if settings["strategy"] in ("random", "identity"):
             return found
         if settings["student_state"] == "trained":

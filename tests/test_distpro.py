@@ -20,9 +20,11 @@ from experiments.cell import run_cell
 from experiments.meaning import identity, needs_of, settle
 from experiments.schema import with_recipe
 from kt.classifier import Classifier
+from kt.data import build_data
 from kt.data.loaders import StreamingLoader, split
 from kt.engine import Engine, measured_loop, seed_everything
 from kt.errors import UserError
+from kt.features import Features
 from kt.functional import hierarchical_context, pathway_weights
 from kt.methods import build_method, distpro_search
 from kt.methods.distpro import Transform
@@ -30,7 +32,7 @@ from kt.settings import Schedule, defaults
 from kt.stages import Head, Piece, Stage, head_of, stages_of
 from kt.train import fit
 from kt.transfer import TransferModel, frozen_statistics
-from method_settings import SCHEDULE, make_classifier, make_data, make_model, make_process
+from method_settings import DATASET, SCHEDULE, make_classifier, make_data, make_model, make_process
 
 # ------------------------------------------------------------------------------------------------------------ formulas
 
@@ -328,6 +330,48 @@ def test_each_network_runs_as_often_as_it_must(tmp_path: Path) -> None:
     assert calls == expected | dict.fromkeys((f"transform{i}" for i in range(18)), 3)
 
 
+LEVELS, CLEAN = 3, 2
+
+
+@pytest.fixture(scope="module")
+def problem(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Data and a teacher that has learnt them, `(data, teacher)`."""
+    dataset = {**DATASET, "train_size": 800, "image_size": 24}
+    data = build_data(dataset, Path("."), batch_size=32, seed=0, device=torch.device("cpu"))
+    teacher = make_classifier("resnet20", 10, 1)
+    schedule = {"epochs": 8, "batch_size": 32, "lr": 0.01, "optimizer": "adamw", "policy": "cosine"}
+    fit(TransferModel(teacher, build_method("none", teacher, None)), data, tmp_path_factory.mktemp("t"), schedule)
+    return data, teacher
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+def test_a_pathway_that_helps_gains_weight(first_order: bool, problem: Any, tmp_path: Path) -> None:
+    """The last level is the trained teacher's, others are noise. By the training loss's own gradient all sink."""
+    data, teacher = problem
+    student = make_classifier("resnet8", 10, 2)
+    method: Any = build_method("distpro_search", student, teacher, transforms=["conv1"])
+    true_targets = method.targets
+
+    def targets(theirs: Any, live: Any) -> dict[int, Tensor]:
+        scaled = {level: (x - x.mean()) / x.std() for level, x in true_targets(theirs, live).items()}
+        return {level: x if level == CLEAN else torch.randn_like(x) for level, x in scaled.items()}
+
+    def slope(model: TransferModel, batch: Any, targets: Any, *rest: Any) -> tuple[Tensor, Tensor]:
+        distances = method.all_distances(Features(model.student, batch["inputs"]), targets).detach()
+        return torch.autograd.grad(method.weigh(), method.logits, method.factor * distances)[0], distances.sum()
+
+    method.targets = targets
+    if first_order:
+        method.hypergradient = slope
+    schedule = {"epochs": 5, "batch_size": 32, "lr": 0.05, "policy": "constant"}
+    fit(TransferModel(student, method, {"teacher": teacher}), data, tmp_path, schedule)
+    logits = method.logits.detach().view(LEVELS, -1)
+    if first_order:
+        assert logits.max() < -1
+    else:
+        assert logits[CLEAN].mean() > 1 and logits[CLEAN].mean() > logits[:CLEAN].mean(1).max() + 0.5
+
+
 # -------------------------------------------------------------------------------------------------------------- process
 
 
@@ -406,6 +450,8 @@ def test_the_row_follows_from_the_step_alone() -> None:
         torch.testing.assert_close(torch.tensor(final.row({"step": step, "total": 10})[1]), process[2])
     clipped: Any = make_model("distpro", 10, process="final").method
     assert clipped.row({"step": 0, "total": 10})[0] == list(range(9, 18))
+    border: Any = make_model("distpro", 10, process="final", clip=make_process("conv1", "conv2")["logits"][2, 9].item())
+    assert border.method.row({"step": 0, "total": 10})[0] == list(range(10, 18))
 
 
 @pytest.mark.parametrize(("factor", "expected"), [("pathways", 18), (2.5, 2.5)])

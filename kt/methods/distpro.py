@@ -19,6 +19,7 @@ from kt.methods.base import METHODS, Method
 from kt.methods.blocks import SMALL_IMAGE_STRIDE
 from kt.models.cifar import initialise
 from kt.phase import MAIN, Batch, Loop, Phase
+from kt.transfer import TransferModel
 
 WIDEST = 512  # channels between the layers of a transform
 PER_PATHWAY = "pathways"  # the factor that is the number of pathways
@@ -270,3 +271,18 @@ class DistPro(Pathways):
         for weight, distance in zip(weights, distances, strict=True):
             total = total + weight * distance
         return {"pathways": total}
+
+    def passes(self, model: TransferModel, batch: Batch) -> list:
+        """As deep into the teacher as pathways are live, and the student's with their transforms."""
+        live, weights = self.row(batch)
+        targets = self.targets(Features(model.teacher, batch["inputs"], graph=False), live)
+
+        def train() -> None:
+            ours = Features(model.student, batch["inputs"])
+            distances = self.distances(self.maps(ours, live), targets, live)
+            total = ours.task(batch).loss
+            for weight, distance in zip(weights, distances, strict=True):
+                total = total + weight * distance
+            total.backward()
+
+        return [train, lambda: self.targets(Features(model.teacher, batch["inputs"], graph=False), live)]

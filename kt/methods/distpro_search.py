@@ -15,7 +15,7 @@ from kt.data.loaders import split
 from kt.features import Features
 from kt.functional import pathway_weights
 from kt.hypergradient import directional, evaluated, lookahead
-from kt.methods.base import METHODS, task_alone
+from kt.methods.base import METHODS, student_update, task_alone
 from kt.methods.distpro import Pathways
 from kt.needs import PROCESS
 from kt.phase import CONSTANT, MAIN, TRAIN, Batch, Loop, Phase, Trained
@@ -196,3 +196,25 @@ class DistProSearch(Pathways):
         weights = self.weigh()
         (slope,) = torch.autograd.grad(weights, self.logits, -group["lr"] * self.factor * along.to(weights))
         return slope, outer.detach()
+
+    def passes(self, model: TransferModel, batch: Batch) -> list:
+        """One over the teacher; the train pass, twice backward; the look-ahead's; two perturbed ones without a head."""
+        everything = self.everything
+        targets = self.targets(Features(model.teacher, batch["inputs"], graph=False), everything)
+        own, rest = list(model.student.parameters()), list(self.transforms.parameters())
+
+        def train() -> None:
+            ours = Features(model.student, batch["inputs"])
+            distances = self.all_distances(ours, targets).sum()
+            loss = ours.task(batch).loss + distances
+            torch.autograd.grad(loss, own, retain_graph=True)
+            torch.autograd.grad(loss, [*own, *rest])
+
+        def perturbed() -> None:
+            with torch.no_grad():
+                self.all_distances(Features(model.student, batch["inputs"], graph=False), targets)
+
+        def teach() -> None:
+            self.targets(Features(model.teacher, batch["inputs"], graph=False), everything)
+
+        return [teach, train, lambda: student_update(model, batch), perturbed, perturbed]
