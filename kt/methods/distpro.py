@@ -273,16 +273,14 @@ class DistPro(Pathways):
         return {"pathways": total}
 
     def passes(self, model: TransferModel, batch: Batch) -> list:
-        """As deep into the teacher as pathways are live, and the student's with their transforms."""
-        live, weights = self.row(batch)
-        targets = self.targets(Features(model.teacher, batch["inputs"], graph=False), live)
+        """The student's with the live pathways' transforms, and the teacher's as deep as these reach."""
+        known = Features(model.teacher, batch["inputs"], graph=False)
+        self.targets(known, self.everything)
 
-        def train() -> None:
-            ours = Features(model.student, batch["inputs"])
-            distances = self.distances(self.maps(ours, live), targets, live)
-            total = ours.task(batch).loss
-            for weight, distance in zip(weights, distances, strict=True):
-                total = total + weight * distance
-            total.backward()
+        def learn() -> None:
+            self.compare(Features(model.student, batch["inputs"]), known, batch)[0].backward()
 
-        return [train, lambda: self.targets(Features(model.teacher, batch["inputs"], graph=False), live)]
+        def teach() -> None:
+            self.targets(Features(model.teacher, batch["inputs"], graph=False), self.row(batch)[0])
+
+        return [learn, teach]
