@@ -21,7 +21,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -29,7 +31,7 @@ from experiments.build import peak_memory
 from experiments.groups import dataset_choice
 from experiments.phase_bench import bench_phases
 from kt.classifier import Classifier
-from kt.data import build_data
+from kt.data import DataSpec, build_data
 from kt.dense import DenseModel
 from kt.engine import Engine, measured_loop
 from kt.errors import UserError, nearest
@@ -38,7 +40,7 @@ from kt.hooks import RecordHook
 from kt.methods import build_method, find_method
 from kt.models import build_network
 from kt.models.names import DENSE_NETWORKS
-from kt.settings import METHODS, Schedule, defaults
+from kt.settings import METHODS, Schedule, defaults, kinds
 from kt.stages import IMAGENET
 from kt.store import Records, records_file
 from kt.transfer import TransferModel
@@ -68,8 +70,13 @@ def make_model(name: str, arguments: argparse.Namespace, **options: Any) -> Tran
     student_name = arguments.teacher if kind.starts_from_teacher else arguments.student
     torch.manual_seed(0)
     student = Classifier(build_network(student_name, **settings))
-    teacher = Classifier(build_network(arguments.teacher, **settings)) if kind.needs_teacher else None
-    method = build_method(name, student, teacher, **options)
+    teacher = Classifier(build_network(arguments.teacher, **settings)) if METHODS[name].needs_teacher else None
+    if "first_epochs" in kinds(METHODS[name]):
+        options["first_epochs"] = 0  # what is timed is the step that comes after them
+    facts = DataSpec(
+        "images", CLASSES, SIZE, *IMAGENET, arguments.images, 0, "", (), labels=labels_of(arguments.images)
+    )
+    method = build_method(name, student, teacher, data=facts, **options)
     return TransferModel(student, method, {"teacher": teacher} if teacher else None)
 
 
@@ -85,7 +92,7 @@ def make_dense_model(name: str, arguments: argparse.Namespace, **options: Any) -
 
     torch.manual_seed(0)
     student = make(arguments.student)
-    teacher = make(arguments.teacher) if find_method(name).needs_teacher else None
+    teacher = make(arguments.teacher) if METHODS[name].needs_teacher else None
     method = build_method(name, student, teacher, **options)
     return TransferModel(student, method, {"teacher": teacher} if teacher else None)
 
@@ -242,12 +249,17 @@ def bench_torchdistill(arguments: argparse.Namespace, batch: dict[str, Any]) -> 
     return {"kt_ms": mine, "torchdistill_ms": other, "ratio": mine / other}
 
 
+def labels_of(images: int) -> NDArray[np.int64]:
+    """The classes of so many images."""
+    return np.arange(images) % CLASSES
+
+
 def image_batch(size: int, device: torch.device) -> dict[str, Any]:
     """Random images to classify."""
     images = torch.rand(size, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     return {
         "inputs": images.to(device).contiguous(memory_format=torch.channels_last),
-        "labels": (torch.arange(size) % CLASSES).to(device),
+        "labels": torch.from_numpy(labels_of(size)).to(device),
         "indices": torch.arange(size, device=device),
     }
 
@@ -263,6 +275,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--teacher", default="resnet56")
     parser.add_argument("--student", default="resnet20")
     parser.add_argument("--batch", type=int, help="images a step (default: 128, or 4 of a detector or segmentor)")
+    parser.add_argument(
+        "--images", type=int, default=50_000, help="images to classify of the training set (of crd's memory)"
+    )
     parser.add_argument("--width", type=float, default=1.0, help="width of detectors and segmentors")
     parser.add_argument("--small-stem", action="store_true", help="ResNets with the stem for images of 32x32")
     parser.add_argument("--phases", action="store_true", help="stage by stage: all phases over end-to-end mimicking")

@@ -14,16 +14,18 @@ import torch
 
 from experiments.devices import pick_device
 from experiments.groups import dataset_choice, stood_in
+from experiments.meaning import is_of_library, states_of
 from kt import ranks
 from kt.classifier import Classifier
 from kt.cost import few_images
-from kt.data import Data, build_data
+from kt.data import DATASETS, Data, DataSpec, build_data, unlabelled
+from kt.data.loaders import Loader
 from kt.dense import Backbone, DenseModel, as_teacher
 from kt.engine import seed_everything
 from kt.errors import UserError, needs_mm
 from kt.evaluation.accuracy import metric_labels
 from kt.evaluation.outcomes import Outcomes, keep_outcomes
-from kt.files import write_json, write_text
+from kt.files import replacing, write_json, write_text
 from kt.hooks import WandbRun
 from kt.methods import Method, build_method, find_method
 from kt.models import NETWORKS, build_network
@@ -31,9 +33,9 @@ from kt.models.build import normalisation_of_weights
 from kt.models.checkpoints import load_backbone, load_weights
 from kt.needs import SNAPSHOTS, WEIGHTS
 from kt.settings import METHODS as SETTINGS
-from kt.settings import device_batch
+from kt.settings import SOURCE, device_batch
 from kt.stages import IMAGENET, head_of
-from kt.store import DESCRIPTION, cache_of, listed, outcomes_file
+from kt.store import DESCRIPTION, cache_of, evaluation_file, listed, outcomes_file, records_file
 from kt.students import load_model
 from kt.train import best_metrics, fit, images_per_second, phase_records
 from kt.transfer import TransferModel
@@ -53,12 +55,21 @@ def build_classifier(
     return Classifier(plain, normalisation_of_weights(network["name"], pretrained) if pretrained else normalisation)
 
 
+def _loading(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """How a cell's loaders are made, for this process."""
+    found = {"batch_size": config["schedule"]["batch_size"], "seed": config["seed"], "device": device}
+    return found | {"rank": ranks.rank(), "world": ranks.world_size(), "cache_root": cache_of(config["output_root"])}
+
+
 def read_data(config: Mapping[str, Any], dataset: Mapping[str, Any], device: torch.device) -> Data:
     """Loaders and scores of a dataset, for this process."""
-    options: dict[str, Any] = {key: config["schedule"][key] for key in ("batch_size", "device_batch")}
-    options["seed"] = config["seed"]
-    options |= {"rank": ranks.rank(), "world": ranks.world_size(), "cache_root": cache_of(config["output_root"])}
-    return build_data(dataset, config["data_root"], device=device, **options)
+    passes = config["schedule"]["device_batch"]
+    return build_data(dataset, config["data_root"], device_batch=passes, **_loading(config, device))
+
+
+def read_source(config: Mapping[str, Any], dataset: Mapping[str, Any], device: torch.device) -> Loader:
+    """A loader of the unlabelled images that a method draws from, for this process."""
+    return unlabelled(dataset, config["method"]["source_share"], config["data_root"], **_loading(config, device))
 
 
 def build_dense_model(
@@ -164,15 +175,19 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
     Returns:
         What the result file records of the training: metrics and their labels, speed, memory, data fingerprint, ids.
     """
+    if is_of_library(config) and not states_of(config):
+        return keep_weights(config, folder)
     device = pick_device(config["device"])
     schedule = config["schedule"]
     set_threads(config)
     data = read_data(config, config["dataset"], device)
     spec = data.spec
     name = config["method"]["name"]
+    if source := config["method"].get(SOURCE):
+        data.further[SOURCE] = read_source(config, source, device)
     unused = ("name", *SETTINGS[name].cell_keys)
     method = {key: value for key, value in config["method"].items() if key not in unused}
-    teacher = build_teacher(config, spec, needs.get("teacher")) if find_method(name).needs_teacher else None
+    teacher = build_teacher(config, spec, needs.get("teacher")) if SETTINGS[name].needs_teacher else None
     # Before the student's seed: drawing the weights that are then replaced shifts nobody's random numbers.
     hidden = needed_networks(needs, spec) | ({} if teacher is None else {"teacher": teacher})
     student, model_config = build_student(config, spec, teacher)
@@ -235,6 +250,23 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
     }
 
 
+def keep_weights(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A cell of a library's weights without the data that would score them: what others need of it, and no score."""
+    network, weights = config["student"]["network"], config["student"]["pretrained"]
+    mean, std = normalisation_of_weights(network["name"], weights)
+    size, classes = config["dataset"]["image_size"], config["dataset"]["num_classes"]
+    spec = DataSpec(config["dataset"]["name"], classes, size, mean, std, 0, 0, "", ())
+    student = build_classifier(network, classes, size, (mean, std), weights)
+    if ranks.is_first():
+        with replacing(folder / WEIGHTS) as file:
+            torch.save(student.network.state_dict(), file)
+        describe_student(folder, config, student, None, spec)
+        records_file(folder).touch()
+        evaluation_file(folder, "test").parent.mkdir(exist_ok=True)
+        write_json(evaluation_file(folder, "test"), {})
+    return {"metrics": {}, "best": {}, "labels": {}, "num_classes": classes, "train_size": 0, "test_size": 0}
+
+
 def count_operations(model: TransferModel, data: Data) -> dict[str, Any]:
     """`flops` per image of a method's phases, where it makes a claim about them."""
     if type(model.method).flops is Method.flops:
@@ -268,7 +300,7 @@ def set_threads(config: Mapping[str, Any]) -> None:
 
     Slim networks gain little from a second thread, and lose tenfold when another process wants the same cores.
     """
-    threads = config["threads"] or (1 if config["dataset"]["name"] == "scenes" else None)
+    threads = config["threads"] or (1 if DATASETS[config["dataset"]["name"]].embedded else None)
     if threads is not None:
         torch.set_num_threads(threads)
 
@@ -325,7 +357,7 @@ def evaluate_cell(config: Mapping[str, Any], folder: Path) -> dict[str, float]:
         UserError: The dataset is missing, or for another task or other classes.
     """
     name = config["evaluation"]
-    dataset = dataset_choice(stood_in(name) if config["dataset"]["name"] == "scenes" else name)
+    dataset = dataset_choice(stood_in(name) if DATASETS[config["dataset"]["name"]].embedded else name)
     if dataset["task"] != config["dataset"]["task"]:
         raise UserError(
             f"evaluation={config['evaluation']}: a dataset for {dataset['task']}, the student was trained for "

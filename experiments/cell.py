@@ -37,7 +37,7 @@ from experiments.meaning import (
 from experiments.progress import Display, cell_log, current
 from experiments.schema import ANALYSES, LEFT
 from kt import ranks
-from kt.errors import UserError
+from kt.errors import UserError, nearest
 from kt.files import write_json, write_sealed, write_text
 from kt.needs import Config, Need
 from kt.ranks import launched as world_size
@@ -349,5 +349,10 @@ def _provide(
                 raise UserError(f"teacher.{error}") from None
             raise
         ids[name] = result["id"]
-        paths[name] = folder_of(config["output_root"], result["id"]) / need.file
+        folder = folder_of(config["output_root"], result["id"])
+        paths[name] = folder / need.file
+        if not paths[name].exists():
+            method, files = config["method"]["name"], sorted(path.name for path in folder.iterdir())
+            hint = nearest(need.file, files)
+            raise UserError(f"method={method}: what it needs as '{name}' has left no {need.file}{hint} in {folder}")
     return paths, ids

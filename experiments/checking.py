@@ -7,7 +7,6 @@ line's keys are all let in, and the composed config is compared with the classes
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, get_args
 
 from omegaconf import DictConfig, OmegaConf
@@ -15,9 +14,23 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.groups import choices
 from experiments.schema import ANALYSES, Config, Student, Teacher
-from kt.data.names import check_dataset
+from kt.data.names import DATASETS, check_dataset, settings_of
+from kt.data.names import known as known_of_data
 from kt.errors import UserError, nearest
-from kt.settings import KCD, METHODS, Dataset, Method, Schedule, Settings, check_value, describe, kinds, shown
+from kt.settings import (
+    KCD,
+    METHODS,
+    SOURCE,
+    Dataset,
+    Method,
+    Schedule,
+    Settings,
+    check_settings,
+    check_value,
+    kinds,
+    missing,
+    shown,
+)
 
 
 def _nested(kind: Any) -> type[Settings] | None:
@@ -39,22 +52,24 @@ def known_keys(method: str | None = None) -> Iterator[str]:
                 for known in kinds_known:
                     if not inner or known is not KCD:
                         yield from walk(known, f"{prefix}{key}.")
-            elif nested is not None:
+            elif nested is not None and nested is not Dataset:
                 yield from walk(nested, f"{prefix}{key}.")
+            if nested is Dataset or (schema is Teacher and key == "dataset"):
+                for part in {spec.settings: None for spec in DATASETS.values()}:
+                    yield from walk(part, f"{prefix}{key}.")
         if schema is Teacher:
-            for key, part in (("dataset", Dataset), ("schedule", Schedule)):
-                yield from walk(part, f"{prefix}{key}.")
+            yield from walk(Schedule, f"{prefix}schedule.")
 
     return walk(Config, "")
 
 
 def unknown(key: str, method: str | None = None) -> UserError:
     """The error for a key that no config has; knows where a bare name belongs and what a misspelt one resembles."""
-    known = list(dict.fromkeys(known_keys(method)))
+    known = [other for other in dict.fromkeys(known_keys(method)) if other != key]  # another method or dataset has it
     parent, _, leaf = key.rpartition(".")
     siblings = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == parent]
     siblings = [name for name in siblings if (parent, name) != ("method", "name")]
-    homes = [] if parent == "method" else [other for other in known_keys() if other.endswith(f".{leaf}")]
+    homes = [other for other in known_keys() if other.endswith(f".{leaf}") and other != key and parent != "method"]
     hint = f" (did you mean '{homes[0]}'?)" if homes else nearest(leaf, siblings)
     whose = f" for method {method}" if method and parent == "method" else ""
     listed = ", ".join(siblings)
@@ -72,7 +87,7 @@ def _check(node: Any, schema: type[Settings], prefix: str, method: str | None) -
     for key, kind in wanted.items():
         nested = _nested(kind)
         if key not in node:
-            raise UserError(f"{prefix}{key}: missing; expected {describe(kind)}")
+            raise missing(prefix + key, kind)
         value = node[key]
         if nested is Method and value is not None:
             inner = value.get("name") if isinstance(value, Mapping) else None
@@ -80,18 +95,12 @@ def _check(node: Any, schema: type[Settings], prefix: str, method: str | None) -
                 able = [name for name, known in METHODS.items() if not prefix or known is not KCD]
                 raise UserError(f"{prefix}{key}.name={inner}: expected one of {', '.join(able)}{nearest(inner, able)}")
             nested = METHODS[str(inner)]
+        if nested is Dataset and isinstance(value, Mapping):
+            nested = settings_of(value)
         if nested is not None and not (value is None and type(None) in get_args(kind)):
             _check(value, nested, f"{prefix}{key}.", method)
         elif nested is None:
             check_value(value, schema, key, prefix + key)
-
-
-def _check_part(part: Mapping[str, Any] | None, schema: type[Settings], prefix: str) -> None:
-    """Compares a node that may hold only some of a class's keys."""
-    for key, value in (part or {}).items():
-        if key not in kinds(schema):
-            raise unknown(prefix + str(key))
-        check_value(value, schema, key, prefix + key)
 
 
 def validate(config: Mapping[str, Any]) -> None:
@@ -106,11 +115,13 @@ def validate(config: Mapping[str, Any]) -> None:
         raise UserError(f"method.name={method}: expected one of {', '.join(METHODS)}{nearest(method, METHODS)}")
     _check(config, Config, "", method)
     check_dataset(config["dataset"])
-    own = config["teacher"]["dataset"]
-    _check_part(own, Dataset, "teacher.dataset.")
-    if own:
-        check_dataset({**config["dataset"], **own}, "teacher.dataset")
-    _check_part(config["teacher"]["schedule"], Schedule, "teacher.schedule.")
+    if own := config["teacher"]["dataset"]:
+        whole = {**config["dataset"], **own}
+        check_settings({**known_of_data(whole), **own}, settings_of(whole), "teacher.dataset.")
+        check_dataset(whole, "teacher.dataset")
+    if source := config["method"].get(SOURCE):
+        check_dataset(source, f"method.{SOURCE}")
+    check_settings(config["teacher"]["schedule"] or {}, Schedule, "teacher.schedule.", whole=False)
     for who in ("teacher", "student"):
         network = config[who]["network"]
         if network is not None and network["name"] not in choices("network"):
@@ -129,12 +140,6 @@ def validate(config: Mapping[str, Any]) -> None:
         hint = nearest(config["evaluation"], known)
         raise UserError(f"evaluation={config['evaluation']}: expected a dataset or one of {', '.join(ANALYSES)}{hint}")
     _check_base(method, config["method"])
-    for key in ("dataset.folder", "teacher.dataset.folder"):
-        group, _, leaf = key.rpartition(".")
-        folder = OmegaConf.select(OmegaConf.create(dict(config)), group)
-        folder = folder.get(leaf) if folder else None
-        if folder is not None and (Path(folder).is_absolute() or ".." in Path(folder).parts):
-            raise UserError(f"{key}={folder}: expected a folder below data_root; set data_root= to its parent")
 
 
 def _check_base(method: str, settings: Mapping[str, Any]) -> None:

@@ -75,8 +75,8 @@ def _network(name: str) -> dict[str, Any]:
 
 def _recipe(own: Mapping[str, Any]) -> dict[str, Any]:
     """A dataset's schedule, which is as much shorter as the scale says."""
-    node = {**defaults(Schedule), **own}
-    lengths = {key: node[key] for key in ("epochs", "iterations", "interval") if isinstance(node[key], int)}
+    node = dict(own) if "defaults" in own else {**defaults(Schedule), **own}
+    lengths = {key: node[key] for key in ("epochs", "iterations", "interval") if isinstance(node.get(key), int)}
     return {**node, **{key: f"${{scaled:{length},${{scale.fraction}}}}" for key, length in lengths.items()}}
 
 
@@ -100,7 +100,7 @@ def _register() -> None:
     ConfigStore.instance().store(group="dataset", name="_base", node=defaults(Dataset), provider="kt")
     for name, spec in DATASETS.items():
         if spec.defaults:
-            _make("dataset", name, {**defaults(Dataset), **spec.defaults, "name": name})
+            _make("dataset", name, {**defaults(spec.settings), **spec.defaults, "name": name})
             _make("schedule", name, _recipe(spec.schedule))
     for name in (*NETWORKS, *DENSE_NETWORKS, CONFIG_NETWORK):
         of_teacher, of_student = pretrained_weights(name)

@@ -11,9 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from experiments.checking import validate
 from experiments.schema import ANALYSES
 from kt.data.fingerprint import State, changes, combined, state_of
-from kt.data.names import content
+from kt.data.names import DATASETS, content, known, settings_of
 from kt.errors import UserError, nearest
 from kt.files import checksum
 from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS
@@ -21,7 +22,7 @@ from kt.needs import NO_TEACHER, Config, Need, teacher_dataset, teacher_of
 from kt.ranks import launched
 from kt.settings import (
     METHODS,
-    Dataset,
+    SOURCE,
     Schedule,
     Settings,
     accumulates,
@@ -31,12 +32,14 @@ from kt.settings import (
 )
 from kt.store import DESCRIPTION, IDENTITY_VERSION, cache_of, check, folder_of, newest_state, read_data, read_result
 
+DEEPEST = 8  # cells that need one another in a row
+
 
 def _settled_network(network: Config, dataset: Config, config: Config) -> Config:
     """A network whose width is a number: the scale's on embedded data, the full one on real data."""
     if network["width"] is not None:
         return network
-    slim = dataset["name"] == "scenes" and network["name"] != CONFIG_NETWORK
+    slim = DATASETS[dataset["name"]].embedded and network["name"] != CONFIG_NETWORK
     return {**network, "width": config["scale"]["width"] if slim else 1.0}
 
 
@@ -45,6 +48,25 @@ def _settled_pretrained(pretrained: str | None, network: Config, config: Config)
     if network["name"] not in DENSE_NETWORKS:
         return pretrained
     return pretrained if config["scale"]["pretrained"] and network["width"] == 1 else None
+
+
+def _settled_source(config: Config) -> Config:
+    """The dataset of a method's source images: by default the teacher's.
+
+    Raises:
+        UserError: Nobody knows that of a teacher from a file, or the images are not of classification.
+    """
+    found = config["method"][SOURCE]
+    if found is None:
+        if config["teacher"]["checkpoint"] and not config["teacher"]["dataset"]:
+            raise UserError(
+                "method.source=null: expected the dataset of the unlabelled source images, since the teacher's file "
+                "does not say what it was trained on; add dataset@method.source=<choice>"
+            )
+        found = known(teacher_dataset(config))
+    if found["task"] != "classification":
+        raise UserError(f"method.source.task={found['task']}: expected classification")
+    return found
 
 
 def _check_task(network: Config, dataset: Config, key: str) -> None:
@@ -117,6 +139,8 @@ def settle(config: Mapping[str, Any]) -> Config:
         teacher = settled["teacher"]
         teacher["network"] = _settled_network(teacher["network"], teacher_dataset(settled), settled)
         teacher["pretrained"] = _settled_pretrained(teacher["pretrained"], teacher["network"], settled)
+    if SOURCE in settled["method"]:
+        settled["method"][SOURCE] = _settled_source(settled)
     student = settled["student"]
     student["network"] = _settled_network(student["network"], dataset, settled)
     student["pretrained"] = _settled_pretrained(student["pretrained"], student["network"], settled)
@@ -126,24 +150,45 @@ def settle(config: Mapping[str, Any]) -> Config:
 def _needed(config: Mapping[str, Any], name: str, need: Need) -> Need:
     """A need whose config is settled, under its name in logs."""
     labels = {**config["table"], "row": name, "role": name, "label": None}
-    return replace(need, config=settle({**need.config, "cell": "student", "evaluation": None, "table": labels}))
+    made = {**need.config, "dataset": known(need.config["dataset"]), "table": labels}
+    return replace(need, config=settle({**made, "cell": "student", "evaluation": None}))
+
+
+def _own_needs(config: Mapping[str, Any]) -> dict[str, Need | Path]:
+    """What a settled cell's method needs.
+
+    Raises:
+        UserError: One of the needs is neither a cell nor a file.
+    """
+    found: dict[str, Need | Path] = {}
+    method = config["method"]["name"]
+    for name, need in METHODS[method].needs(config).items():
+        try:
+            if isinstance(need, Path):
+                found[name] = need
+                continue
+            if not isinstance(need, Need):
+                raise UserError(f"expected a kt.needs.Need, it is a {type(need).__name__}")
+            validate({**need.config, "rows": None, "role": None, "plan": False})
+            found[name] = _needed(config, name, need)
+        except UserError as error:
+            raise UserError(f"method={method}: what it needs as '{name}' is no cell: {error}") from None
+    return found
 
 
 def needs_of(config: Mapping[str, Any]) -> dict[str, Need | Path]:
-    """What a settled cell needs, by name: another cell, whose config is settled too, or a checkpoint."""
+    """What a settled cell needs, by name: another cell, whose config is settled too, or a file."""
     found: dict[str, Need | Path] = {}
     if config["teacher"]["checkpoint"]:
         found["teacher"] = Path(config["teacher"]["checkpoint"])
     elif config["teacher"]["network"] is not None:
         need = _needed(config, "teacher", Need(teacher_of(config)))
-        if need.config["dataset"]["name"] == "scenes" and config["dataset"]["name"] != "scenes":
+        if DATASETS[need.config["dataset"]["name"]].embedded and not DATASETS[config["dataset"]["name"]].embedded:
             raise UserError(
                 "teacher.checkpoint=null: the teacher would be trained on embedded data; give the file of its weights"
             )
         found["teacher"] = need
-    for name, own in METHODS[config["method"]["name"]].needs(config).items():
-        found[name] = own if isinstance(own, Path) else _needed(config, name, own)
-    return found
+    return {**found, **_own_needs(config)}
 
 
 def evaluation_needs(config: Mapping[str, Any]) -> dict[str, Need]:
@@ -220,16 +265,24 @@ def _telling(settings: Mapping[str, Any], schema: type[Settings]) -> Config:
 
 
 def _telling_method(settings: Mapping[str, Any]) -> Config:
-    """The same of a method and of the methods among its settings."""
+    """The same of a method and of the methods and datasets among its settings."""
     told = _telling(settings, METHODS[settings["name"]])
-    return {key: _telling_method(value) if isinstance(value, Mapping) else value for key, value in told.items()}
+    for key, value in told.items():
+        if isinstance(value, Mapping):
+            told[key] = _telling(value, settings_of(value)) if key == SOURCE else _telling_method(value)
+    return told
+
+
+def _method_content(settings: Config) -> Config:
+    """A method's settings with the decisive keys alone of the dataset among them, without what its needs tell."""
+    own = {key: value for key, value in settings.items() if key not in METHODS[settings["name"]].told_by_needs}
+    return {**own, SOURCE: content(own[SOURCE])} if own.get(SOURCE) else own
 
 
 def _decisive(config: Mapping[str, Any]) -> Config:
     """Everything that a settled cell's numbers depend on by itself, without what it needs."""
     student, dataset, schedule, teacher = (config[key] for key in ("student", "dataset", "schedule", "teacher"))
     given = student["checkpoint"] or student["pretrained"]
-    told = METHODS[config["method"]["name"]].told_by_needs
     length = {key: value for key, value in schedule.items() if key not in ("evaluate_every", "device_batch")}
     # How many processes share an update is of no account; how many images one normalisation sees is.
     if schedule["epochs"] != 0 and (images := device_batch(schedule, launched())) < schedule["batch_size"]:
@@ -250,35 +303,62 @@ def _decisive(config: Mapping[str, Any]) -> Config:
         if teacher["network"]
         else None,
         "dataset": content(dataset),
-        "method": {key: value for key, value in config["method"].items() if key not in told},
+        "method": _method_content(config["method"]),
         "schedule": length,
         "precision": config["precision"],
         "seed": None if given and schedule["epochs"] == 0 else config["seed"],
     }
 
 
-def semantics(config: Mapping[str, Any]) -> Config:
-    """Everything that a settled cell's numbers depend on, and nothing else."""
+def semantics(config: Mapping[str, Any], depth: int = 0) -> Config:
+    """Everything that a settled cell's numbers depend on, and nothing else; see `identity`."""
+    found = needs_of(config)
+    if found and depth == DEEPEST:
+        raise UserError(f"method={config['method']['name']}: its cell needs another, that one the next, without an end")
     needs: dict[str, str] = {}
-    for name, need in needs_of(config).items():
-        needs[name] = identity(need.config) if isinstance(need, Need) else content_hash(need, file_key(name))
+    for name, need in found.items():
+        if isinstance(need, Need):
+            needs[name] = identity(need.config, depth + 1)
+        else:
+            needs[name] = content_hash(need, file_key(name))
     told = _decisive(config)
-    told |= {"dataset": _telling(told["dataset"], Dataset), "schedule": _telling(told["schedule"], Schedule)}
+    data = _telling(told["dataset"], settings_of(told["dataset"]))
+    told |= {"dataset": data, "schedule": _telling(told["schedule"], Schedule)}
     return {"version": IDENTITY_VERSION, **told, "method": _telling_method(told["method"]), "needs": needs}
 
 
-def identity(config: Mapping[str, Any]) -> str:
-    """The hash of the settings of the cell that a config means, on whatever data: 16 hex digits."""
-    told = _canonical(semantics(settle(config)), "")
+def identity(config: Mapping[str, Any], depth: int = 0) -> str:
+    """The hash of the settings of the cell that a config means, on whatever data: 16 hex digits.
+
+    Args:
+        config: A checked config.
+        depth: How many cells there are between this one and the one that was asked for.
+
+    Raises:
+        UserError: What it needs has no end.
+    """
+    told = _canonical(semantics(settle(config), depth), "")
     text = json.dumps(told, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def is_of_library(config: Mapping[str, Any]) -> bool:
+    """Whether a settled cell's weights are a library's as they are: its data can only score them."""
+    network, trained = config["student"]["network"]["name"], config["schedule"]["epochs"] != 0
+    return bool(config["student"]["pretrained"]) and network in NETWORKS and not trained
+
+
 def states_of(config: Mapping[str, Any]) -> list[State]:
-    """How the data stand now that a settled cell and all cells that it needs read, its own first."""
-    found = [state_of(config["dataset"], config["data_root"], cache_of(config["output_root"]))]
+    """How the data stand now that a settled cell and all cells that it needs read, its own first.
+
+    A library's weights teach without the data that would score them.
+    """
+    own = [config["dataset"], *filter(None, [config["method"].get(SOURCE)])]
+    found = [state_of(dataset, config["data_root"], cache_of(config["output_root"])) for dataset in own]
+    if is_of_library(config):
+        return [state for state in found if state.summary is not None]
     for need in needs_of(config).values():
-        found += states_of(need.config) if isinstance(need, Need) else []
+        found += states_of(need.config) if isinstance(need, Need) and not is_of_library(need.config) else []
     return list({state.key: state for state in reversed(found)}.values())[::-1]
 
 
@@ -318,6 +398,9 @@ def told_of_data(config: Mapping[str, Any]) -> list[str]:
         lines += [
             f"{state}: is not there; the newest result is shown, unverified" for state in states if not state.summary
         ]
+    if is_of_library(config) and not states:
+        weights = f"{config['student']['pretrained']} of {config['student']['network']['name']}"
+        lines.append(f"there are no data of {config['dataset']['name']}: the weights {weights} teach without a score")
     settings = identity(config)
     if cell_id(config) != settings:
         before = (read_data(folder_of(root, settings)) or {}).get("datasets", {})

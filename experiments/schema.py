@@ -9,9 +9,10 @@ from typing import Any, Literal
 from omegaconf import OmegaConf
 
 from experiments.groups import GROUPS, choices, dataset_choice, stood_in
+from kt.data.names import DATASETS
 from kt.errors import UserError
 from kt.needs import Need, alone
-from kt.settings import Count, Dataset, Method, Positive, Schedule, Settings, Share, Whole
+from kt.settings import SOURCE, Count, Dataset, Method, Positive, Schedule, Settings, Share, Whole
 
 
 def is_group(key: str) -> bool:
@@ -32,12 +33,13 @@ def sign(key: str) -> str:
 TEACHER_DATA, TEACHER_SCHEDULE = "dataset@teacher.dataset", "schedule@teacher.schedule"
 SEARCH_DATA, SEARCH_SCHEDULE = "dataset@method.search.dataset", "schedule@method.search.schedule"
 CHOSEN = (SEARCH_SCHEDULE,)  # of the keys of methods, those that are in a defaults list
+SOURCE_DATA = f"dataset@method.{SOURCE}"
 
 
 def with_recipe(chosen: Mapping[str, str], default: str = "scenes", stand_in: bool = False) -> dict[str, str]:
     """Overrides by key in which a teacher or search with its own dataset has that dataset's recipe, as a student would.
 
-    For a student on embedded data these datasets give way to their embedded stand-ins.
+    For a student on embedded data these datasets and that of source images give way to their embedded stand-ins.
 
     Args:
         chosen: Key -> value.
@@ -48,10 +50,11 @@ def with_recipe(chosen: Mapping[str, str], default: str = "scenes", stand_in: bo
     student = found.get("dataset", default)
     if stand_in:
         found["dataset"] = student = stood_in(student)
-    for data, schedule in ((TEACHER_DATA, TEACHER_SCHEDULE), (SEARCH_DATA, SEARCH_SCHEDULE)):
-        if found.get(data) in choices("dataset"):
-            if student in choices("dataset") and dataset_choice(student)["name"] == "scenes":
-                found[data] = stood_in(found[data])
+    embedded = student in choices("dataset") and DATASETS[dataset_choice(student)["name"]].embedded
+    for data, schedule in ((TEACHER_DATA, TEACHER_SCHEDULE), (SEARCH_DATA, SEARCH_SCHEDULE), (SOURCE_DATA, None)):
+        if embedded and data in found:
+            found[data] = stood_in(found[data])
+        if schedule is not None and found.get(data) in choices("dataset"):
             found.setdefault(schedule, found[data])
     return found
 

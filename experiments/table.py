@@ -261,7 +261,7 @@ def route(rows: Sequence[Row], user: Mapping[str, list[str]], sweep: bool = Fals
         if key in FIXED and len(values) > 1:
             raise UserError(f"{key}={','.join(values)}: expected one value for the whole run")
         having = list(rows)
-        parent, _, leaf = key.partition(".")
+        parent, _, leaf = key.removeprefix("dataset@").partition(".")
         if parent == "method" and leaf:
             having = [row for row in rows if leaf.partition(".")[0] in _own_keys(row.method)]
             if not having:

@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 from experiments import cell, lifeline, progress
 from experiments.devices import CELLS_PER_GPU
 from kt import store
+from kt.data.names import DATASETS
 from kt.errors import UserError
 
 Message = dict[str, Any]
@@ -306,7 +307,7 @@ def default_workers(configs: Sequence[Mapping[str, Any]]) -> int:
     Args:
         configs: Of the cells that are to be trained.
     """
-    if any(config["dataset"]["name"] != "scenes" for config in configs):
+    if not all(DATASETS[config["dataset"]["name"]].embedded for config in configs):
         return 1
     from joblib import cpu_count  # late: it takes a while; knows the limits of containers
 

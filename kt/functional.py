@@ -14,6 +14,9 @@ from kt.errors import nearest
 METRICS = ("l1", "l2", "cosine", "correlation", "kl")
 STRATEGIES = ("bipartite", "greedy", "random", "identity")
 NORMALISATIONS = ("biased_softmax", "softmax", "biased_l1", "l1", "sigmoid")
+# Rows of a memory over rows chosen of it, from where on gathering rows beats a product with all of them.
+GATHER_ABOVE = 40
+CONTRAST_EPSILON = 1e-7
 FPPI_POINTS = np.logspace(-2, 0, 9)
 
 
@@ -274,6 +277,61 @@ def subspace_loss(errors: Tensor, weights: Tensor | None = None) -> Tensor:
     weighted = errors if weights is None else weights * errors
     adapted = weighted[-1].mean()
     return adapted + weighted[:-1].mean() if len(errors) > 1 else adapted
+
+
+def similarities(embeddings: Tensor, memory: Tensor, chosen: Tensor) -> Tensor:
+    """Inner products of embeddings with rows of a memory.
+
+    One product with the whole memory and a gather of its scores is far cheaper than a gather of rows, until the memory
+    has many more rows than are chosen.
+
+    Args:
+        embeddings: (n, d).
+        memory: (rows, d).
+        chosen: Rows for each embedding, (n, k).
+
+    Returns:
+        (n, k).
+    """
+    if len(memory) <= GATHER_ABOVE * chosen.shape[1]:
+        return (embeddings @ memory.t()).gather(1, chosen)
+    return (memory[chosen] @ embeddings[:, :, None]).squeeze(2)
+
+
+def noise_contrast(likelihoods: Tensor, noise: float) -> Tensor:
+    """Negative log-likelihood of telling one sample apart from k draws of noise, mean over the batch.
+
+    Args:
+        likelihoods: Of the sample (first column) and of the draws under the model, (n, 1 + k).
+        noise: k times the likelihood of a draw under the noise.
+
+    Returns:
+        Mean of `-log p / (p + noise) - sum_k log noise / (q_k + noise)`.
+
+    Source: Tian et al., "Contrastive Representation Distillation", 2020, with their code's small constant, which keeps
+    logarithms finite.
+    """
+    if likelihoods.dim() != 2 or likelihoods.shape[1] < 2:
+        raise ValueError(f"expected likelihoods (n, 1 + k), got shape {tuple(likelihoods.shape)}")
+    sample, draws = likelihoods.split([1, likelihoods.shape[1] - 1], dim=1)
+    told = (sample / (sample + noise + CONTRAST_EPSILON)).log().sum()
+    return ((draws + CONTRAST_EPSILON).div(noise).log1p().sum() - told) / len(likelihoods)
+
+
+def weighted_matching(student: Tensor, teacher: Tensor, channels: Tensor, pair: Tensor) -> Tensor:
+    """Squared distance of maps under weights of each sample's channels and of the pair of maps, mean over the batch.
+
+    Args:
+        student: (n, c, h, w).
+        teacher: (n, c, h, w).
+        channels: Weights of the channels, (n, c).
+        pair: Weight of the pair, (n,).
+
+    Source: Jang et al., "Learning What and Where to Transfer", 2019, section 2.1.
+    """
+    _maps(student, teacher)
+    _same_shape(student, teacher)
+    return (pair * (channels * (student - teacher).pow(2).mean((2, 3))).sum(1)).mean()
 
 
 def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:

@@ -1,80 +1,115 @@
-"""How a loss after an update depends on the weights that the update gave to its losses.
+"""Gradients through training: how a model would do after steps that have not been taken.
 
-Training minimises sum_k w_k l_k(theta); one step at the rate xi leads to theta'. The derivative of an outer loss
-L(theta') in w_k is then -xi <grad l_k(theta), v> with v = grad L(theta'): no second derivatives, but those of all l_k
-along one direction v, which two perturbed forward passes give (`directional`).
-
-Source: Liu, Simonyan, Yang, "DARTS: Differentiable Architecture Search", ICLR 2019, section 2.3.
+`unroll` takes steps with a graph. Where a step's loss is a weighted sum, sum_k w_k l_k(theta), and leads at the rate xi
+to theta', the derivative of an outer loss L(theta') in w_k needs none: it is -xi <grad l_k(theta), v> with
+v = grad L(theta'), so derivatives of all l_k along one direction, which two perturbed forward passes give
+(`lookahead`, `directional`; Liu, Simonyan, Yang, "DARTS", ICLR 2019, section 2.3).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp
 
 from kt.errors import nearest
 
-T = TypeVar("T")
+Result = TypeVar("Result")
 
 HOW = ("difference", "jvp")
 
 
-class _Within(nn.Module):
-    """A function's call as the forward of a module around another one, so that `functional_call` swaps parameters."""
+class _Calling(nn.Module):
+    """A module to whose parameters `torch.func.functional_call` gives other values while a function of it runs."""
 
-    def __init__(self, inner: nn.Module, function: Callable[[], object]):
+    def __init__(self, model: nn.Module, function: Callable[[], object]):
         super().__init__()
-        self.inner, self.function = inner, function
+        self.model, self.function = model, function
 
     def forward(self) -> object:
         return self.function()
 
 
-def evaluated(
-    module: nn.Module, parameters: Sequence[Tensor], values: Sequence[Tensor], function: Callable[[], T]
-) -> T:
-    """What a function gives where some of a module's parameters have other values; it is differentiable in these.
+def with_values(
+    model: nn.Module, parameters: Sequence[nn.Parameter], values: Sequence[Tensor], function: Callable[[], Result]
+) -> Result:
+    """What a function of a model gives where some of its parameters have other values, differentiable in these.
 
     Args:
-        module: The module; it is left as it is, but for buffers that the function changes.
+        model: The model; it ends as it was, but for buffers that the function changes.
         parameters: Some of its parameters.
-        values: A value for each.
-        function: Reads the module.
+        values: A tensor of the same shape for each.
+        function: Calls the model or parts of it.
     """
-    names = {id(parameter): f"inner.{name}" for name, parameter in module.named_parameters()}
-    named = {names[id(parameter)]: value for parameter, value in zip(parameters, values, strict=True)}
-    return functional_call(_Within(module, function), named, ())
+    names = {id(parameter): f"model.{name}" for name, parameter in model.named_parameters()}
+    given = {names[id(parameter)]: value for parameter, value in zip(parameters, values, strict=True)}
+    return torch.func.functional_call(_Calling(model, function), given, ())
 
 
-def lookahead(optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor | None]) -> list[Tensor]:
-    """Where a step of SGD with momentum would lead, `theta - xi (mu m + g + decay theta)`; nothing is stepped.
+Group = Mapping[str, Any]
+
+
+def _standing(optimizer: torch.optim.Optimizer) -> tuple[list[Tensor], list[Tensor], list[Group]]:
+    """An optimizer's parameters, their momentum (zeros where it has none) and groups."""
+    pairs = [(parameter, group) for group in optimizer.param_groups for parameter in group["params"]]
+    speeds = [optimizer.state[parameter].get("momentum_buffer") for parameter, _ in pairs]
+    speeds = [torch.zeros_like(p) if speed is None else speed for (p, _), speed in zip(pairs, speeds, strict=True)]
+    return [parameter for parameter, _ in pairs], speeds, [group for _, group in pairs]
+
+
+def _step(value: Tensor, gradient: Tensor, speed: Tensor, group: Group, momentum: float) -> tuple[Tensor, Tensor]:
+    """A parameter and its momentum after a step of `torch.optim.SGD`, without Nesterov's look-ahead."""
+    speed = momentum * speed + gradient + group["weight_decay"] * value
+    return value - group["lr"] * speed, speed
+
+
+def unroll(
+    losses: Iterable[Callable[[Sequence[Tensor]], Tensor]], optimizer: torch.optim.Optimizer, momentum: float
+) -> list[Tensor]:
+    """An optimizer's parameters after steps of SGD with momentum, as functions of all that the losses depend on.
+
+    Whatever the optimizer is, the steps are those of `torch.optim.SGD` (without Nesterov's look-ahead) at its learning
+    rates and weight decays, from its momentum where it has one; a parameter that a loss does not depend on keeps moving
+    by its momentum. Nothing but the result remembers the steps, and no parameter or state changes.
 
     Args:
-        optimizer: Has the parameters, their rates and decays, and momentum where it is SGD; any other is taken for SGD
-            without momentum, since the derivative above is that of a step along the gradient.
-        gradients: Of each parameter in the optimizer's order; None where there is none, as the step leaves it alone.
+        losses: Of each step: from the values of the parameters, in the order of the optimizer's groups, to a scalar.
+        optimizer: Where training stands.
+        momentum: Of the steps.
 
     Returns:
-        The values, detached, in the same order.
+        The values in the same order, with a graph through all steps.
     """
-    found, left = [], iter(gradients)
-    with torch.no_grad():
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                gradient = next(left)
-                if gradient is None:
-                    found.append(parameter.detach().clone())
-                    continue
-                move = gradient + group["weight_decay"] * parameter
-                momentum = optimizer.state[parameter].get("momentum_buffer") if parameter in optimizer.state else None
-                if momentum is not None:
-                    move = move + group["momentum"] * momentum
-                found.append(parameter - group["lr"] * move)
-    return found
+    values, speeds, groups = _standing(optimizer)
+    for loss in losses:
+        gradients = torch.autograd.grad(
+            loss(values), values, create_graph=True, allow_unused=True, materialize_grads=True
+        )
+        for number, (gradient, group) in enumerate(zip(gradients, groups, strict=True)):
+            values[number], speeds[number] = _step(values[number], gradient, speeds[number], group, momentum)
+    return values
+
+
+@torch.no_grad()
+def lookahead(optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor | None]) -> list[Tensor]:
+    """An optimizer's parameters after one step of SGD along given gradients, which is not taken.
+
+    Args:
+        optimizer: Where training stands. One that has no momentum of SGD's is taken for SGD without momentum, as the
+            derivative above is that of a step along the gradient.
+        gradients: Of its parameters, in the order of its groups; None for one that the step leaves alone.
+
+    Returns:
+        The values in the same order, without a graph.
+    """
+    return [
+        value.detach().clone()
+        if gradient is None
+        else _step(value, gradient, speed, group, group.get("momentum", 0.0))[0]
+        for value, speed, group, gradient in zip(*_standing(optimizer), gradients, strict=True)
+    ]
 
 
 def directional(
@@ -84,18 +119,18 @@ def directional(
     how: str = "difference",
     step: float = 0.01,
 ) -> Tensor:
-    """The derivatives of losses along a direction in the parameters, `d losses(theta + t v) / dt` at 0.
+    """The derivatives of losses along a direction v in the parameters, `d losses(theta + t v) / dt` at t = 0.
 
     Args:
         losses: From values of the parameters to a tensor of losses; it must not keep running statistics.
         parameters: Where; they, and the state of random numbers, stay as they are.
         direction: v, a tensor for each parameter.
-        how: `difference` evaluates at theta +- step v / |v|, `jvp` is exact (forward mode), at two to
-            four times the cost.
-        step: The length of the steps to both sides.
+        how: `difference` of the losses at `theta + step v / |v|` and `theta - step v / |v|`, or `jvp`: forward mode,
+            exact, at two to four times the cost.
+        step: See `how`.
 
     Returns:
-        Detached, in the shape of the losses.
+        In the shape of the losses, without a graph.
     """
     at = [parameter.detach() for parameter in parameters]
     devices = sorted({value.device for value in at if value.device.type == "cuda"}, key=str)
@@ -105,7 +140,7 @@ def directional(
             return losses(values)
 
     if how == "jvp":
-        return jvp(lambda *values: call(values), tuple(at), tuple(direction))[1].detach()
+        return torch.func.jvp(lambda *values: call(values), tuple(at), tuple(direction))[1].detach()
     if how != "difference":
         raise ValueError(f"how={how!r}: expected one of {', '.join(HOW)}{nearest(how, HOW)}")
     with torch.no_grad():

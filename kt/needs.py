@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kt.models.names import DENSE_NETWORKS
+from kt.models.names import DENSE_NETWORKS, WEIGHTS_DATASET
 
 Config = dict[str, Any]
 
@@ -86,7 +86,7 @@ def teacher_of(config: Mapping[str, Any], seed_offset: int = 0, trained: bool = 
     network = teacher["network"]
     dense = network["name"] in DENSE_NETWORKS
     full = network["width"] in (None, 1, 1.0) and not network["small_stem"]
-    usable = config["scale"]["pretrained"] and full and (dense or dataset["name"] == "imagenet")
+    usable = config["scale"]["pretrained"] and full and (dense or dataset["name"] == WEIGHTS_DATASET)
     pretrained = teacher["pretrained"] if usable and not teacher["checkpoint"] else None
     if teacher["checkpoint"] or (pretrained and not dense):
         schedule |= {"epochs": 0, "iterations": None}

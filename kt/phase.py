@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from kt.settings import Schedule, check_settings
+
 if TYPE_CHECKING:
     import torch
     from mmengine.optim import OptimWrapper
@@ -64,7 +66,7 @@ class Trained:
         schedule: What is otherwise than in the schedule: some of `OPTIMIZER_KEYS`.
 
     Raises:
-        ValueError: It changes another key.
+        ValueError: It changes another key, or to a value that the key cannot have.
     """
 
     groups: Groups = everything
@@ -74,6 +76,7 @@ class Trained:
         for key in self.schedule:
             if key not in OPTIMIZER_KEYS:
                 raise ValueError(f"an optimizer has no {key!r} of its own; expected one of {', '.join(OPTIMIZER_KEYS)}")
+        check_settings(self.schedule, Schedule, "schedule.", whole=False)
 
 
 def only(groups: Groups, **schedule: Any) -> dict[str, Trained]:
@@ -130,7 +133,8 @@ class Loop(Protocol):
     Attributes:
         model: The `TransferModel` itself, never a wrapper around it.
         loaders: All of the phase by name, `train` among them.
-        optimizers: mmengine's wrapper of each optimizer by name, to be read only: `update` steps them.
+        optimizers: mmengine's wrapper of each optimizer by name, at the current learning rates.
+        schedules: The settings of each.
         epoch, max_epochs: The current epoch from 0, and how many there are, the last of which may be cut short.
         iter, max_iters: Steps done, and how many there are.
     """
@@ -138,6 +142,7 @@ class Loop(Protocol):
     model: Model
     loaders: Mapping[str, Loader]
     optimizers: Mapping[str, OptimWrapper]
+    schedules: Mapping[str, Mapping[str, Any]]
     epoch: int
     max_epochs: int
     iter: int

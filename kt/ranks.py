@@ -118,6 +118,18 @@ def gathered(value: Any) -> list[Any]:
     return found
 
 
+def rows_of_all(value: Tensor) -> Tensor:
+    """A tensor (n, ...), of the same shape in every process, row by row in the order of the ranks; detached."""
+    group = _group()
+    if group is None:
+        return value.detach()
+    import torch
+
+    parts = [torch.empty_like(value) for _ in range(world_size())]
+    group.all_gather(parts, value.detach().contiguous())
+    return torch.cat(parts)
+
+
 def mean_gradients(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> list[Tensor | None]:
     """Gradients averaged over all processes, by one message.
 

@@ -57,10 +57,13 @@ class Dataset(Settings):
     validation: Fraction = Field(
         0.0, description="share of the training set to score on instead of the test set; for tuning"
     )
-    augmentation: Literal["none", "flip", "crop_flip", "imagenet"]
-    style: Literal["photo", "synthetic"] = Field("photo", description="of embedded scenes")
+    augmentation: str = Field(description="of training images; which a task has, `kt.data.names.augmentations` says")
+    style: Literal["photo", "synthetic", "painting"] = Field("photo", description="of embedded scenes")
     train_size: Count | None = Field(None, description="embedded scenes to draw")
     test_size: Count | None = Field(None, description="embedded scenes to draw")
+    domain: Literal["clipart", "painting", "real"] | None = Field(
+        None, description="of DomainNet and its embedded stand-in: which of their sets"
+    )
     folder: str | None = Field(None, description="below data_root")
     train_split: str | None = Field(None, description="what the folder calls it")
     test_split: str | None = Field(None, description="what the folder calls it")
@@ -96,18 +99,37 @@ class Schedule(Settings):
 
 
 class Method(Settings):
-    """Settings of a method; subclasses add their own."""
+    """Settings of a method, and what has to be known of it before it is imported; subclasses add their own.
+
+    Attributes:
+        needs_teacher: Whether there is no training without a teacher.
+        dense: Whether it teaches detectors and segmentors too.
+        accumulates: Whether its losses are means over images of what each image gives, so that an update may be
+            accumulated from passes; not where images depend on one another, or are weighed by the whole batch.
+        passes: Time of a training over that of the student alone, roughly, to order cells by.
+        own_network: Whether its teacher is the student itself, as it was trained before.
+        cell_keys: Keys that say which cells are needed; the method itself lacks them.
+        told_by_needs: Of these, keys that the ids of the needed cells tell in full, and no other id.
+        choices: What keys are at first chosen from other groups, as Hydra's defaults lists have it.
+        module: What to import so that the method is registered; None: it is kt's own.
+    """
 
     name: str
 
     needs_teacher: ClassVar[bool] = True
-    passes: ClassVar[float] = 1.5  # time of a training over that of the student alone, roughly, to order cells by
-    dense: ClassVar[bool] = False  # teaches detectors and segmentors too
-    own_network: ClassVar[bool] = False  # its teacher is the student itself, as it was trained before
-    cell_keys: ClassVar[tuple[str, ...]] = ()  # keys that say which cells are needed; the method itself lacks them
-    told_by_needs: ClassVar[tuple[str, ...]] = ()  # of those, keys that are in the ids of these cells and no other
-    choices: ClassVar[Mapping[str, str]] = {}  # what keys are at first chosen from other groups, as a defaults list
-    module: ClassVar[str | None] = None  # what to import so that the method is registered; None: it is kt's own
+    dense: ClassVar[bool] = False
+    accumulates: ClassVar[bool] = False
+    passes: ClassVar[float] = 1.5
+    own_network: ClassVar[bool] = False
+    cell_keys: ClassVar[tuple[str, ...]] = ()
+    told_by_needs: ClassVar[tuple[str, ...]] = ()
+    choices: ClassVar[Mapping[str, str]] = {}
+    module: ClassVar[str | None] = None
+
+    @classmethod
+    def accumulates_with(cls, options: Mapping[str, Any]) -> bool:
+        """`accumulates` under some options; those left out have their defaults."""
+        return cls.accumulates
 
     @staticmethod
     def needs(config: Mapping[str, Any]) -> Mapping[str, Need | Path]:
@@ -125,11 +147,13 @@ class NoMethod(Method):
     needs_teacher: ClassVar[bool] = False
     passes: ClassVar[float] = 1.0
     dense: ClassVar[bool] = True
+    accumulates: ClassVar[bool] = True
 
 
 class Finetune(Method):
     """The teacher's weights with a fresh classifier, trained on."""
 
+    accumulates: ClassVar[bool] = True
     head_lr_factor: Positive = Field(1.0, description="learning rate of the fresh classifier over that of the rest")
 
 
@@ -137,12 +161,14 @@ class FixedFeature(Method):
     """Stage by stage, Table 1: the teacher's features stay fixed, the rest of its network is trained."""
 
     own_network: ClassVar[bool] = True
+    accumulates: ClassVar[bool] = True
     frozen: Literal["features", "first_block"] = Field("features", description="what stays fixed")
 
 
 class KD(Method):
     """Hinton, Vinyals, Dean 2015: task_weight * cross-entropy + alpha * soft target (with temperature squared)."""
 
+    accumulates: ClassVar[bool] = True
     temperature: Positive = Field(4.0, description="of both softmaxes")
     alpha: NotNegative = Field(0.9, description="weight of the soft target")
     task_weight: NotNegative = Field(0.1, description="weight of the cross-entropy")
@@ -162,6 +188,7 @@ class FitNet(Method):
     """Romero et al. 2015: one hint, an intermediate stage regressed onto the teacher's."""
 
     dense: ClassVar[bool] = True
+    accumulates: ClassVar[bool] = True
     weight: NotNegative = Field(100.0, description="of the hint")
     hint_layer: Annotated[int, Ge(-1)] | list[Whole] | Literal["all", "last", "blocks"] | None = Field(
         None, description="stage, from 0; null: the middle one; -1: the last; blocks: each end of a block, no stem"
@@ -178,6 +205,7 @@ class AT(Method):
     """Zagoruyko and Komodakis 2017: attention maps of every stage."""
 
     dense: ClassVar[bool] = True
+    accumulates: ClassVar[bool] = True
     weight: NotNegative = Field(1000.0, description="of the attention loss")
     form: Literal["mean", "sum"] = Field("mean", description="over the map: mean | sum (the paper's)")
     stages: Stages = Field("all", description=_COMPARED)
@@ -187,6 +215,7 @@ class NST(Method):
     """Huang and Wang 2017: maximum mean discrepancy of channel activations under the kernel (x . y)^2."""
 
     dense: ClassVar[bool] = True
+    accumulates: ClassVar[bool] = True
     weight: NotNegative = Field(50.0, description="RepDistiller's")
     stages: Stages = Field("all", description=_COMPARED)
 
@@ -195,6 +224,7 @@ class FT(Method):
     """Kim, Park, Kwak 2018: a paraphraser first compresses the teacher's last map to factors, which are then learnt."""
 
     passes: ClassVar[float] = 3.5
+    accumulates: ClassVar[bool] = True
     weight: NotNegative = Field(200.0, description="of the factors' loss")
     factor: Share = Field(0.5, description="factor channels over teacher channels")
     init_fraction: Share = Field(0.125, description="length of the paraphraser's phase: 30 of 240 epochs")
@@ -207,6 +237,7 @@ class FT(Method):
 class AB(Method):
     """Heo et al. 2019b: activation boundaries initialise the student, which is then trained."""
 
+    accumulates: ClassVar[bool] = True
     weight: NotNegative = Field(1.0, description="of the boundaries' loss")
     margin: Positive = Field(1.0, description="distance from the boundary that is asked for")
     init_fraction: Share = Field(0.125, description="length of the initialisation: 30 of 240 epochs")
@@ -220,6 +251,7 @@ class HybridForward(Method):
 
     passes: ClassVar[float] = 3.0
     dense: ClassVar[bool] = True
+    accumulates: ClassVar[bool] = True
     balance: Literal["dynamic"] | NotNegative = Field(
         1.0, description="a number (Table 1 simply adds) | dynamic: 2 L3 / (L1 + L2) per batch"
     )
@@ -231,12 +263,18 @@ class HybridForward(Method):
     )
     interpolation: Literal["bilinear", "nearest"] = Field("bilinear", description="where sizes of maps differ")
 
+    @classmethod
+    def accumulates_with(cls, options: Mapping[str, Any]) -> bool:
+        """A dynamic balance comes from the losses of the whole batch."""
+        return cls.accumulates and options.get("balance") != "dynamic"
+
 
 class Stagewise(Method):
     """Stage by stage (ICLR 2019 submission): one phase per block on frozen earlier ones, then the head alone."""
 
     passes: ClassVar[float] = 2.5
     dense: ClassVar[bool] = True
+    accumulates: ClassVar[bool] = True
     stages: Count | None = Field(
         None,
         description="K: 1 is end-to-end mimicking, 2 the first block and then the rest; null: every block by itself",
@@ -256,6 +294,7 @@ class L2(Method):
     """The last stage's maps before their last ReLU, channel by channel: the "Baseline" of KCD's tables."""
 
     dense: ClassVar[bool] = True
+    accumulates: ClassVar[bool] = True
     weight: NotNegative | None = Field(
         None,
         description="null: 100 for the mean (FitNet's), 1e-4 for the sum (what the KCD paper prints for detection)",
@@ -411,11 +450,16 @@ class MAS(AS):
 class M2AS(MAS):
     """MAKD's M2AS: MAS, and every layer of the teacher directly to every layer of the student."""
 
+    passes: ClassVar[float] = 4.0
+
+
+SOURCE = "source"  # a method's key that names a dataset, and the loader of its images that the method draws from
+
 
 class M2A2S(M2AS):
     """MAKD's M2A2S: M2AS with a second set of auxiliary networks that learns on unlabelled images of the source."""
 
-    passes: ClassVar[float] = 4.5
+    passes: ClassVar[float] = 5.5
     cell_keys: ClassVar[tuple[str, ...]] = ("source", "source_share")
     source: Dataset | None = Field(
         None, description="the source images, labels unused: dataset@method.source=<choice>; null: the teacher's"
@@ -426,11 +470,36 @@ class M2A2S(M2AS):
     )
 
 
+class CRD(Method):
+    """Tian, Krishnan, Isola 2020: an image's two embeddings are told apart from those of images of other classes."""
+
+    weight: NotNegative = Field(0.8, description="of both contrasts; RepDistiller's")
+    embedding: Count = Field(128, description="size of the embeddings")
+    negatives: Count = Field(16384, description="images of other classes that each image is contrasted with")
+    temperature: Positive = Field(0.07, description="of the embeddings' products")
+    momentum: Fraction = Field(0.5, description="share of its old embedding that an image's memory keeps")
+
+
+class L2T(Method):
+    """Jang et al. 2019, "Learning What and Where to Transfer": meta-learned weights of channels and pairs of layers."""
+
+    passes: ClassVar[float] = 10.0
+    weight: NotNegative = Field(0.5, description="of the matching loss: the paper's beta")
+    inner_steps: Count = Field(
+        2, description="steps on the matching loss alone that the meta-gradient looks back at: T"
+    )
+    meta_lr: Positive = Field(
+        1e-4, description="learning rate (Adam) of the meta-networks; the paper's Stanford40: 1e-3"
+    )
+    meta_weight_decay: NotNegative = Field(1e-4, description="of the meta-networks")
+
+
 class KCD(Method):
     """Han et al., "Fixing the Teacher-Student Knowledge Discrepancy in Distillation", around another method."""
 
     dense: ClassVar[bool] = True
     cell_keys: ClassVar[tuple[str, ...]] = ("teacher_state", "solo_offset", "teacher_offset")
+    accumulates: ClassVar[bool] = True
     strategy: Literal["bipartite", "greedy", "random", "identity", "subnet_fc", "subnet_res"] = Field(
         "bipartite", description="how the teacher's channels are brought in line with the student's"
     )
@@ -463,6 +532,12 @@ class KCD(Method):
     beside: Method | None = Field(
         None, description="an L2 loss on the transformed maps beside the base, for one that compares no channels"
     )
+
+    @classmethod
+    def accumulates_with(cls, options: Mapping[str, Any]) -> bool:
+        """As its base; a learned transform's loss correlates channels over the images of a batch."""
+        learned = str(options.get("strategy")).startswith("subnet")
+        return cls.accumulates and not learned and accumulates(options.get("base") or {"name": "l2"})
 
     @staticmethod
     def needs(config: Mapping[str, Any]) -> Mapping[str, Need | Path]:
@@ -503,18 +578,14 @@ METHODS: dict[str, type[Method]] = {
     "mas": MAS,
     "m2as": M2AS,
     "m2a2s": M2A2S,
+    "crd": CRD,
+    "l2t": L2T,
     **dict.fromkeys(("kcd", "kcd+fitnet", "kcd+ab", "kcd+rkd", "kcd+rco"), KCD),
 }
 
 
 # ------------------------------------------------------------------------------------------------------------- batches
 
-# Whose losses are means over images of what each image gives, so that an update may be accumulated from passes. In
-# others images depend on one another (`rkd`), or what weighs them comes from the whole batch.
-ACCUMULATING = frozenset(
-    ("none", "finetune", "fixed_feature", "kd", "kd_fixed_feature", "fitnet", "at", "nst", "ft", "ab", "l2", "rco")
-    + ("stagewise", "hybrid_forward", "kcd")
-)
 # Losses of the other tasks are divided by the number of positives, or by the truth's sum.
 ACCUMULATING_TASKS = ("classification", "segmentation")
 
@@ -551,18 +622,14 @@ def device_batch(schedule: Mapping[str, Any], processes: int) -> int:
 
 
 def accumulates(method: Mapping[str, Any]) -> bool:
-    """Whether a method's losses are means over images, see `ACCUMULATING`.
+    """Whether a method's losses are means over images, see `Method`; of one without a class of settings nobody knows.
 
     Args:
         method: Its `name` and options; `a+b` is method a around method b.
     """
     name, _, inner = method["name"].partition("+")
-    if name not in ACCUMULATING or method.get("balance") == "dynamic":
-        return False
-    # A learned transform's loss correlates channels over the images of a batch.
-    if str(method.get("strategy")).startswith("subnet"):
-        return False
-    return name != "kcd" or accumulates({"name": inner or "l2", **(method.get("base") or {})})
+    base = {"base": {"name": inner, **(method.get("base") or {})}} if inner else {}
+    return name in METHODS and METHODS[name].accumulates_with({**method, **base})
 
 
 def check_accumulation(passes: int, method: bool, task: str) -> None:
@@ -645,6 +712,11 @@ def shown(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def missing(name: str, kind: Any) -> UserError:
+    """The error for a key of an annotated type that is not there."""
+    return UserError(f"{name}: missing; expected {describe(kind)}")
+
+
 def check_value(value: Any, schema: type[Settings], key: str, name: str) -> None:
     """Refuses a value that a key cannot have.
 
@@ -662,31 +734,44 @@ def check_value(value: Any, schema: type[Settings], key: str, name: str) -> None
         raise UserError(f"{name}={shown(value)}: expected {describe(kind)}{nearest(value, literals(kind))}")
 
 
-def check_settings(given: Mapping[str, Any], schema: type[Settings], prefix: str) -> None:
-    """Refuses plain settings with a key that a class does not have, or with a value that a key cannot have.
+def check_settings(given: Mapping[str, Any], schema: type[Settings], prefix: str, whole: bool = True) -> None:
+    """Refuses plain settings with a key that a class does not have, without one, or with a value that it cannot have.
+
+    Args:
+        given: The settings; none of them is a group of keys.
+        schema: The class.
+        prefix: What stands before the keys in an error, with a dot at its end.
+        whole: Whether all keys have to be there.
 
     Raises:
         UserError: Names the key with the prefix, its value, what was expected and the nearest choice.
     """
     for key, value in given.items():
         if key not in kinds(schema):
-            raise UserError(
-                f"{prefix}{key}: unknown key{nearest(key, kinds(schema))}; it has {', '.join(kinds(schema))}"
-            )
+            hint = nearest(key, kinds(schema))
+            raise UserError(f"{prefix}{key}: unknown key{hint}; {prefix[:-1]} has {', '.join(kinds(schema))}")
         check_value(value, schema, key, prefix + key)
+    for key, kind in kinds(schema).items() if whole else ():
+        if key not in given:
+            raise missing(prefix + key, kind)
+
+
+def settings_of(name: str) -> type[Method] | None:
+    """A method's class of settings; None where it has none, such as a user's in a notebook."""
+    return METHODS.get(name) or METHODS.get(name.partition("+")[0])
 
 
 def complete(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """A method's options with the defaults of those that are not given.
 
     Args:
-        name: The method's name; one that has no class of settings, such as a user's in a notebook, takes any options.
+        name: The method's name; one that has no class of settings takes any options.
         options: As its constructor has them; a tuple is as good as a list.
 
     Raises:
         UserError: An option is unknown, or its value is none that it may have.
     """
-    schema = METHODS.get(name) or METHODS.get(name.partition("+")[0])
+    schema = settings_of(name)
     if schema is None:
         return dict(options)
     own = {key for key in kinds(schema) if key != "name" and key not in schema.cell_keys}
@@ -695,12 +780,13 @@ def complete(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         if key not in own:
             listed = ", ".join(sorted(own)) or "none"
             raise UserError(f"method.{key}: unknown key for method {name}{nearest(key, own)}; it has {listed}")
-        found[key] = _listed(value)
+        found[key] = as_lists(value)
         # Another method's settings are checked where that one is built.
         if not isinstance(value, Mapping):
             check_value(found[key], schema, key, f"method.{key}")
     return found
 
 
-def _listed(value: Any) -> Any:
-    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
+def as_lists(value: Any) -> Any:
+    """A value with lists in the place of tuples, as settings have them."""
+    return [as_lists(item) for item in value] if isinstance(value, list | tuple) else value

@@ -31,7 +31,7 @@ class Curve:
         step: (n,) step numbers, from 1.
         epoch: (n,) fractional epochs at the steps' ends, above 0.
         lr: (n,) learning rates.
-        values: Name -> (n,) values, for example `loss` and `accuracy` in percent.
+        values: Name -> (n,) values, for example `loss` and `accuracy` in percent; NaN at steps that lack one.
     """
 
     step: Array
@@ -92,7 +92,8 @@ def _keep_columns(path: str, stamp: Array, columns: Mapping[str, Array]) -> None
 def _parse(path: str, phase: str) -> dict[str, Array]:
     """Name -> column of a phase's steps; nothing if there are none."""
     rows = [row for row in read_records(Path(path), "train") if row["phase"] == phase]
-    names = [name for name, value in rows[0].items() if isinstance(value, int | float)] if rows else []
+    # Not every step has to log the same.
+    names = list(dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, int | float)))
     return {name: np.array([row.get(name, math.nan) for row in rows], dtype=float) for name in names}
 
 

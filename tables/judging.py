@@ -102,10 +102,18 @@ class Context:
             (
                 other
                 for other in self.rows
-                if other["role"] == "baseline" and other["student"] == row["student"] and agree(row, other)
+                if other["role"] == "baseline"
+                and other["student"] == row["student"]
+                and agree(row, other)
+                and self._dataset(row) == self._dataset(other)
             ),
             None,
         )
+
+    def _dataset(self, row: Row) -> str | None:
+        """A printed row's own dataset, in a table whose rows have several."""
+        line = self.record.row(row["printed"]) if row.get("printed") else {}
+        return line.get("dataset")
 
     def metric(self, name: str) -> Mapping[str, Any]:
         """What the record says of a metric."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from kt.classifier import Classifier
-from kt.data import build_data, unlabelled
+from kt.data import DataSpec, build_data, unlabelled
 from kt.engine import seed_everything
 from kt.methods import build_method
 from kt.models import build_network
@@ -60,6 +61,8 @@ SETTINGS: dict[str, Setting] = {
     "mas": Setting({"pair_weights": "uniform"}),
     "m2as": Setting(),
     "m2a2s": Setting({"stages": [1, 2], "first_epochs": 0}),
+    "crd": Setting({"negatives": 100}),
+    "l2t": Setting({"meta_lr": 0.01}),
     "kcd": Setting({"base": {"name": "l2", "weight": 1.0}, "update_every": 1}, phases=("solo", "train")),
     "kcd+fitnet": Setting({"base": {"hint_layer": -1}, "metric": "kl"}, phases=("solo", "train")),
     "kcd+ab": Setting({"groups": 2, "match": "adapter"}, phases=("solo", "boundaries", "train")),
@@ -106,8 +109,17 @@ def make_teacher(name: str, num_classes: int, seed: int = 1) -> Classifier:
     return teacher
 
 
-def make_model(name: str, num_classes: int, **changes: Any) -> TransferModel:
-    """The setting's student, teacher and method; `changes` override options."""
+@functools.cache
+def facts() -> DataSpec:
+    """Those of the embedded scenes."""
+    return make_data().spec
+
+
+def make_model(name: str, num_classes: int, data: DataSpec | None = None, **changes: Any) -> TransferModel:
+    """The setting's student, teacher and method; `changes` override options.
+
+    `data` are those that it trains on, by default the embedded scenes.
+    """
     setting = SETTINGS[name]
     teacher = None if setting.teacher is None else make_teacher(setting.teacher, num_classes)
     student = make_classifier(setting.student, num_classes, seed=2)
@@ -116,7 +128,9 @@ def make_model(name: str, num_classes: int, **changes: Any) -> TransferModel:
         for need, content in setting.files.items():
             torch.save(content, Path(folder, need))
         files = {need: Path(folder, need) for need in setting.files}
-        method = build_method(name, student, teacher, files=files, **{**setting.options, **changes})
+        method = build_method(
+            name, student, teacher, data=data or facts(), files=files, **{**setting.options, **changes}
+        )
     teachers = {f"anchor{i}": make_teacher(setting.teacher, num_classes, 10 + i) for i in range(setting.anchors)}
     return TransferModel(student, method, teachers | ({"teacher": teacher} if teacher is not None else {}))
 

@@ -22,7 +22,7 @@ from experiments.meaning import identity, needed_cells, needs_of, settle
 from experiments.schema import TEACHER_DATA, sign, with_recipe
 from kt.data.names import COMMON, DATASETS
 from kt.errors import UserError
-from kt.needs import teacher_of
+from kt.needs import WEIGHTS, Need, teacher_of
 from kt.settings import KD, Dataset, FitNet, Schedule
 from kt.store import folder_of, read_result, read_status, write_status
 
@@ -275,6 +275,30 @@ def test_a_checkpoint_is_known_by_its_content(tmp_path: Path) -> None:
 def test_method_needs_teacher() -> None:
     with pytest.raises(UserError, match="method=kd: needs a teacher"):
         settle(composed("method=kd"))
+
+
+@pytest.mark.parametrize(
+    ("change", "file", "words"),
+    [
+        ({"method": {"name": "nine"}}, None, r"no cell: method\.name=nine: expected one of .*did you mean 'none'"),
+        ({"seed": -1}, None, r"method=kd: what it needs as 'it' is no cell: seed=-1: expected an integer >= 0"),
+        ({"method": {"name": "kd"}}, None, r"no cell: method\.temperature: missing; expected a number > 0"),
+        ({}, None, "method=kd: its cell needs another, that one the next, without an end"),
+        ({}, "", "what it needs as 'it' is no cell: expected a kt.needs.Need, it is a dict"),
+        ({"method": {"name": "none"}}, "student.pht", "'it' has left no student.pht .did you mean 'student.pth'"),
+    ],
+)
+def test_needs_that_cannot_be_met_are_one_line(
+    change: dict[str, Any], file: str | None, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def needs(config: Any) -> dict[str, Need]:
+        found = {**config, "seed": config["seed"] + 1, **change}
+        return {"it": found if file == "" else Need(found, file or WEIGHTS)}
+
+    config = composed("method=kd", *PAIR, f"output_root={tmp_path}")
+    monkeypatch.setattr(KD, "needs", staticmethod(needs))
+    with pytest.raises(UserError, match=words):
+        run_cell(config) if file else identity(config)
 
 
 def test_runs_its_needs_once(tmp_path: Path) -> None:

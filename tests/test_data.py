@@ -49,6 +49,27 @@ def test_an_epoch_is_a_pure_function_of_its_number() -> None:
     assert not torch.equal(again["indices"], other["indices"])
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"name": "scnes"}, "dataset.name=scnes: expected one of .*did you mean 'scenes'"),
+        ({"name": ...}, "dataset.name: missing; expected a text"),
+        ({"task": ...}, "dataset.task: missing; expected one of classification, "),
+        ({"image_size": ...}, "dataset.image_size: missing; expected an integer >= 8 or a list of integer >= 1"),
+        ({"image_size": "32"}, "dataset.image_size=32: expected an integer >= 8 or"),
+        ({"subst": 10}, "dataset.subst: unknown key .did you mean 'subset'"),
+        ({"validation": 1}, "dataset.validation=1: expected a number >= 0 and < 1"),
+        ({"augmentation": "flip"}, "dataset.augmentation=flip: for classification expected one of none, crop_flip"),
+        ({"style": "foto"}, "dataset.style=foto: expected one of photo, synthetic .did you mean 'photo'"),
+        ({"folder": "../pets"}, "dataset.folder=../pets: expected a folder below data_root"),
+    ],
+)
+def test_python_users_get_the_checks_of_the_command_line(changes: dict[str, Any], words: str) -> None:
+    dataset = {key: value for key, value in {**DATASET, **changes}.items() if value is not ...}
+    with pytest.raises(UserError, match=f"^{words}"):
+        build_data(dataset, ".", batch_size=10, seed=0)
+
+
 def test_batches() -> None:
     data = build()
     batch = next(iter(data.train.epoch(0)))

@@ -533,7 +533,8 @@ def test_a_classifier_can_teach_a_detector() -> None:
     assert torch.isfinite(teacher.extract(padded)[-1]).all()
 
 
-def test_methods_for_classifiers_refuse_detectors() -> None:
+@pytest.mark.parametrize("name", ["ab", "crd", "l2t"])
+def test_methods_for_classifiers_refuse_detectors(name: str) -> None:
     student = make_network("fasterrcnn_resnet18", "detection", 0)
     with pytest.raises(UserError, match="choose at, fitnet, hybrid_forward, kcd, l2, none, nst, rco, stagewise"):
-        build_method("ab", student, make_teacher("fasterrcnn_resnet18", "detection"))
+        build_method(name, student, make_teacher("fasterrcnn_resnet18", "detection"))

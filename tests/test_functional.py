@@ -278,6 +278,8 @@ def test_log_average_miss_rate() -> None:
         (lambda: kf.channel_consistency(draw(2, 3), draw(2, 3), "cosin"), "did you mean 'cosine'"),
         (lambda: kf.match_channels(draw(2, 2), "gready"), "did you mean 'greedy'"),
         (lambda: kf.channel_overlap(draw(2, 3), draw(2, 3), 4), "k=4"),
+        (lambda: kf.noise_contrast(draw(3), 1.0), "likelihoods"),
+        (lambda: kf.weighted_matching(draw(2, 3, 4, 4), draw(2, 3, 2, 2), draw(2, 3), draw(2)), "same shape"),
         (lambda: kf.interpolate_process(draw(3), 4), "process"),
         (lambda: kf.log_average_miss_rate([1, 2], [1]), "same length"),
     ],

@@ -147,12 +147,11 @@ def test_teachers_stay_out_of_the_model_but_follow_it(name: str, data: Any, tmp_
     assert all(p.dtype == torch.float64 for teacher in twin.teachers.values() for p in teacher.parameters())
     assert all(p.dtype == torch.float32 for teacher in model.teachers.values() for p in teacher.parameters())
     batch = next(iter(data.train.epoch(0)))
-    batch["inputs"] = batch["inputs"].double()
-    before = [bits(each.student.state_dict()) for each in (twin, model)]
-    engine = Engine({**defaults(Schedule), **SCHEDULE}, torch.device("cpu"), tmp_path)
-    measured_loop(twin, twin.method.phases()[-1], batch, engine).step(batch)
-    after = [bits(each.student.state_dict()) for each in (twin, model)]
-    assert after[0] != before[0] and after[1] == before[1]
+    engine, before = Engine({**defaults(Schedule), **SCHEDULE}, torch.device("cpu"), tmp_path), bits(model.state_dict())
+    loop = measured_loop(twin, twin.method.phases()[-1], batch, engine)
+    start = bits(twin.student.state_dict())
+    loop.step({**batch, "inputs": batch["inputs"].double()})
+    assert bits(twin.student.state_dict()) != start and bits(model.state_dict()) == before
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -161,7 +160,7 @@ def test_trains_on_real_images(name: str, data_root: Path, tmp_path: Path) -> No
     data = build_data(config, data_root, batch_size=32, seed=0, device=torch.device("cpu"))
     data.further["source"] = data.train
     data.test.labels = data.test.labels[:500]  # seconds, not minutes
-    metrics = fit(make_model(name, 100), data, tmp_path, {**SCHEDULE, "batch_size": 32, "epochs": 3})
+    metrics = fit(make_model(name, 100, data.spec), data, tmp_path, {**SCHEDULE, "batch_size": 32, "epochs": 3})
     losses = [row["loss"] for row in rows(tmp_path) if row["kind"] == "train" and row["phase"] == "train"]
     # Ten steps an epoch: the last epoch's mean lies below the first one's.
     assert sum(losses[-10:]) < sum(losses[:10])
@@ -278,6 +277,26 @@ def test_accumulating_resumes_to_the_same_bits(tmp_path: Path) -> None:
         fit(make_model("kd", 10), data, tmp_path / folder, SCHEDULE)
     whole, stopped = (torch.load(tmp_path / folder / "student.pth") for folder in ("whole", "stopped"))
     assert bits(whole) == bits(stopped) and without_speed(tmp_path / "whole") == without_speed(tmp_path / "stopped")
+
+
+@pytest.mark.parametrize(
+    ("means", "method"),
+    [
+        (True, {"name": "none"}),
+        (True, {"name": "kd_fixed_feature"}),
+        (True, {"name": "hybrid_forward", "balance": 0.5}),
+        (False, {"name": "hybrid_forward", "balance": "dynamic"}),
+        (False, {"name": "rkd"}),
+        (True, {"name": "kcd"}),
+        (True, {"name": "kcd+ab", "base": {"margin": 2.0}}),
+        (False, {"name": "kcd+rkd"}),
+        (False, {"name": "kcd", "base": {"name": "rkd"}}),
+        (False, {"name": "kcd", "strategy": "subnet_fc"}),
+        (False, {"name": "of_a_notebook"}),
+    ],
+)
+def test_whose_losses_are_means_over_images(means: bool, method: dict[str, Any]) -> None:
+    assert accumulates(method) is means
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not accumulates({"name": name, **SETTINGS[name].options})])

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = {
     "outside/__init__.py": "",
     "outside/names.py": '''
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 from pydantic import Field
@@ -35,9 +35,17 @@ from pydantic import Field
 from kt.data import DatasetSpec
 from kt.models.names import NetworkSpec
 from kt.needs import Need
-from kt.settings import Method
+from kt.settings import Dataset, Method
 
 TINY = NetworkSpec("outside.networks:build_tiny", {"depth": 2})
+
+
+class Bands(Dataset):
+    """Bands that lie or stand."""
+
+    period: Literal[2, 4, 8] = Field(4, description="pixels from band to band")
+
+
 BANDS = DatasetSpec(
     {"classification": "outside.bands:read_bands"},
     keys=("train_size",),
@@ -45,6 +53,7 @@ BANDS = DatasetSpec(
         "task": "classification", "image_size": 16, "augmentation": "none", "train_size": 60, "stand_in": "scenes_small"
     },
     schedule={"epochs": 2, "batch_size": 10, "lr": 0.02, "milestones": [0.5]},
+    settings=Bands,
 )
 
 
@@ -146,12 +155,12 @@ from kt.data.images import Images, Labelled
 
 
 def read_bands(dataset, root, cache):
-    size = dataset["image_size"]
+    size, period = dataset["image_size"], dataset["period"]
 
     def draw(count):
         labels = np.arange(count) % 2
         images = np.zeros((count, size, size, 3), np.uint8)
-        images[labels == 0, ::4] = images[labels == 1, :, ::4] = 255
+        images[labels == 0, ::period] = images[labels == 1, :, ::period] = 255
         return Labelled(images, labels)
 
     return Images(draw(dataset["train_size"]), draw(20), ("lying", "standing"))
@@ -267,6 +276,11 @@ def test_a_cell_of_an_outside_method_and_network(site: Path, tmp_path: Path) -> 
             "=flip: for classification expected one of none, crop_flip",
         ),
         (("dataset=bands", "evaluation=band"), "did you mean 'bands'?"),
+        (("dataset=bands", "dataset.period=3"), "dataset.period=3: expected one of 2, 4, 8"),
+        (("dataset=bands", "dataset.perod=2"), "dataset.perod: unknown key (did you mean 'period'?)"),
+        (("dataset.period=2",), "dataset.period: unknown key; dataset has name, "),
+        (("++teacher.dataset.name=bands",), "teacher.dataset.period: missing; expected one of 2, 4, 8"),
+        (("dataset@teacher.dataset=bands", "teacher.dataset.period=3"), "teacher.dataset.period=3: expected one of 2"),
     ],
 )
 def test_its_settings_are_checked_like_all_others(site: Path, arguments: tuple[str, ...], words: str) -> None:

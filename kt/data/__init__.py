@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kt.data.names import CLASSIFICATION, DATASETS, DatasetSpec, check_dataset
+from kt.data.names import CLASSIFICATION, DATASETS, DatasetSpec, check_dataset, settings_of
 from kt.data.spec import Data, DataSpec
 from kt.errors import needs_mm
-from kt.settings import Dataset, defaults
+from kt.settings import as_lists, check_settings, defaults
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +21,18 @@ if TYPE_CHECKING:
     from kt.data.loaders import Loader
 
 __all__ = ["DATASETS", "Data", "DataSpec", "DatasetSpec", "build_data", "unlabelled"]
+
+
+def _checked(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """A dataset's whole config."""
+    from kt.outside import load_outside  # which imports this package
+
+    load_outside()
+    schema = settings_of(dataset)
+    whole = {**defaults(schema), **{key: as_lists(value) for key, value in dataset.items()}}
+    check_settings(whole, schema, "dataset.")
+    check_dataset(whole)
+    return whole
 
 
 def build_data(
@@ -39,8 +51,8 @@ def build_data(
     """Loaders and scores for a dataset's config.
 
     Args:
-        dataset: `name`, `task`, `image_size`, `augmentation` and what else differs from the defaults of
-            `kt.settings.Dataset`.
+        dataset: `name`, `task`, `image_size`, `augmentation` and what else differs from the defaults of its settings
+            (`kt.settings.Dataset`, if it has none of its own); a tuple is as good as a list.
         data_root: Where real datasets lie.
         batch_size: Images of an update, over all processes and passes.
         seed: Of order and augmentation (never of the split or of the embedded images).
@@ -56,11 +68,7 @@ def build_data(
     Raises:
         UserError: Something is wrong with the config or with the files.
     """
-    from kt.outside import load_outside  # which imports this package
-
-    load_outside()
-    dataset = {**defaults(Dataset), **dataset}
-    check_dataset(dataset)
+    dataset = _checked(dataset)
     options: dict[str, Any] = {"batch_size": batch_size, "device_batch": device_batch, "seed": seed}
     options |= {"rank": rank, "world": world}
     options["workers"] = min(8, os.cpu_count() or 1) if workers is None else workers
@@ -97,11 +105,7 @@ def unlabelled(
     Raises:
         UserError: Something is wrong with the config or with the files.
     """
-    from kt.outside import load_outside  # which imports this package
-
-    load_outside()
-    dataset = {**defaults(Dataset), **dataset}
-    check_dataset(dataset)
+    dataset = _checked(dataset)
     from kt.data.images import unlabelled_loader
 
     options: dict[str, Any] = {"batch_size": batch_size, "device": device, "seed": seed, "rank": rank, "world": world}

@@ -40,7 +40,7 @@ class State:
 
     Attributes:
         name: The dataset's, with its folder.
-        key: The same with its task and splits, which decide what files it reads.
+        key: The same with its task, splits and domain, which decide what files it reads.
         root: The folder that holds them.
         summary: Numbers of files and digests, by what they are of; None if there are no files.
         seconds: It took to find out.
@@ -89,7 +89,7 @@ def state_of(dataset: Mapping[str, Any], data_root: str | os.PathLike[str], cach
         for patterns in (spec.images, spec.labels.get(dataset["task"], ()))
     )
     name = dataset["name"] if dataset["folder"] in (None, dataset["name"]) else f"{dataset['name']}:{dataset['folder']}"
-    parts = (name, dataset["task"], dataset["train_split"], dataset["test_split"])
+    parts = (name, dataset["task"], *(dataset[key] for key in ("train_split", "test_split", "domain")))
     key = " ".join(str(part) for part in parts if part)
     mark = key, str(root), str(cache)
     if mark in _recent and time.monotonic() < _recent[mark][0]:

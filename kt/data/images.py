@@ -122,7 +122,9 @@ def image_data(
     mark = _fingerprint(source, chosen, tested)
     numbers = (len(chosen), len(tested))
     facts = (dataset["name"], classes, size, source.mean, source.std, *numbers, mark, source.class_names)
-    spec = DataSpec(*facts, largest_index=int(chosen.max()))
+    classes_of = np.full(chosen.max() + 1, -1)
+    classes_of[chosen] = labels[chosen]
+    spec = DataSpec(*facts, largest_index=int(chosen.max()), labels=classes_of)
     return Data(spec, train, test, functools.partial(evaluate_accuracy, loader=test, num_classes=classes))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kt.errors import UserError, nearest
+from kt.settings import Dataset, kinds
 
 
 @dataclass(frozen=True)
@@ -19,15 +20,19 @@ class DatasetSpec:
         readers: Task -> `module:function`. Called with the dataset's config, `data_root` and the cache's folder (or
             None) it gives both splits: a `kt.data.images.Images` for classification, else a
             `kt.data.dense_source.Source`.
-        keys: Keys of a dataset's config that decide its images beside `COMMON`; a reader is given no others.
-        defaults: Keys that make it a choice `dataset=<name>` where there is no such file in `conf/dataset`; those of
-            `kt.settings.Dataset` that are left out have its defaults. `stand_in` names the choice that replaces it.
+        keys: Keys of `kt.settings.Dataset` that decide its images beside `COMMON`; a reader is given these, and those
+            that its own class of settings adds.
+        defaults: Keys that make it a choice `dataset=<name>` where there is no such file in `conf/dataset`; those that
+            are left out have the class's defaults. `stand_in` names the choice that replaces it.
         schedule: The same of its recipe, `kt.settings.Schedule` and `conf/schedule`; numbers of epochs, iterations
-            and steps between scores are those of the full scale.
+            and steps between scores are those of the full scale. With `defaults` (Hydra's) it changes another recipe.
         images, labels: The files it reads, the latter by task, as patterns of `Path.glob` below `data_root` in which
             `{folder}`, `{train_split}` and the like stand for the config's values (an empty folder for the dataset's
             name); see `kt.data.fingerprint`. An entry without any is taken to have always the same data.
         code: Modules that draw it, of a dataset without files.
+        embedded: Whether it is drawn for networks as slim as the scale says, which train best on a thread each, side
+            by side.
+        settings: The class of its keys; a subclass of `kt.settings.Dataset` may add some.
     """
 
     readers: Mapping[str, str]
@@ -37,6 +42,8 @@ class DatasetSpec:
     images: tuple[str, ...] = ()
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     code: tuple[str, ...] = ()
+    embedded: bool = False
+    settings: type[Dataset] = Dataset
 
 
 # Keys that decide the images of every dataset.
@@ -52,6 +59,29 @@ def _city_labels(*ends: str) -> tuple[str, ...]:
     return tuple(f"cityscapes/gtFine/{split}/*/*_gtFine_{end}.png" for split in ("train", "val") for end in ends)
 
 
+# Unstated by the MAS paper: as the released code of Jang et al. 2019 (Learning what and where to transfer).
+_AT_224 = {"task": CLASSIFICATION, "image_size": 224, "augmentation": "imagenet"}
+_WHAT_AND_WHERE = {"epochs": 200, "batch_size": 64, "lr": 0.1, "weight_decay": 1e-4, "policy": "cosine"}
+
+_SMALL_SCENES = {
+    **{"task": CLASSIFICATION, "image_size": 48, "augmentation": "crop_flip"},
+    **{"train_size": 360, "test_size": 600},
+}
+_SMALL_RECIPE = {"defaults": ["scenes", "_self_"], "epochs": 40, "batch_size": 32, "evaluate_every": 10}
+
+
+def _small_scenes(reader: str) -> DatasetSpec:
+    """Embedded images in the place of a dataset that has few of its own."""
+    return DatasetSpec(
+        {CLASSIFICATION: f"kt.data.scene_sets:{reader}"},
+        ("style", "train_size", "test_size"),
+        defaults=_SMALL_SCENES,
+        schedule=_SMALL_RECIPE,
+        code=("kt.data.scenes", "kt.data.scene_sets"),
+        embedded=True,
+    )
+
+
 # With those of other packages, once `kt.outside` has looked for them. What is more than a name is in `conf/dataset`.
 DATASETS: dict[str, DatasetSpec] = {
     "scenes": DatasetSpec(
@@ -63,6 +93,18 @@ DATASETS: dict[str, DatasetSpec] = {
         },
         ("style", "train_size", "test_size"),
         code=("kt.data.scenes", "kt.data.dense_scenes"),
+        embedded=True,
+    ),
+    "scenes_kinds": _small_scenes("read_kinds"),
+    "scenes_actions": _small_scenes("read_actions"),
+    "scenes_places": _small_scenes("read_places"),
+    "scenes_domains": DatasetSpec(
+        {CLASSIFICATION: "kt.data.scene_sets:read_domains"},
+        ("domain", "train_size", "test_size"),
+        defaults={**_SMALL_SCENES, "train_size": 3000, "test_size": 1000, "domain": "painting"},
+        schedule={"defaults": ["scenes"]},
+        code=("kt.data.scenes", "kt.data.scene_sets"),
+        embedded=True,
     ),
     "cifar100": DatasetSpec(
         {CLASSIFICATION: "kt.data.images:read_cifar100"},
@@ -75,6 +117,56 @@ DATASETS: dict[str, DatasetSpec] = {
         ("folder",),
         {"task": CLASSIFICATION, "image_size": 224, "augmentation": "imagenet", "stand_in": "scenes"},
         images=("{folder}/**/*",),
+    ),
+    "cub200": DatasetSpec(
+        {CLASSIFICATION: "kt.data.image_lists:read_cub200"},
+        defaults={**_AT_224, "num_classes": 200, "stand_in": "scenes_kinds"},
+        schedule=_WHAT_AND_WHERE,
+        images=("CUB_200_2011/images/*/*",),
+        labels={
+            CLASSIFICATION: tuple(
+                f"CUB_200_2011/{name}.txt" for name in ("classes", "images", "image_class_labels", "train_test_split")
+            )
+        },
+    ),
+    "stanford40": DatasetSpec(
+        {CLASSIFICATION: "kt.data.image_lists:read_stanford40"},
+        defaults={**_AT_224, "num_classes": 40, "stand_in": "scenes_actions"},
+        schedule=_WHAT_AND_WHERE,
+        images=("Stanford40/JPEGImages/*",),
+        labels={CLASSIFICATION: tuple(f"Stanford40/ImageSplits/{name}.txt" for name in ("actions", "train", "test"))},
+    ),
+    "mit67": DatasetSpec(
+        {CLASSIFICATION: "kt.data.image_lists:read_mit67"},
+        defaults={**_AT_224, "num_classes": 67, "stand_in": "scenes_places"},
+        schedule=_WHAT_AND_WHERE,
+        images=("mit67/Images/*/*",),
+        labels={CLASSIFICATION: ("mit67/TrainImages.txt", "mit67/TestImages.txt")},
+    ),
+    "domainnet": DatasetSpec(
+        {CLASSIFICATION: "kt.data.image_lists:read_domainnet"},
+        ("domain",),
+        defaults={**_AT_224, "num_classes": 345, "domain": "painting", "stand_in": "scenes_domains"},
+        schedule=_WHAT_AND_WHERE,
+        images=("domainnet/{domain}/*/*",),
+        labels={
+            CLASSIFICATION: tuple(
+                f"domainnet/{place}{{domain}}_{split}.txt"
+                for place in ("", "splits/", "image_list/")
+                for split in ("train", "test")
+            )
+        },
+    ),
+    "tiny_imagenet": DatasetSpec(
+        {CLASSIFICATION: "kt.data.image_lists:read_tiny_imagenet"},
+        defaults={
+            **{"task": CLASSIFICATION, "image_size": 64, "augmentation": "crop_flip"},
+            **{"num_classes": 200, "stand_in": "scenes_small"},
+        },
+        # As DistPro searches on it.
+        schedule={"epochs": 20, "batch_size": 512, "lr": 0.1, "weight_decay": 1e-4, "policy": "cosine"},
+        images=("tiny-imagenet-200/train/*", "tiny-imagenet-200/train/*/images/*", "tiny-imagenet-200/val/images/*"),
+        labels={CLASSIFICATION: ("tiny-imagenet-200/wnids.txt", "tiny-imagenet-200/val/val_annotations.txt")},
     ),
     "cityscapes": DatasetSpec(
         dict.fromkeys(("segmentation", "detection"), "kt.data.cityscapes:read_cityscapes"),
@@ -124,11 +216,24 @@ def augmentations(task: str) -> tuple[str, ...]:
 
 def content(dataset: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a dataset's config that decide its images; the others are of no account for one of its name."""
-    return {key: dataset[key] for key in (*COMMON, *DATASETS[dataset["name"]].keys)}
+    spec = DATASETS[dataset["name"]]
+    added = [key for key in kinds(spec.settings) if key not in kinds(Dataset)]
+    return {key: dataset[key] for key in (*COMMON, *spec.keys, *added)}
+
+
+def settings_of(dataset: Mapping[str, Any]) -> type[Dataset]:
+    """The class of a dataset's config; that of all where its name is none."""
+    spec = DATASETS.get(str(dataset.get("name")))
+    return Dataset if spec is None else spec.settings
+
+
+def known(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """A dataset's config without the keys that only others have, such as those of the dataset that it replaces."""
+    return {key: value for key, value in dataset.items() if key in kinds(settings_of(dataset))}
 
 
 def check_dataset(dataset: Mapping[str, Any], key: str = "dataset") -> None:
-    """Refuses a name that is no dataset's, and a task or augmentation that the dataset does not have.
+    """Refuses a name that is no dataset's, a task or augmentation that it does not have, and a folder elsewhere.
 
     Args:
         dataset: A dataset's config.
@@ -146,6 +251,9 @@ def check_dataset(dataset: Mapping[str, Any], key: str = "dataset") -> None:
     check("name", DATASETS)
     check("task", DATASETS[dataset["name"]].readers, f"for {dataset['name']} ")
     check("augmentation", augmentations(dataset["task"]), f"for {dataset['task']} ")
+    folder = Path(dataset["folder"] or "")
+    if folder.is_absolute() or ".." in folder.parts:
+        raise UserError(f"{key}.folder={folder}: expected a folder below data_root; set data_root= to its parent")
 
 
 def read_dataset(dataset: Mapping[str, Any], data_root: Path, cache_root: Path | None) -> Any:

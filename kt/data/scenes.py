@@ -5,11 +5,13 @@ semantic map, a depth map, person keypoints, and a class crop. Objects are union
 frame (x to the right, y downwards, both about -1..1); `paint` draws one object into many images at once, and both the
 scenes and the crops are made with it.
 
-Two styles share all geometry: `synthetic` is flat-shaded and clean; `photo` adds light, texture, blur and sensor noise.
+Styles share all geometry: `synthetic` is flat-shaded and clean, `photo` adds light, texture, blur and sensor noise,
+`painting` has few colours, laid on in strokes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,10 +35,11 @@ CLASSES = (
     "building",
 )
 STUFF = ("sky", "road", "sidewalk")
-STYLES = ("synthetic", "photo")
+STYLES = ("synthetic", "photo", "painting")  # the index is part of seeds
 KEYPOINTS = ("head", "left shoulder", "right shoulder", "left hip", "right hip", "left foot", "right foot")
 
-# A part: (shape, centre x, centre y, half width, half height, colour role). Later parts cover earlier ones.
+# A part: (shape, centre x, centre y, half width, half height, colour role). Later parts cover earlier ones. A limb is a
+# diagonal of its box; it rises to the right where one of the halves is negative.
 Part = tuple[str, float, float, float, float, str]
 
 _VEHICLE_WHEELS: tuple[Part, ...] = (
@@ -135,6 +138,7 @@ SHAPE: dict[str, tuple[float, float]] = {
     "tree": (0.9, 5.0),
     "building": (0.9, 9.0),
 }
+LIMB = 0.075  # half the thickness of one, in the object frame
 ROLES = ("body", "lower", "dark", "glass", "metal", "skin", "wood", "leaf", "white", "red", "amber", "green")
 _FIXED: dict[str, tuple[float, float, float]] = {
     "dark": (0.10, 0.10, 0.12),
@@ -148,6 +152,24 @@ _FIXED: dict[str, tuple[float, float, float]] = {
     "amber": (0.90, 0.65, 0.15),
     "green": (0.15, 0.75, 0.35),
 }
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """What crops are of.
+
+    Attributes:
+        names: Of the classes.
+        parts: What each is made of.
+        aspects: Width over height of each.
+    """
+
+    names: tuple[str, ...]
+    parts: tuple[tuple[Part, ...], ...]
+    aspects: tuple[float, ...]
+
+
+OBJECTS = Subjects(CLASSES, tuple(PARTS[name] for name in CLASSES), tuple(SHAPE[name][0] for name in CLASSES))
 
 
 def check_style(style: str) -> str:
@@ -206,6 +228,9 @@ class Pose:
 def part_mask(part: Part, u: Array, v: Array) -> Mask:
     """Which points of the object frame a part covers."""
     shape, cx, cy, hw, hh, _ = part
+    if shape == "limb":
+        along = np.clip(((u - cx) * hw + (v - cy) * hh) / (hw * hw + hh * hh), -1, 1)
+        return (u - cx - along * hw) ** 2 + (v - cy - along * hh) ** 2 <= LIMB * LIMB
     a, b = (u - np.float32(cx)) / np.float32(hw), (v - np.float32(cy)) / np.float32(hh)
     if shape == "box":
         return (np.abs(a) <= 1) & (np.abs(b) <= 1)
@@ -217,12 +242,12 @@ def part_mask(part: Part, u: Array, v: Array) -> Mask:
     return square <= 1
 
 
-def paint(images: Array, name: str, pose: Pose, colours: Array, xs: Array, ys: Array) -> Mask:
-    """Draws one object of a class into each of n images, in place.
+def paint(images: Array, parts: Sequence[Part], pose: Pose, colours: Array, xs: Array, ys: Array) -> Mask:
+    """Draws one object into each of n images, in place.
 
     Args:
         images: (n, h, w, 3) in 0..1.
-        name: The class.
+        parts: What it is made of.
         pose: n poses.
         colours: (n, roles, 3).
         xs, ys: Pixel centres, broadcastable to (n, h, w).
@@ -232,7 +257,7 @@ def paint(images: Array, name: str, pose: Pose, colours: Array, xs: Array, ys: A
     """
     u, v = pose.to_frame(xs, ys)
     silhouette = np.zeros(images.shape[:3], bool)
-    for part in PARTS[name]:
+    for part in parts:
         mask = part_mask(part, u, v)
         number, row, column = np.nonzero(mask)
         images[number, row, column] = colours[number, ROLES.index(part[5])]
@@ -271,11 +296,30 @@ def _stylise(rng: np.random.Generator, images: Array, style: str) -> NDArray[np.
         images = images + rng.standard_normal(images.shape, np.float32) * rng.uniform(0.01, 0.07, (n, 1, 1, 1)).astype(
             np.float32
         )
+    elif style == "painting":
+        images = _painted(rng, images)
     return (np.clip(images, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
+def _painted(rng: np.random.Generator, images: Array) -> Array:
+    """Few levels of each colour, laid on in slanted strokes of one shade that fray the edges."""
+    n, h, w, _ = images.shape
+    noise = rng.standard_normal((n, h, w), np.float32)
+    strokes = np.sum([np.roll(noise, (step, -step), (1, 2)) for step in range(6)], 0) / np.float32(np.sqrt(6))
+    rows = np.clip(np.arange(h)[:, None] + np.rint(0.6 * strokes).astype(int), 0, h - 1)
+    images = images[np.arange(n)[:, None, None], rows, np.arange(w)] + 0.05 * strokes[..., None]
+    levels = rng.integers(4, 7, (n, 1, 1, 1))
+    return ((np.floor(images * levels) + 0.5) / levels).astype(np.float32)
+
+
 def classification_arrays(
-    count: int, image_size: int = 32, seed: int = 0, style: str = "photo", first: int = 0, chunk: int = 1000
+    count: int,
+    image_size: int = 32,
+    seed: int = 0,
+    style: str = "photo",
+    first: int = 0,
+    chunk: int = 1000,
+    subjects: Subjects = OBJECTS,
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Crops around the main object of scenes, with clutter behind it and often something in front of it.
 
@@ -285,9 +329,10 @@ def classification_arrays(
         count: How many.
         image_size: Side in pixels.
         seed: Of the whole set.
-        style: `synthetic` or `photo`.
+        style: One of `STYLES`.
         first: Index of the first image.
         chunk: Images drawn together.
+        subjects: What the crops are of; what stands behind and in front of it are `OBJECTS`.
 
     Returns:
         Images (count, image_size, image_size, 3) and labels (count,), classes in balance.
@@ -296,25 +341,28 @@ def classification_arrays(
     images = np.empty((count, image_size, image_size, 3), np.uint8)
     labels = np.empty(count, np.int64)
     for start in range(0, count, chunk):
-        part_images, part_labels = _crops(image_size, seed, style, (first + start) // chunk, chunk)
+        part_images, part_labels = _crops(image_size, seed, style, (first + start) // chunk, chunk, subjects)
         taken = min(chunk, count - start)
         images[start : start + taken], labels[start : start + taken] = part_images[:taken], part_labels[:taken]
     return images, labels
 
 
-def _crops(size: int, seed: int, style: str, block: int, n: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _crops(
+    size: int, seed: int, style: str, block: int, n: int, subjects: Subjects
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     rng = np.random.default_rng((seed, block))
     xs, ys = _grid(size, size)
-    labels = rng.permutation(np.arange(n) % len(CLASSES)).astype(np.int64)
+    labels = rng.permutation(np.arange(n) % len(subjects.names)).astype(np.int64)
     images = _backdrop(rng, n, xs, ys, rng.uniform(0.2, 0.8, n).astype(np.float32) * size)
     others = rng.integers(len(CLASSES), size=(2, n))
-    _paint_by_class(rng, images, others[0], xs, ys, _random_pose(rng, n, size, (0.15, 0.45), 0.5))
-    _paint_by_class(rng, images, labels, xs, ys, _random_pose(rng, n, size, (0.55, 1.05), 0.12, labels))
+    _paint_by_class(rng, images, OBJECTS, others[0], xs, ys, _random_pose(rng, n, size, (0.15, 0.45), 0.5))
+    aspects = np.array(subjects.aspects)[labels]
+    _paint_by_class(rng, images, subjects, labels, xs, ys, _random_pose(rng, n, size, (0.55, 1.05), 0.12, aspects))
     # Half of the objects have something smaller in front of them.
     hidden = rng.random(n) < 0.5
     front = _random_pose(rng, n, size, (0.15, 0.35), 0.45)
     front.y[~hidden] = -10 * size
-    _paint_by_class(rng, images, others[1], xs, ys, front)
+    _paint_by_class(rng, images, OBJECTS, others[1], xs, ys, front)
     return _stylise(np.random.default_rng((seed, block, 1)), images, style), labels
 
 
@@ -324,11 +372,11 @@ def _random_pose(
     size: int,
     scale: tuple[float, float],
     shift: float,
-    labels: NDArray[np.int64] | None = None,
+    aspects: NDArray[np.float64] | None = None,
 ) -> Pose:
     """Poses of n objects whose longer side is `scale` of the image, `shift` of it off the centre at most."""
     long = rng.uniform(*scale, n) * size / 2
-    aspect = np.ones(n) if labels is None else np.array([SHAPE[name][0] for name in CLASSES])[labels]
+    aspect = np.ones(n) if aspects is None else aspects
     aspect = aspect * np.exp(rng.normal(0, 0.15, n))
     mirror = np.where(rng.random(n) < 0.5, -1.0, 1.0)
     x, y = (size * (0.5 + rng.uniform(-shift, shift, n)) for _ in range(2))
@@ -337,16 +385,64 @@ def _random_pose(
 
 
 def _paint_by_class(
-    rng: np.random.Generator, images: Array, labels: NDArray[np.int64], xs: Array, ys: Array, pose: Pose
+    rng: np.random.Generator,
+    images: Array,
+    subjects: Subjects,
+    labels: NDArray[np.int64],
+    xs: Array,
+    ys: Array,
+    pose: Pose,
 ) -> None:
     colours = draw_colours(rng, len(images))
-    for number, name in enumerate(CLASSES):
+    for number, parts in enumerate(subjects.parts):
         chosen = np.nonzero(labels == number)[0]
         if len(chosen):
             part = images[chosen]
             fields = (pose.x, pose.y, pose.half_width, pose.half_height, pose.tilt)
-            paint(part, name, Pose(*(value[chosen] for value in fields)), colours[chosen], xs, ys)
+            paint(part, parts, Pose(*(value[chosen] for value in fields)), colours[chosen], xs, ys)
             images[chosen] = part
+
+
+def place_arrays(
+    count: int, image_size: int, seed: int, style: str, mixes: Sequence[Mapping[str, float]], chunk: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Square scenes in which what stands there is the class, in the camera of `draw_scene`.
+
+    Args:
+        count, image_size, seed, style, chunk: As for `classification_arrays`.
+        mixes: Of each class the shares of what stands there.
+
+    Returns:
+        Images (count, image_size, image_size, 3) and labels (count,), classes in balance.
+    """
+    check_style(style)
+    shares = np.array([[mix.get(name, 0) for name in CLASSES] for mix in mixes], float)
+    blocks = [_places(image_size, seed, style, shares, block, chunk) for block in range(-(-count // chunk))]
+    images, labels = (np.concatenate(parts)[:count] for parts in zip(*blocks, strict=True))
+    return images, labels
+
+
+def _places(
+    size: int, seed: int, style: str, shares: NDArray[np.float64], block: int, n: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    rng = np.random.default_rng((seed, 9, block))
+    xs, ys = _grid(size, size)
+    labels = rng.permutation(np.arange(n) % len(shares)).astype(np.int64)
+    horizon = rng.uniform(0.35, 0.5, n) * size
+    images = _backdrop(rng, n, xs, ys, horizon.astype(np.float32))
+    bounds = (shares / shares.sum(1, keepdims=True)).cumsum(1)[labels]
+    metres, aspects = np.array([SHAPE[name][1] for name in CLASSES]), np.array(OBJECTS.aspects)
+    # From far to near.
+    for distance in 1 / np.sort(rng.uniform(1 / FARTHEST_IN_PLACE, 1 / NEAREST_OBJECT, (OBJECTS_IN_PLACE, n)), 0):
+        objects = (rng.random((n, 1)) >= bounds).sum(1)
+        scale = FOCAL * size / distance
+        half_height = scale * metres[objects] / 2
+        x, mirror = rng.uniform(0, size, n), rng.choice([-1, 1], n)
+        y = horizon + scale * CAMERA_HEIGHT - half_height
+        values = (x, y, mirror * half_height * aspects[objects], half_height, np.zeros(n))
+        pose = Pose(*(value.astype(np.float32) for value in values))
+        _paint_by_class(rng, images, OBJECTS, objects, xs, ys, pose)
+    return _stylise(np.random.default_rng((seed, 9, block, 1)), images, style), labels
 
 
 @dataclass
@@ -394,6 +490,8 @@ CAMERA_HEIGHT, FOCAL, FARTHEST = 1.5, 1.1, 80.0
 # Metres between which objects stand. Their heights in pixels are spread evenly, not their distances: else most of them
 # would be too small for any detector that trains in minutes.
 NEAREST_OBJECT, FARTHEST_OBJECT = 5.0, 45.0
+# In the small images of places they stand nearer, and so many of them.
+FARTHEST_IN_PLACE, OBJECTS_IN_PLACE = 25.0, 6
 
 
 def draw_scene(
@@ -405,7 +503,7 @@ def draw_scene(
         seed: Of the whole set.
         index: Number of the scene.
         height, width: In pixels.
-        style: `synthetic` or `photo`.
+        style: One of `STYLES`.
         crowd: So many persons at most join the objects of every class; how many is drawn for each scene.
     """
     check_style(style)
@@ -443,7 +541,7 @@ def draw_scene(
         mirror = rng.choice([-1, 1])
         values = (x, y, mirror * half_height * aspect, half_height, 0.0)
         pose = Pose(*(np.array([value], np.float32) for value in values))
-        silhouette = paint(image, name, pose, draw_colours(rng, 1), xs, ys)[0]
+        silhouette = paint(image, PARTS[name], pose, draw_colours(rng, 1), xs, ys)[0]
         if silhouette.sum() < 4:
             continue
         drawn.append((name, silhouette, pose, float(distance)))

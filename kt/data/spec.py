@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 @dataclass
 class DataSpec:
@@ -14,6 +17,8 @@ class DataSpec:
     Attributes:
         train_size, test_size: Images that take part.
         largest_index: Of the training images' `indices`, which have gaps where only some images take part.
+        labels: The class of each training image by its index, (largest_index + 1,), -1 in the gaps; of a classification
+            set.
     """
 
     name: str
@@ -27,6 +32,7 @@ class DataSpec:
     class_names: tuple[str, ...]
     task: str = "classification"
     largest_index: int | None = None
+    labels: NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass

@@ -22,7 +22,7 @@ from kt.features import Features
 from kt.outside import load_outside
 from kt.phase import Batch, Loss, Phase
 from kt.settings import METHODS as SETTINGS
-from kt.settings import accumulates, complete
+from kt.settings import accumulates, complete, settings_of
 from kt.stages import Stage
 from kt.transfer import TransferModel
 
@@ -63,19 +63,15 @@ class Method(nn.Module):
 
     Attributes:
         weights: Of each term by name, and of the task's loss, `task`, where it is not 1.
-        needs_teacher: Whether it can be built without one.
         starts_from_teacher: Whether the student starts from the teacher's weights.
-        dense: Whether it can teach detectors and segmentors.
         compares_channels: Whether it compares the teacher's maps with the student's channel by channel, so that the
             order of the teacher's channels matters to it.
-        accumulates: Whether its losses are means over images, see `kt.settings.ACCUMULATING`.
+        accumulates: Whether its losses are means over images, see `kt.settings.accumulates`.
         hidden: The names of the networks that the model it is part of keeps hidden.
         facts: What a method wants the result file to say about the pair it was built for.
     """
 
-    needs_teacher: ClassVar[bool] = True
     starts_from_teacher: ClassVar[bool] = False
-    dense: ClassVar[bool] = False
     compares_channels: ClassVar[bool] = False
     accumulates: bool = False
     hidden: frozenset[str] = frozenset()
@@ -84,11 +80,6 @@ class Method(nn.Module):
         super().__init__()
         self.facts: dict[str, object] = {}
         self.weights: dict[str, float] = {}
-        if not self.dense and isinstance(student, DenseModel):
-            able = ", ".join(sorted(name for name, schema in SETTINGS.items() if schema.dense and "+" not in name))
-            raise UserError(f"method: this one teaches classifiers only; for detectors and segmentors choose {able}")
-        if self.needs_teacher and teacher is None:
-            raise UserError("teacher=none: this method needs a teacher; name a network, for example teacher=resnet56")
 
     def phases(self) -> list[Phase]:
         """The phases in order; the last one is `train` and yields the student."""
@@ -152,7 +143,7 @@ class Method(nn.Module):
 
     def teacher_depth(self, model: TransferModel) -> int | None:
         """How many teacher stages the main phase runs; None stands for the whole network with its head."""
-        return None if self.needs_teacher else 0
+        return None
 
 
 def task_alone(model: TransferModel, batch: Batch, frozen: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
@@ -227,9 +218,15 @@ def build_method(
         options: As `kt.settings` has them; what is left out has its default.
 
     Raises:
-        UserError: There is no such method or option, or a value is none that the option may have.
+        UserError: There is no such method or option, a value is none that the option may have, the method needs a
+            teacher and there is none, or it cannot teach such a student.
     """
-    kind, inner = find_method(name), name.partition("+")[2]
+    kind, inner, schema = find_method(name), name.partition("+")[2], settings_of(name)
+    if schema is not None and not schema.dense and isinstance(student, DenseModel):
+        able = ", ".join(sorted(other for other, known in SETTINGS.items() if known.dense and "+" not in other))
+        raise UserError(f"method={name}: teaches classifiers only; for detectors and segmentors choose {able}")
+    if schema is not None and schema.needs_teacher and teacher is None:
+        raise UserError(f"teacher=none: {name} needs a teacher; name a network, for example teacher=resnet56")
     if inner:
         settings = options.get("base")
         base = {"name": inner, **(settings if isinstance(settings, Mapping) else {})}

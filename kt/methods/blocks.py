@@ -20,6 +20,12 @@ from kt.transfer import TransferModel
 STEM_STRIDE, SMALL_IMAGE_STRIDE = 4, 8
 
 
+def without_stem(stages: Sequence[Stage]) -> list[int]:
+    """The stages of a network but the stem of one for large images."""
+    least = STEM_STRIDE if stages[-1].stride > SMALL_IMAGE_STRIDE else 1
+    return [index for index, stage in enumerate(stages) if stage.stride >= least]
+
+
 def pair_blocks(
     student: Sequence[Stage], teacher: Sequence[Stage], cut_at: Sequence[int] | None = None
 ) -> list[tuple[int, int]]:
@@ -37,8 +43,8 @@ def pair_blocks(
     pairs = pair_stages(student, teacher)
     strides = [student[i].stride for i, _ in pairs]
     if cut_at is None:
-        least = STEM_STRIDE if student[-1].stride > SMALL_IMAGE_STRIDE else 1
-        return [pair for pair, stride in zip(pairs, strides, strict=True) if stride >= least] or pairs
+        kept = without_stem(student)
+        return [pair for pair in pairs if pair[0] in kept] or pairs
     lost = sorted(set(cut_at) - set(strides))
     if lost or not cut_at:
         raise UserError(
@@ -88,7 +94,6 @@ class MapTransfer(Method):
         stages: Which stages are compared, see `choose_pairs`.
     """
 
-    dense = True
     term: ClassVar[str]
     stages_key: ClassVar[str] = "method.stages"  # what errors call the stages
 

@@ -21,9 +21,7 @@ class Finetune(Scratch):
         head_lr_factor: Factor on the classifier's learning rate.
     """
 
-    needs_teacher = True
     starts_from_teacher = True
-    dense = False
 
     def __init__(self, student: Classifier, teacher: Classifier | None, head_lr_factor: float):
         super().__init__(student, teacher)
@@ -38,7 +36,3 @@ class Finetune(Scratch):
         ids = {id(parameter) for parameter in head}
         body = [parameter for parameter in model.student.parameters() if id(parameter) not in ids]
         return [{"params": body}, {"params": head, "lr_factor": self.head_lr_factor}]
-
-    def teacher_depth(self, model: TransferModel) -> int:
-        """The teacher gives its weights, never a pass."""
-        return 0

@@ -33,9 +33,7 @@ class FixedFeature(Scratch):
         frozen: What stays fixed: all `features`, or the `first_block` alone.
     """
 
-    needs_teacher = True
     starts_from_teacher = True
-    dense = False
 
     def __init__(self, student: Classifier, teacher: Classifier | None, frozen: str):
         super().__init__(student, teacher)
@@ -50,7 +48,3 @@ class FixedFeature(Scratch):
 
     def loss(self, model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return task_alone(model, batch, self.count)
-
-    def teacher_depth(self, model: TransferModel) -> int:
-        """The teacher gives its weights, never a pass."""
-        return 0

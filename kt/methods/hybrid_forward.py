@@ -106,8 +106,6 @@ class HybridForward(Method):
         interpolation: Mode in which an adapter resizes a map.
     """
 
-    dense = True
-
     def __init__(
         self,
         student: Student,

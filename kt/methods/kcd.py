@@ -147,8 +147,6 @@ class KnowledgeConsistent(Method):
         data, files: For the base.
     """
 
-    dense = True
-
     def __init__(
         self,
         student: Student,

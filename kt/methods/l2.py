@@ -34,7 +34,6 @@ class FeatureL2(Method):
         preactivation: Compare before the last ReLU of the stage, where there is one.
     """
 
-    dense = True
     compares_channels = True
 
     def __init__(

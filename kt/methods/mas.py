@@ -16,15 +16,15 @@ from kt.data.spec import Data
 from kt.errors import UserError
 from kt.features import Features
 from kt.functional import image_errors, pair_weights, subspace_loss
-from kt.hypergradient import directional, evaluated, lookahead
+from kt.hypergradient import directional, lookahead, with_values
 from kt.methods.base import METHODS, Method, student_update, task_alone
 from kt.methods.blocks import choose_pairs, match_size
 from kt.phase import CONSTANT, MAIN, Batch, Loop, Phase, Trained, student_alone
+from kt.settings import SOURCE
 from kt.stages import as_map
 from kt.transfer import TransferModel, frozen_statistics
 
 AUXILIARY, META = "auxiliary", "meta"  # names of optimizers beside the main one
-SOURCE = "source"  # the loader of source images
 SQUEEZE = 16  # channels over those between the two layers of squeeze and excitation
 
 
@@ -231,12 +231,12 @@ class Subspaces(Method):
 
         def losses(values: Sequence[Tensor]) -> Tensor:
             features = Features(model.student, batch["inputs"])
-            return evaluated(model.student, parameters, values, lambda: self.errors(mapped, self.targets(features)))
+            return with_values(model.student, parameters, values, lambda: self.errors(mapped, self.targets(features)))
 
         with frozen_statistics(model.student), torch.autocast(loop.device.type, enabled=False):
             values = lookahead(optimizer, ranks.mean_gradients(gradients, parameters))
             values = [value.requires_grad_() for value in values]
-            outer = evaluated(model.student, parameters, values, lambda: task_alone(model, batch)[0])
+            outer = with_values(model.student, parameters, values, lambda: task_alone(model, batch)[0])
             slope = ranks.mean_gradients(torch.autograd.grad(outer, values), parameters)
             found = directional(losses, parameters, slope)  # type: ignore[arg-type]
         return -optimizer.param_groups[0]["lr"] * self.weight * found

@@ -13,8 +13,9 @@ from kt.transfer import TransferModel
 class Scratch(Method):
     """The task loss alone: baselines and teachers."""
 
-    needs_teacher = False
-    dense = True
-
     def loss(self, model: TransferModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return task_alone(model, batch)
+
+    def teacher_depth(self, model: TransferModel) -> int:
+        """A teacher gives at most its weights, never a pass."""
+        return 0

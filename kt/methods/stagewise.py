@@ -92,8 +92,6 @@ class Stagewise(Method):
         UserError: The pair has not that many blocks, or the teacher gives no map at the end of the student's features.
     """
 
-    dense = True
-
     def __init__(
         self,
         student: Student,

@@ -53,6 +53,8 @@ def _wrn(depth: int, factor: int) -> NetworkSpec:
     return NetworkSpec("wide_resnet", {"depth": depth, "factor": factor})
 
 
+WEIGHTS_DATASET = "imagenet"  # whose classes the libraries' pretrained classifiers tell apart
+
 # With those of other packages, once `kt.outside` has looked for them.
 NETWORKS: dict[str, NetworkSpec] = {
     # ImageNet networks, torchvision
