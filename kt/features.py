@@ -187,6 +187,11 @@ class Transformed(Features):
         """What the last ReLU of a stage reads."""
         return self._read("before", index)
 
+    def at(self, level: Level, activated: bool = False) -> Tensor:
+        """The map of a level."""
+        found = self._original.at(level, activated)
+        return self._transform(found) if level.stage == self._index(-1) else found
+
     @property
     def levels(self) -> list[Tensor]:
         """The outputs of all stages."""

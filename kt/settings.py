@@ -494,6 +494,42 @@ class L2T(Method):
     meta_weight_decay: NotNegative = Field(1e-4, description="of the meta-networks")
 
 
+class ReviewKD(Method):
+    """Chen et al. 2021: every level of the student, fused with all deeper ones, learns a level of the teacher."""
+
+    passes: ClassVar[float] = 2.5
+    accumulates: ClassVar[bool] = True
+    weight: NotNegative = Field(
+        1.0,
+        description="of the sum over levels. CIFAR-100: 5 for WRN-16-2, WRN-40-1, ResNet-8x4 and ShuffleNet v1, 8 for "
+        "v2, 0.6 for ResNet-20, 1 for ResNet-32. ImageNet: 1 for ResNet-18, 8 for MobileNet",
+    )
+    ramp: Fraction = Field(
+        20 / 240, description="share of the length over which the weight rises from 0, 20 of 240 epochs; ImageNet: 0"
+    )
+    preactivation: bool = Field(
+        False, description="of the student's maps; the teacher's always are before their ReLU. ImageNet: true"
+    )
+    width: Count | None = Field(
+        None, description="channels of the fused maps; null: the pooled feature's, at most 512. MobileNet: 256"
+    )
+
+
+class OFD(Method):
+    """Heo et al. 2019a: L2 before the ReLU; what the teacher suppresses may be any value below a margin."""
+
+    accumulates: ClassVar[bool] = True
+    weight: NotNegative | None = Field(
+        None,
+        description="of the sum over levels, each half as heavy as the next; null: 1e-3 for networks for small images, "
+        "else 1e-4 (the released code's 1/1000 and 1/10000)",
+    )
+    margin: Literal["norm", "measured"] = Field(
+        "norm",
+        description="mean negative response of a channel: by its last normalisation | measured on the training images",
+    )
+
+
 class KCD(Method):
     """Han et al., "Fixing the Teacher-Student Knowledge Discrepancy in Distillation", around another method."""
 
@@ -580,6 +616,8 @@ METHODS: dict[str, type[Method]] = {
     "m2a2s": M2A2S,
     "crd": CRD,
     "l2t": L2T,
+    "reviewkd": ReviewKD,
+    "ofd": OFD,
     **dict.fromkeys(("kcd", "kcd+fitnet", "kcd+ab", "kcd+rkd", "kcd+rco"), KCD),
 }
 

@@ -126,7 +126,14 @@ class Stage:
     @property
     def depth(self) -> int:
         """Convolutions and linear layers on the main path; shortcut projections are not counted."""
-        return sum(1 for _ in _main_layers(self.steps))
+        return sum(1 for _ in _main_layers(self.steps, nn.Conv2d, nn.Linear))
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d | None:
+        """The batch normalisation that gives the compared map, the last one of the main path, or `norm`; if any."""
+        part = self.inner or self
+        *_, last = (None, *_main_layers(part.steps, nn.BatchNorm2d), *([part.norm] if part.norm else []))
+        return last
 
 
 def run_stages(stages: Iterable[Stage], x: Tensor) -> list[Tensor]:
@@ -275,7 +282,7 @@ def outputs_of(backbone: nn.Module) -> list[int]:
 def make_stage(name: str, stride: int, *steps: Step, channels: int | None = None, **rest: Any) -> Stage:
     """A stage of the given steps; `channels` are by default those of its last main-path convolution."""
     if channels is None:
-        *_, last = _main_layers(steps)
+        *_, last = _main_layers(steps, nn.Conv2d, nn.Linear)
         channels = last.out_channels
     return Stage(name, stride, channels, steps, **rest)
 
@@ -285,15 +292,15 @@ def flatten() -> Piece:
     return Piece(partial(torch.flatten, start_dim=1))
 
 
-def _main_layers(steps: Iterable[Step]) -> Iterator[Any]:
-    """Convolutions and linear layers outside side paths, in order of registration."""
+def _main_layers(steps: Iterable[Step], *kinds: type[nn.Module]) -> Iterator[Any]:
+    """Layers of some kinds outside side paths, in order of registration."""
     for step in steps:
-        if isinstance(step, nn.Conv2d | nn.Linear):
+        if isinstance(step, kinds):
             yield step
         elif isinstance(step, nn.Module):
-            yield from _main_layers(child for name, child in step.named_children() if name not in SIDE_PATHS)
+            yield from _main_layers((child for name, child in step.named_children() if name not in SIDE_PATHS), *kinds)
         else:
-            yield from _main_layers(part for part in step._owned if isinstance(part, nn.Module))
+            yield from _main_layers((part for part in step._owned if isinstance(part, nn.Module)), *kinds)
 
 
 def _strided(step: nn.Module) -> bool:

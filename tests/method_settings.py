@@ -63,6 +63,8 @@ SETTINGS: dict[str, Setting] = {
     "m2a2s": Setting({"stages": [1, 2], "first_epochs": 0}),
     "crd": Setting({"negatives": 100}),
     "l2t": Setting({"meta_lr": 0.01}),
+    "reviewkd": Setting(),
+    "ofd": Setting({"margin": "measured"}),
     "kcd": Setting({"base": {"name": "l2", "weight": 1.0}, "update_every": 1}, phases=("solo", "train")),
     "kcd+fitnet": Setting({"base": {"hint_layer": -1}, "metric": "kl"}, phases=("solo", "train")),
     "kcd+ab": Setting({"groups": 2, "match": "adapter"}, phases=("solo", "boundaries", "train")),

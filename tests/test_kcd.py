@@ -21,7 +21,7 @@ from experiments.table import read_rows
 from kt.classifier import Classifier
 from kt.consistency import StreamingConsistency
 from kt.errors import UserError
-from kt.features import Features, Transformed
+from kt.features import Features, Transformed, pair_levels
 from kt.functional import METRICS, channel_consistency, channel_divergence, feature_l2, match_channels
 from kt.methods import build_method
 from kt.methods.kcd import ChannelTransform, pooled, read_transform, shrunk_groups
@@ -142,6 +142,8 @@ def test_only_the_last_stage_of_a_view_is_transformed() -> None:
         *seen, transformed = (getattr(view, read)(index) for index in range(3))
         assert all(one is other for one, other in zip(first, seen, strict=True))
         assert torch.equal(transformed, order(last))
+    *_, last, feature = (view.at(level, activated=True) for level in pair_levels(teacher, teacher, pooled=True)[1])
+    assert torch.equal(last, order(plain.levels[-1])) and torch.equal(feature.flatten(1), plain.pooled)
     assert torch.equal(view.levels[-1], order(plain.levels[-1])) and torch.equal(view.logits, teacher(images))
 
 

@@ -103,8 +103,12 @@ class Method(nn.Module):
         """What is added to the task's loss in the main phase: unweighted scalars by name, logged as `loss_<name>`."""
         raise NotImplementedError
 
+    def ask(self, ours: Features, theirs: Features) -> None:
+        """Asks for the pre-activations that `terms` reads, before anybody asks for outputs: one run gives both."""
+
     def compare(self, ours: Features, theirs: Features, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The task's loss and the weighted terms (`accuracy` is that of the plain student)."""
+        self.ask(ours, theirs)
         output = ours.task(batch)
         loss = self.weights["task"] * output.loss if "task" in self.weights else output.loss
         loss, logged = self.add_terms(loss, ours, theirs, batch)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kt.errors import UserError, nearest
-from kt.features import Features
+from kt.features import Features, pair_levels
 from kt.methods.base import Method, Student, Teacher, pair_stages
 from kt.phase import Batch
 from kt.stages import Stage, as_map
@@ -123,6 +123,57 @@ class MapTransfer(Method):
             for number, (i, j) in enumerate(self.pairs)
         ]
         return {self.term: torch.stack(distances).sum()}
+
+
+class LevelTransfer(Method):
+    """The task's loss and one term of the maps of all levels, the teacher's before their last ReLU.
+
+    Args:
+        student: The student.
+        teacher: The teacher.
+        weight: Weight of the term.
+        pooled: Whether the pooled features are levels too.
+        preactivation: Whether the student's maps are read before their last ReLU too.
+    """
+
+    term: ClassVar[str]
+
+    def __init__(
+        self, student: Student, teacher: Teacher | None, weight: float, pooled: bool, preactivation: bool = True
+    ):
+        super().__init__(student, teacher)
+        self.weights = {self.term: weight}
+        self.preactivation = preactivation
+        self.levels, self.target_levels = pair_levels(student, teacher, pooled)
+
+    def distance(self, ours: list[Tensor], theirs: list[Tensor]) -> Tensor:
+        """The term, a scalar, of the student's maps (n, c_s, h, w) and the teacher's (n, c_t, h', w')."""
+        raise NotImplementedError
+
+    def teacher_depth(self, model: TransferModel) -> int:
+        """All stages, no head."""
+        return len(model.teacher.stages)
+
+    def maps(self, ours: Features, theirs: Features) -> tuple[list[Tensor], list[Tensor]]:
+        """What is compared: the student's maps and the teacher's."""
+        activated = not self.preactivation
+        return [ours.at(level, activated) for level in self.levels], [theirs.at(level) for level in self.target_levels]
+
+    def ask(self, ours: Features, theirs: Features) -> None:
+        """Asks for all of them."""
+        self.maps(ours, theirs)
+
+    def terms(self, ours: Features, theirs: Features, batch: Batch) -> dict[str, Tensor]:
+        """The distance."""
+        return {self.term: self.distance(*self.maps(ours, theirs))}
+
+    def passes(self, model: TransferModel, batch: Batch) -> list:
+        """The plain ones, and forward and backward of what the maps go through."""
+        ours, theirs = self.maps(
+            *(Features(each, batch["inputs"], graph=False) for each in (model.student, model.teacher))
+        )
+        ours = [each.detach().requires_grad_() for each in ours]
+        return [*super().passes(model, batch), lambda: self.distance(ours, theirs).backward()]
 
 
 def match_size(feature: Tensor, reference: Tensor) -> Tensor:

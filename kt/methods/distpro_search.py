@@ -14,7 +14,7 @@ from kt.classifier import Classifier
 from kt.data.loaders import split
 from kt.features import Features
 from kt.functional import pathway_weights
-from kt.hypergradient import directional, evaluated, lookahead
+from kt.hypergradient import directional, lookahead, with_values
 from kt.methods.base import METHODS, student_update, task_alone
 from kt.methods.distpro import Pathways
 from kt.needs import PROCESS
@@ -181,7 +181,7 @@ class DistProSearch(Pathways):
         devices = sorted({parameter.device for parameter in own if parameter.is_cuda}, key=str)
 
         def distances(values: Sequence[Tensor]) -> Tensor:
-            return evaluated(
+            return with_values(
                 student, own, values, lambda: self.all_distances(Features(student, batch["inputs"]), targets)
             )
 
@@ -190,7 +190,7 @@ class DistProSearch(Pathways):
         with exactly, frozen_statistics(student, self), torch.random.fork_rng(devices):
             moved = lookahead(optimizer, [*ranks.mean_gradients(gradients, own), *[None] * rest])[: len(own)]
             moved = [value.requires_grad_() for value in moved]
-            outer = evaluated(student, own, moved, lambda: task_alone(model, held_out)[0])
+            outer = with_values(student, own, moved, lambda: task_alone(model, held_out)[0])
             direction = ranks.mean_gradients(torch.autograd.grad(outer, moved), own)
             along = directional(distances, own, direction, self.how)  # type: ignore[arg-type]
         weights = self.weigh()

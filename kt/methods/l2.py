@@ -64,14 +64,9 @@ class FeatureL2(Method):
         return len(model.teacher.stages)
 
     def ask(self, ours: Features, theirs: Features) -> None:
-        """Asks for the pre-activations before anybody asks for outputs, so that one run of a stage gives both."""
+        """Asks for the last stages' pre-activations."""
         if self.preactivation:
             ours.before(-1), theirs.before(-1)
-
-    def compare(self, ours: Features, theirs: Features, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The task's loss and the distance."""
-        self.ask(ours, theirs)
-        return super().compare(ours, theirs, batch)
 
     def terms(self, ours: Features, theirs: Features, batch: Batch) -> dict[str, Tensor]:
         """The distance."""
