@@ -127,14 +127,14 @@ class DistProSearch(Pathways):
         targets = self.targets(theirs, self.everything)
         distances = self.all_distances(ours, targets)
         output = ours.task(batch)
-        before = output.loss + self.factor * (self.weigh().detach() @ distances)
+        before = output.loss + self.factor * (self.weigh().detach() * distances).sum()
         with torch.autocast(loop.device.type, enabled=False):
             gradients = torch.autograd.grad(before, own, retain_graph=True)
         slope, validation = self.hypergradient(model, batch, targets, loop.next(VALIDATION), optimizer, gradients)
         loop.update(LOGITS, grads=[slope])
         weights = self.weigh().detach()
         self._recent.append(self.logits.detach().clone())
-        distillation = weights @ distances
+        distillation = (weights * distances).sum()
         loss = output.loss + self.factor * distillation
         loop.update(MAIN, loss)
         logged = {"loss": loss, "loss_task": output.loss, "loss_pathways": distillation, "loss_validation": validation}
