@@ -100,8 +100,8 @@ class DistProSearch(Pathways):
 
     def phases(self) -> list[Phase]:
         """One phase on two parts of the training set."""
-        changes = {"optimizer": "adam", "lr": self.alpha_lr, "betas": BETAS, "weight_decay": 0.0, "clip_grad": None}
-        trains = {MAIN: Trained(self._networks), LOGITS: Trained(self._logits, {**changes, **CONSTANT})}
+        changes = {"optimizer": "adam", "lr": self.alpha_lr, "weight_decay": 0.0, "clip_grad": None}
+        trains = {MAIN: Trained(self._networks), LOGITS: Trained(self._logits, {**changes, **CONSTANT}, BETAS)}
         loaders = {TRAIN: partial(self._part, 0), VALIDATION: partial(self._part, 1)}
         return [Phase("train", step=self.step, trains=trains, loaders=loaders, before_epoch=self._count)]
 
