@@ -700,9 +700,15 @@ def kinds(schema: type[Settings]) -> dict[str, Any]:
     return {key: Annotated[(f.annotation, *f.metadata)] if f.metadata else f.annotation for key, f in fields}
 
 
+STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+
+
 @functools.cache
 def _adapter(schema: type[Settings], key: str) -> TypeAdapter:
-    return TypeAdapter(kinds(schema)[key], config=ConfigDict(strict=True, allow_inf_nan=False))
+    kind = kinds(schema)[key]
+    # A group of keys has its own.
+    config = None if isinstance(kind, type) and issubclass(kind, Settings) else STRICT
+    return TypeAdapter(kind, config=config)
 
 
 def fits(value: Any, schema: type[Settings], key: str) -> bool:
