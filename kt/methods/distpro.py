@@ -135,6 +135,7 @@ class Pathways(Method):
             for each in self.pathways
         )
         self.factor = len(self.pathways) if factor == PER_PATHWAY else float(factor)
+        self.facts["pathways"] = len(self.pathways)
 
     def maps(self, ours: Features, live: Sequence[int]) -> dict[int, Tensor]:
         """The student's maps at the ends of some pathways, by level: (n, c, h, w) in full precision.
