@@ -27,7 +27,8 @@ def sign(key: str) -> str:
     """
     if not is_group(key):
         return "++"
-    return "+" if key == "table" or ("@" in key and key not in CHOSEN) else ""
+    added = key.startswith(("dataset@", "schedule@", "teacher@", "student@")) and key not in CHOSEN
+    return "+" if key == "table" or added else ""
 
 
 TEACHER_DATA, TEACHER_SCHEDULE = "dataset@teacher.dataset", "schedule@teacher.schedule"
