@@ -130,14 +130,28 @@ def _measure_memory(name: str, arguments: argparse.Namespace, answers: Any) -> N
     answers.put(peak_memory(device))
 
 
-def bench_method(name: str, arguments: argparse.Namespace, batch: dict[str, Any]) -> dict[str, Any]:
+def cases(arguments: argparse.Namespace) -> dict[str, tuple[str, dict[str, Any]]]:
+    """What is timed: label -> method and options. Without a process to replay, DistPro's pathways weigh all alike."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in arguments.methods}
+    if "distpro" in found:
+        found["distpro"] = ("distpro", {"process": "equal"})
+        if arguments.process:
+            replayed = {"files": {"search": arguments.process}}
+            found["distpro"] = ("distpro", replayed)
+            found["distpro clip=null"] = ("distpro", {**replayed, "clip": None})
+    return found
+
+
+def bench_method(
+    label: str, name: str, options: dict[str, Any], arguments: argparse.Namespace, batch: dict[str, Any]
+) -> dict[str, Any]:
     """Medians in milliseconds of a method's step and of its unavoidable passes."""
     device = torch.device(arguments.device)
-    model = make_model(name, arguments)
+    model = make_model(name, arguments, **options)
     with tempfile.TemporaryDirectory() as folder:
         records = Records(records_file(Path(folder)))
         engine = Engine(
-            {**defaults(Schedule), "lr": arguments.lr},
+            {**defaults(Schedule), "lr": arguments.lr, "epochs": arguments.warmup + arguments.steps},
             device,
             Path(folder),
             hooks=lambda index, phase: [RecordHook(records)],
@@ -148,7 +162,8 @@ def bench_method(name: str, arguments: argparse.Namespace, batch: dict[str, Any]
         twin = copy.deepcopy(model)
         trained = [parameter for parameter in twin.student.parameters() if parameter.requires_grad]
         optimizer = torch.optim.SGD(trained, arguments.lr, 0.9, weight_decay=5e-4, fused=True)
-        passes = twin.method.passes(twin, twin.student.prepare(loop.numbered(copy.deepcopy(batch))))
+        prepared = twin.student.prepare(loop.numbered(copy.deepcopy(batch)))
+        passes = twin.method.passes(twin, prepared)
 
         def update() -> None:
             optimizer.step()
@@ -156,6 +171,7 @@ def bench_method(name: str, arguments: argparse.Namespace, batch: dict[str, Any]
 
         times: list[list[float]] = [[] for _ in range(len(passes) + 2)]
         for round_number in range(arguments.warmup + arguments.steps):
+            prepared["step"] = loop.iter  # passes may depend on where in the training they are
             taken = [timed(function, device) for function in (partial(loop.advance, batch), *passes, update)]
             if round_number >= arguments.warmup:
                 for values, value in zip(times, taken, strict=True):
@@ -164,7 +180,7 @@ def bench_method(name: str, arguments: argparse.Namespace, batch: dict[str, Any]
     medians = [statistics.median(values) * 1e3 for values in times]
     unavoidable = sum(medians[1:])
     return {
-        "method": name,
+        "method": label,
         "step_ms": medians[0],
         "passes_ms": medians[1:-1],
         "update_ms": medians[-1],
@@ -262,6 +278,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--width", type=float, default=1.0, help="width of detectors and segmentors")
     parser.add_argument("--small-stem", action="store_true", help="ResNets with the stem for images of 32x32")
     parser.add_argument("--phases", action="store_true", help="stage by stage: all phases over end-to-end mimicking")
+    parser.add_argument("--process", type=Path, help="process.pth that DistPro replays, with and without its clip")
     parser.add_argument("--steps", type=int, default=20, help="timed steps of each method")
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -289,7 +306,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.json:
             write_json(arguments.json, {"threads": torch.get_num_threads(), "torch": torch.__version__, **found})
         return 0
-    results = [bench_method(name, arguments, batch) for name in arguments.methods]
+    results = [bench_method(label, *case, arguments, batch) for label, case in cases(arguments).items()]
     if dense:
         for row in results:
             row["peak_memory"] = peak_memory_of(row["method"], arguments)

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 from filelock import Timeout
 
-from experiments.meaning import Identified, all_needs, content_hash, identify, needs_of, settle, states_of
+from experiments.meaning import Identified, all_needs, content_hash, file_key, identify, needs_of, settle, states_of
 from experiments.progress import Display, cell_log, current
 from experiments.schema import ANALYSES, LEFT
 from kt import ranks
@@ -355,7 +355,7 @@ def _provide(
     paths, ids = {}, {}
     for name, need in needs.items():
         if isinstance(need, Path):
-            paths[name], ids[name] = need, content_hash(need, f"{name}.checkpoint")
+            paths[name], ids[name] = need, content_hash(need, file_key(name))
             continue
         try:
             result = run_cell(need.config, display)

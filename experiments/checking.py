@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.groups import choices
-from experiments.schema import ANALYSES, Config, Teacher
+from experiments.schema import ANALYSES, Config, Student, Teacher
 from kt.data.names import DATASETS, check_dataset, settings_of
 from kt.data.names import known as known_of_data
 from kt.errors import UserError, nearest
@@ -131,6 +131,10 @@ def validate(config: Mapping[str, Any]) -> None:
         if network is not None and network["name"] not in choices("network"):
             hint = nearest(network["name"], choices("network"))
             raise UserError(f"{who}.network.name={network['name']}: there is no such network{hint}")
+    for who, whose in (("teacher", Teacher), ("student", Student)):
+        searched = (config["method"].get("search") or {}).get(who)
+        if searched is not None:
+            _check(searched, whose, f"method.search.{who}.", method)
     schedule = config["schedule"]
     if (schedule["epochs"] is None) == (schedule["iterations"] is None):
         given = f"schedule.epochs={shown(schedule['epochs'])}, schedule.iterations={shown(schedule['iterations'])}"

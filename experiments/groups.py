@@ -95,7 +95,8 @@ def _register() -> None:
             del node["base"]
             ConfigStore.instance().store(group="method", name="_kcd", node=node, provider="kt")
         else:
-            _make("method", name, {"name": name, **node})
+            chosen = {"defaults": ["_self_", *({key: choice} for key, choice in schema.choices.items())]}
+            _make("method", name, {**(chosen if schema.choices else {}), "name": name, **node})
     ConfigStore.instance().store(group="dataset", name="_base", node=defaults(Dataset), provider="kt")
     for name, spec in DATASETS.items():
         if spec.defaults:

@@ -165,15 +165,19 @@ def _needed(config: Mapping[str, Any], name: str, need: Need) -> Need:
     return replace(need, config=settle({**made, "cell": "student", "evaluation": None}))
 
 
-def _own_needs(config: Mapping[str, Any]) -> dict[str, Need]:
+def _own_needs(config: Mapping[str, Any]) -> dict[str, Need | Path]:
     """What a settled cell's method needs.
 
     Raises:
-        UserError: One of the needs is no cell.
+        UserError: One of the needs is neither a cell nor a file.
     """
-    method, found = config["method"]["name"], {}
+    found: dict[str, Need | Path] = {}
+    method = config["method"]["name"]
     for name, need in METHODS[method].needs(config).items():
         try:
+            if isinstance(need, Path):
+                found[name] = need
+                continue
             if not isinstance(need, Need):
                 raise UserError(f"expected a kt.needs.Need, it is a {type(need).__name__}")
             validate({**need.config, "rows": None, "role": None, "plan": False})
@@ -184,7 +188,7 @@ def _own_needs(config: Mapping[str, Any]) -> dict[str, Need]:
 
 
 def needs_of(config: Mapping[str, Any]) -> dict[str, Need | Path]:
-    """What a settled cell needs, by name: another cell, whose config is settled too, or a checkpoint."""
+    """What a settled cell needs, by name: another cell, whose config is settled too, or a file."""
     found: dict[str, Need | Path] = {}
     if config["teacher"]["checkpoint"]:
         found["teacher"] = Path(config["teacher"]["checkpoint"])
@@ -222,8 +226,13 @@ def needed_cells(config: Mapping[str, Any]) -> dict[str, Config]:
     return {name: dict(need.config) for name, need in all_needs(config).items() if isinstance(need, Need)}
 
 
+def file_key(name: str) -> str:
+    """The key that names the file of a need, where that is no cell."""
+    return "teacher.checkpoint" if name == "teacher" else "method.file"
+
+
 def content_hash(path: Path, key: str) -> str:
-    """The hash of a checkpoint, and of the description beside it that says how to read it.
+    """The hash of a file of the user's, and of the description beside a checkpoint that says how to read it.
 
     Raises:
         UserError: There is no such file, or it is not what the cell that it is from has left.
@@ -235,7 +244,7 @@ def content_hash(path: Path, key: str) -> str:
         if described.exists():
             found = hashlib.sha256((found + described.read_text()).encode()).hexdigest()
     except OSError as error:
-        raise UserError(f"{key}={path}: expected a readable checkpoint file ({error.strerror})") from None
+        raise UserError(f"{key}={path}: expected a readable file ({error.strerror})") from None
     return f"sha256:{found[:32]}"
 
 
@@ -284,9 +293,9 @@ def _telling_method(settings: Mapping[str, Any]) -> Config:
 
 
 def _method_content(settings: Config) -> Config:
-    """A method's settings with the decisive keys alone of the dataset among them."""
-    source = settings.get(SOURCE)
-    return {**settings, SOURCE: content(source)} if source else settings
+    """A method's settings with the decisive keys alone of the dataset among them, without what its needs tell."""
+    own = {key: value for key, value in settings.items() if key not in METHODS[settings["name"]].told_by_needs}
+    return {**own, SOURCE: content(own[SOURCE])} if own.get(SOURCE) else own
 
 
 def _decisive(config: Mapping[str, Any]) -> Config:
@@ -330,7 +339,7 @@ def semantics(config: Mapping[str, Any], depth: int = 0) -> Config:
         if isinstance(need, Need):
             needs[name] = identity(need.config, depth + 1)
         else:
-            needs[name] = content_hash(need, f"{name}.checkpoint")
+            needs[name] = content_hash(need, file_key(name))
     told = _decisive(config)
     data = _telling(told["dataset"], settings_of(told["dataset"]))
     told |= {"dataset": data, "schedule": _telling(told["schedule"], Schedule)}
@@ -457,7 +466,7 @@ def _decisive_keys(config: Mapping[str, Any]) -> Config:
         needs = {}
     for name, need in needs.items():
         if isinstance(need, Path):
-            found[f"{name}.checkpoint"] = content_hash(need, f"{name}.checkpoint")
+            found[file_key(name)] = content_hash(need, file_key(name))
         else:
             own = _decisive_keys(need.config)
             found |= {f"{name}.{key.removeprefix('student.')}": value for key, value in own.items()}

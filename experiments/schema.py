@@ -27,17 +27,20 @@ def sign(key: str) -> str:
     """
     if not is_group(key):
         return "++"
-    return "+" if key == "table" or key.startswith(("dataset@", "schedule@")) else ""
+    added = key.startswith(("dataset@", "schedule@", "teacher@", "student@")) and key not in CHOSEN
+    return "+" if key == "table" or added else ""
 
 
 TEACHER_DATA, TEACHER_SCHEDULE = "dataset@teacher.dataset", "schedule@teacher.schedule"
+SEARCH_DATA, SEARCH_SCHEDULE = "dataset@method.search.dataset", "schedule@method.search.schedule"
+CHOSEN = (SEARCH_SCHEDULE,)  # of the keys of methods, those that are in a defaults list
 SOURCE_DATA = f"dataset@method.{SOURCE}"
 
 
 def with_recipe(chosen: Mapping[str, str], default: str = "scenes", stand_in: bool = False) -> dict[str, str]:
-    """Overrides by key in which a teacher with its own dataset has that dataset's recipe, as a student would.
+    """Overrides by key in which a teacher or search with its own dataset has that dataset's recipe, as a student would.
 
-    For a student on embedded data the teacher's dataset and that of source images give way to their embedded stand-ins.
+    For a student on embedded data these datasets and that of source images give way to their embedded stand-ins.
 
     Args:
         chosen: Key -> value.
@@ -49,11 +52,11 @@ def with_recipe(chosen: Mapping[str, str], default: str = "scenes", stand_in: bo
     if stand_in:
         found["dataset"] = student = stood_in(student)
     embedded = student in choices("dataset") and DATASETS[dataset_choice(student)["name"]].embedded
-    for key in (TEACHER_DATA, SOURCE_DATA):
-        if embedded and key in found:
-            found[key] = stood_in(found[key])
-    if found.get(TEACHER_DATA) in choices("dataset"):
-        found.setdefault(TEACHER_SCHEDULE, found[TEACHER_DATA])
+    for data, schedule in ((TEACHER_DATA, TEACHER_SCHEDULE), (SEARCH_DATA, SEARCH_SCHEDULE), (SOURCE_DATA, None)):
+        if embedded and data in found:
+            found[data] = stood_in(found[data])
+        if schedule is not None and found.get(data) in choices("dataset"):
+            found.setdefault(schedule, found[data])
     return found
 
 

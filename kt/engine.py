@@ -24,7 +24,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from kt import ranks
 from kt.data.loaders import Loader, endless
 from kt.errors import nearest
-from kt.phase import TRAIN, Batch, Phase, phase_folder
+from kt.phase import BETAS, TRAIN, Batch, Phase, Trained, phase_folder
 from kt.transfer import TransferModel
 
 
@@ -48,8 +48,10 @@ def learning_rate_factor(schedule: Mapping[str, Any], step: int, total: int, ste
     return schedule["gamma"] ** sum(step >= border for border in borders)
 
 
-def build_optimizer(schedule: Mapping[str, Any], groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """The schedule's optimizer; each group keeps its base learning rate in `base_lr`."""
+def build_optimizer(
+    schedule: Mapping[str, Any], groups: list[dict[str, Any]], betas: tuple[float, float] = BETAS
+) -> torch.optim.Optimizer:
+    """The schedule's optimizer; each group keeps its base learning rate in `base_lr`. Betas are of Adam and AdamW."""
     lr = schedule["lr"]
     for group in groups:
         group["lr"] = group["base_lr"] = lr * group.pop("lr_factor", 1.0)
@@ -59,8 +61,8 @@ def build_optimizer(schedule: Mapping[str, Any], groups: list[dict[str, Any]]) -
         nesterov = bool(schedule["nesterov"])
         return torch.optim.SGD(groups, lr, schedule["momentum"], weight_decay=decay, nesterov=nesterov, fused=True)
     if kind == "adam":
-        return torch.optim.Adam(groups, lr, weight_decay=decay, fused=True)
-    return torch.optim.AdamW(groups, lr, weight_decay=decay, fused=True)
+        return torch.optim.Adam(groups, lr, betas, weight_decay=decay, fused=True)
+    return torch.optim.AdamW(groups, lr, betas, weight_decay=decay, fused=True)
 
 
 def start_momentum(optimizer: torch.optim.Optimizer) -> None:
@@ -354,7 +356,7 @@ class PhaseRunner(Runner):
         name = f"{phase.name}-{os.getpid()}-{next(_run_numbers)}"
         model.phase = phase
         opened = open_groups(model, phase)
-        optimizers = {name: self._optimizer(trained.schedule, opened[name]) for name, trained in phase.trains.items()}
+        optimizers = {name: self._optimizer(trained, opened[name]) for name, trained in phase.trains.items()}
         super().__init__(
             model=model,
             work_dir=str(phase_folder(engine.folder, index, phase)),
@@ -371,11 +373,13 @@ class PhaseRunner(Runner):
             randomness={"seed": engine.seed},
         )
 
-    def _optimizer(self, changes: Mapping[str, Any], groups: list[dict[str, Any]]) -> OptimWrapper:
+    def _optimizer(self, trained: Trained, groups: list[dict[str, Any]]) -> OptimWrapper:
         """One of the phase's optimizers, with its clipping."""
-        schedule = {**self.engine.schedule, **changes}
+        schedule = {**self.engine.schedule, **trained.schedule}
         clip = schedule["clip_grad"]
-        return Optimizer(build_optimizer(schedule, groups), clip_grad=None if clip is None else {"max_norm": clip})
+        return Optimizer(
+            build_optimizer(schedule, groups, trained.betas), clip_grad=None if clip is None else {"max_norm": clip}
+        )
 
     def build_train_loop(self, loop: Any) -> PhaseLoop:
         """The phase's own loop, whatever the registry knows."""

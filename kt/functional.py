@@ -13,6 +13,7 @@ from kt.errors import nearest
 
 METRICS = ("l1", "l2", "cosine", "correlation", "kl")
 STRATEGIES = ("bipartite", "greedy", "random", "identity")
+NORMALISATIONS = ("biased_softmax", "softmax", "biased_l1", "l1", "sigmoid")
 # Rows of a memory over rows chosen of it, from where on gathering rows beats a product with all of them.
 GATHER_ABOVE = 40
 CONTRAST_EPSILON = 1e-7
@@ -507,6 +508,31 @@ def biased_softmax(logits: Tensor, bias: float) -> Tensor:
     """
     constant = torch.full_like(logits[..., :1], bias)
     return torch.softmax(torch.cat([logits, constant], dim=-1), dim=-1)[..., :-1]
+
+
+def pathway_weights(logits: Tensor, normalisation: str = "biased_softmax") -> Tensor:
+    """Weights of pathways from their logits l, each strategy of DistPro's Table 7.
+
+    Args:
+        logits: (..., pathways).
+        normalisation: `biased_softmax` with 1 as the logit of "no pathway", `softmax`, `biased_l1` and `l1`
+            (`|l| / (sum |l| + 1)` and without the 1; the table prints l itself, but a map that is to differ from the
+            teacher's teaches nothing), or `sigmoid`.
+
+    Returns:
+        Of the same shape.
+    """
+    if normalisation == "biased_softmax":
+        return biased_softmax(logits, 1.0)
+    if normalisation == "softmax":
+        return torch.softmax(logits, dim=-1)
+    if normalisation == "sigmoid":
+        return torch.sigmoid(logits)
+    if normalisation not in NORMALISATIONS:
+        hint = nearest(normalisation, NORMALISATIONS)
+        raise ValueError(f"normalisation {normalisation!r}: expected one of {', '.join(NORMALISATIONS)}{hint}")
+    size = logits.abs()
+    return size / (size.sum(-1, keepdim=True) + (normalisation == "biased_l1"))
 
 
 def interpolate_process(process: Tensor, length: int) -> Tensor:

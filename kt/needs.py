@@ -16,6 +16,7 @@ from kt.models.names import DENSE_NETWORKS, WEIGHTS_DATASET
 Config = dict[str, Any]
 
 WEIGHTS = "student.pth"
+PROCESS = "process.pth"  # a searched distillation process
 SNAPSHOTS = "snapshots"  # the folder of a plain student's weights along its training
 
 NO_TEACHER: Config = {

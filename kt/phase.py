@@ -39,6 +39,7 @@ Step: TypeAlias = "Callable[[Loop, Batch], Mapping[str, Tensor | float]]"
 
 MAIN = "main"  # the optimizer of a phase that has one
 TRAIN = "train"  # the loader whose batches a phase goes through
+BETAS = (0.9, 0.999)  # torch's of Adam
 # What an optimizer may have otherwise than the schedule says.
 OPTIMIZER_KEYS = (
     *("optimizer", "lr", "momentum", "nesterov", "weight_decay", "clip_grad"),
@@ -64,6 +65,7 @@ class Trained:
     Attributes:
         groups: From the model to parameter groups (`params`, optionally `lr_factor`).
         schedule: What is otherwise than in the schedule: some of `OPTIMIZER_KEYS`.
+        betas: Of Adam and AdamW; schedules have none.
 
     Raises:
         ValueError: It changes another key, or to a value that the key cannot have.
@@ -71,6 +73,7 @@ class Trained:
 
     groups: Groups = everything
     schedule: Mapping[str, Any] = field(default_factory=dict)
+    betas: tuple[float, float] = BETAS
 
     def __post_init__(self) -> None:
         for key in self.schedule:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from kt.errors import UserError, nearest
-from kt.needs import SNAPSHOTS, Need, alone, teacher_of
+from kt.needs import PROCESS, SNAPSHOTS, Need, alone, teacher_of
 
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
@@ -108,6 +109,8 @@ class Method(Settings):
         passes: Time of a training over that of the student alone, roughly, to order cells by.
         own_network: Whether its teacher is the student itself, as it was trained before.
         cell_keys: Keys that say which cells are needed; the method itself lacks them.
+        told_by_needs: Of these, keys that the ids of the needed cells tell in full, and no other id.
+        choices: What keys are at first chosen from other groups, as Hydra's defaults lists have it.
         module: What to import so that the method is registered; None: it is kt's own.
     """
 
@@ -119,6 +122,8 @@ class Method(Settings):
     passes: ClassVar[float] = 1.5
     own_network: ClassVar[bool] = False
     cell_keys: ClassVar[tuple[str, ...]] = ()
+    told_by_needs: ClassVar[tuple[str, ...]] = ()
+    choices: ClassVar[Mapping[str, str]] = {}
     module: ClassVar[str | None] = None
 
     @classmethod
@@ -127,8 +132,8 @@ class Method(Settings):
         return cls.accumulates
 
     @staticmethod
-    def needs(config: Mapping[str, Any]) -> dict[str, Need]:
-        """What a cell with this method needs beside its teacher, by name.
+    def needs(config: Mapping[str, Any]) -> Mapping[str, Need | Path]:
+        """What a cell with this method needs beside its teacher, by name: another cell, or a file of the user's.
 
         Args:
             config: The cell's settled config; its `method` has these settings.
@@ -333,6 +338,98 @@ class RKD(Method):
     angle: NotNegative = Field(2.0, description="weight of the angles over that of the distances")
 
 
+class Pathways(Settings):
+    """From which of the student's maps to which of the teacher's, through what, DistPro transfers."""
+
+    transforms: list[Literal["conv1", "conv2", "conv3", "complex"]] | None = Field(
+        None,
+        description="what the student's maps go through, the figure being lost: blocks of the released code; null: the "
+        "first three on networks for small images (27 pathways of 3 x 3 maps), `complex` on others (15 of 5)",
+    )
+    connections: Literal["all", "rising"] | None = Field(
+        None,
+        description="all pairs of maps | rising: none from a shallower map of the student to a deeper one of the "
+        "teacher; null: all on networks for small images, rising on others",
+    )
+    pooled: bool | None = Field(
+        None, description="whether the penultimate feature is one of the maps; null: on networks for large images"
+    )
+    factor: Literal["pathways"] | NotNegative = Field(
+        "pathways",
+        description="on the sum of weighted distances; pathways: their number (the released code's), 1: eq. 2's",
+    )
+
+
+class Searching(Settings):
+    """How DistPro searches a process."""
+
+    normalisation: Literal["biased_softmax", "softmax", "biased_l1", "l1", "sigmoid"] = Field(
+        "biased_softmax", description="of logits to weights (Table 7)"
+    )
+    alpha_lr: Positive = Field(0.05, description="step size of the logits' Adam (betas 0.5 and 0.999), constant")
+    validation: Fraction = Field(0.2, description="share of the training images, drawn at random, that logits learn on")
+    hypergradient: Literal["difference", "jvp"] = Field(
+        "difference", description="two perturbed passes around the weights | forward mode: exact, and slower"
+    )
+
+
+class DistProSearch(Pathways, Searching, Method):
+    """Deng et al., DistPro, first phase: a student's training that finds and leaves a distillation process."""
+
+    passes: ClassVar[float] = 4.5
+
+
+class Search(Searching):
+    """The cell that searches: what is null is as in the cell that replays the process."""
+
+    teacher: dict[str, Any] | None = Field(None, description="teacher@method.search.teacher=<choice>")
+    student: dict[str, Any] | None = Field(None, description="student@method.search.student=<choice>")
+    dataset: Dataset | None = Field(None, description="dataset@method.search.dataset=<choice>")
+    schedule: Schedule | None = Field(
+        None, description="at first the recipe of the dataset, so that schedule.* is the replaying cell's alone"
+    )
+    seed: Whole = Field(0, description="of the search, whatever that of the cell: all seeds replay one process")
+
+
+class DistPro(Pathways, Method):
+    """Deng et al., DistPro: distillation along many pathways whose weights follow a searched process."""
+
+    cell_keys: ClassVar[tuple[str, ...]] = ("search", "file")
+    told_by_needs: ClassVar[tuple[str, ...]] = ("search", "file")
+    choices: ClassVar[Mapping[str, str]] = {"/schedule@search.schedule": "${dataset}"}
+    process: Literal["search", "final", "equal"] = Field(
+        "search",
+        description="search: stretched to the length of the training | final: its last weights | equal: 1 / pathways",
+    )
+    clip: float | None = Field(
+        0.5, description="logits up to it drop their pathway for a step (not of `equal`); null: none does"
+    )
+    search: Search = Field(Search.model_construct(), description="the cell that leaves the process")
+    file: str | None = Field(None, description="a process.pth to replay instead of searching one")
+
+    @staticmethod
+    def needs(config: Mapping[str, Any]) -> Mapping[str, Need | Path]:
+        """The search, or the file that another one has left."""
+        method = config["method"]
+        if method["process"] == "equal":
+            return {}
+        if method["file"]:
+            return {"search": Path(method["file"])}
+        search = method["search"]
+        # The teacher stays the replaying cell's, with its data and its recipe, whatever those of the search are.
+        teacher = search["teacher"] or config["teacher"]
+        trained = teacher_of({**config, "teacher": teacher})
+        found = {
+            "teacher": {**teacher, "dataset": trained["dataset"], "schedule": trained["schedule"]},
+            "student": search["student"] or config["student"],
+            "dataset": search["dataset"] or config["dataset"],
+            "schedule": search["schedule"] or config["schedule"],
+            "seed": search["seed"],
+        }
+        own = {key: method[key] for key in kinds(Pathways)} | {key: search[key] for key in kinds(Searching)}
+        return {"search": Need({**config, **found, "method": {"name": "distpro_search", **own}}, PROCESS)}
+
+
 class AS(Method):
     """Chen et al., MAKD: an auxiliary network fits the teacher's features to the student's, then teaches them."""
 
@@ -494,11 +591,11 @@ class KCD(Method):
         return cls.accumulates and not learned and accumulates(options.get("base") or {"name": "l2"})
 
     @staticmethod
-    def needs(config: Mapping[str, Any]) -> dict[str, Need]:
+    def needs(config: Mapping[str, Any]) -> Mapping[str, Need | Path]:
         """The student trained alone, and the teacher that the transform is computed from if it is another one."""
         settings = config["method"]
         base = settings["base"]
-        found = METHODS[base["name"]].needs({**config, "method": base}) if base else {}
+        found = dict(METHODS[base["name"]].needs({**config, "method": base}) if base else {})
         if settings["strategy"] in ("random", "identity"):
             return found
         if settings["student_state"] == "trained":
@@ -526,6 +623,8 @@ METHODS: dict[str, type[Method]] = {
     "l2": L2,
     "rkd": RKD,
     "rco": RCO,
+    "distpro": DistPro,
+    "distpro_search": DistProSearch,
     "as": AS,
     "mas": MAS,
     "m2as": M2AS,
@@ -616,9 +715,15 @@ def kinds(schema: type[Settings]) -> dict[str, Any]:
     return {key: Annotated[(f.annotation, *f.metadata)] if f.metadata else f.annotation for key, f in fields}
 
 
+STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+
+
 @functools.cache
 def _adapter(schema: type[Settings], key: str) -> TypeAdapter:
-    return TypeAdapter(kinds(schema)[key], config=ConfigDict(strict=True, allow_inf_nan=False))
+    kind = kinds(schema)[key]
+    # A group of keys has its own.
+    config = None if isinstance(kind, type) and issubclass(kind, Settings) else STRICT
+    return TypeAdapter(kind, config=config)
 
 
 def fits(value: Any, schema: type[Settings], key: str) -> bool:
@@ -631,8 +736,9 @@ def fits(value: Any, schema: type[Settings], key: str) -> bool:
 
 
 def defaults(schema: type[Settings]) -> dict[str, Any]:
-    """Key -> default of those that have one."""
-    return {key: field.default for key, field in schema.model_fields.items() if not field.is_required()}
+    """Key -> default of those that have one, plain."""
+    found = {key: field.default for key, field in schema.model_fields.items() if not field.is_required()}
+    return {key: defaults(type(value)) if isinstance(value, Settings) else value for key, value in found.items()}
 
 
 def describe(kind: Any) -> str:

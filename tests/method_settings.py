@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,15 @@ class Setting:
     phases: tuple[str, ...] = ("train",)
     untouched: str = "$^"  # a pattern of the student's keys that training leaves alone
     anchors: int = 0
+    files: dict[str, Any] = field(default_factory=dict)  # what `torch.load` finds in those of other cells, by need
+
+
+def make_process(*transforms: str) -> dict[str, Any]:
+    """A process of three steps in which every pathway rises above the usual clip or falls below it, for 3 x 3 maps."""
+    names = [f"t{i}-s{j}-{kind}" for i in (1, 2, 3) for j in (1, 2, 3) for kind in transforms]
+    slopes = torch.linspace(-1, 1, len(names))
+    logits = 0.5 + torch.tensor([-1.0, 0.1, 1.2])[:, None] * slopes
+    return {"logits": logits, "weights": logits.softmax(1), "pathways": names}
 
 
 SETTINGS: dict[str, Setting] = {
@@ -45,6 +55,8 @@ SETTINGS: dict[str, Setting] = {
     "l2": Setting({"weight": 1.0}),
     "rkd": Setting(),
     "rco": Setting({"weight": 1.0}, anchors=1),
+    "distpro": Setting({"transforms": ["conv1", "conv2"]}, files={"search": make_process("conv1", "conv2")}),
+    "distpro_search": Setting({"transforms": ["conv1", "conv3"]}),
     "as": Setting({"auxiliary": "se"}),
     "mas": Setting({"pair_weights": "uniform"}),
     "m2as": Setting(),
@@ -119,7 +131,13 @@ def make_model(name: str, num_classes: int, data: DataSpec | None = None, **chan
     teacher = None if setting.teacher is None else make_teacher(setting.teacher, num_classes)
     student = make_classifier(setting.student, num_classes, seed=2)
     seed_everything(3)
-    method = build_method(name, student, teacher, data=data or facts(), **{**setting.options, **changes})
+    with tempfile.TemporaryDirectory() as folder:
+        for need, content in setting.files.items():
+            torch.save(content, Path(folder, need))
+        files = {need: Path(folder, need) for need in setting.files}
+        method = build_method(
+            name, student, teacher, data=data or facts(), files=files, **{**setting.options, **changes}
+        )
     teachers = {f"anchor{i}": make_teacher(setting.teacher, num_classes, 10 + i) for i in range(setting.anchors)}
     return TransferModel(student, method, teachers | ({"teacher": teacher} if teacher is not None else {}))
 

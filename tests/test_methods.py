@@ -80,7 +80,8 @@ def test_trains(name: str, trained: Any, data: Any) -> None:
     written = rows(folder)
     for phase in model.method.phases():
         steps = [row["step"] for row in written if row["kind"] == "train" and row["phase"] == phase.name]
-        assert steps == list(range(1, phase.steps(SCHEDULE["epochs"] * len(data.train)) + 1))
+        train = phase.loaders["train"](data) if "train" in phase.loaders else data.train
+        assert steps == list(range(1, phase.steps(SCHEDULE["epochs"] * len(train)) + 1))
     evaluations = [row for row in written if row["kind"] == "eval" and row["phase"] == "train"]
     assert [row["epoch"] for row in evaluations] == [1, 2]
     assert (

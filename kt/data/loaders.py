@@ -56,6 +56,19 @@ def endless(loader: Loader, first: int = 0) -> Iterator[Batch]:
         yield from loader.epoch(epoch, start if epoch == turn else 0)
 
 
+def split(loader: ResidentLoader | StreamingLoader, share: float) -> tuple[Loader, Loader]:
+    """Two loaders of disjoint parts of a set, drawn at random from its seed; all else is as it was.
+
+    Args:
+        loader: Of the whole set.
+        share: Of the images in the second part, which has at least one, as has the first.
+    """
+    size = len(loader.indices)
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(_mix(loader.seed, 2)))
+    held = min(max(1, round(share * size)), size - 1)
+    return loader.part(order[held:].sort().values), loader.part(order[:held].sort().values)
+
+
 class _Stretches:
     """A loader whose epochs are stretches of equal length of another one's endless stream of batches."""
 
@@ -248,16 +261,22 @@ class ImageLoader:
                 inputs = resized_crop_flip(inputs, drawn).contiguous(memory_format=torch.channels_last)
             yield {"inputs": inputs, "labels": self.labels[chosen.to(device)], "indices": own.to(device)}
 
+    def part(self, chosen: Tensor) -> Self:
+        """Some of the images, by their places, as a set of their own."""
+        other = copy.copy(self)
+        other._take(chosen)
+        return other
+
     def plain(self, by_class: bool = False) -> Self:
         """See `Loader.plain`."""
         other = copy.copy(self)
         other.shuffle, other.augmentation = False, "none"
         if by_class:
-            other._reorder(torch.argsort(self.labels, stable=True))
+            other._take(torch.argsort(self.labels, stable=True))
         return other
 
-    def _reorder(self, order: Tensor) -> None:
-        self.labels, self.indices = self.labels[order], self.indices[order.cpu()]
+    def _take(self, places: Tensor) -> None:
+        self.labels, self.indices = self.labels[places], self.indices[places.cpu()]
 
 
 class ResidentLoader(ImageLoader):
@@ -275,9 +294,9 @@ class ResidentLoader(ImageLoader):
     def _read(self, batches: list[Tensor], epoch: int) -> Iterator[Tensor]:
         return (self.images[chosen.to(self.device)] for chosen in batches)
 
-    def _reorder(self, order: Tensor) -> None:
-        super()._reorder(order)
-        self.images = self.images[order]
+    def _take(self, places: Tensor) -> None:
+        super()._take(places)
+        self.images = self.images[places]
 
 
 class _EpochView(Dataset):

@@ -1,0 +1,160 @@
+"""Judges of DistPro's claims: what is compared, and the thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from kt.store import folder_of, read_result
+from tables.curves import Array, Curve
+from tables.judging import (
+    FAILS,
+    HOLDS,
+    UNKNOWN,
+    Context,
+    Judges,
+    Missing,
+    Row,
+    Verdict,
+    beside,
+    better,
+    compared,
+    demand_done,
+    most_hold,
+    rows_of,
+    ruling,
+    sound,
+)
+
+JUDGES = Judges()
+
+SIZE = 0.5  # share of a printed saving that a saving of about that size reaches at least; our choice
+SMOOTHED = 0.02  # share of a search over which its weights are averaged before their peaks are compared
+# A level has a peak if its averaged weights move by so many standard deviations of what the average leaves; our choice.
+CLEAR = 3.0
+
+L2T_PAIRS = ("resnet32x4_shufflenet_v1", "resnet32x4_shufflenet_v2")
+PAIRS = ("wrn_40_2_wrn_16_2", "wrn_40_2_shufflenet_v1", *L2T_PAIRS, "resnet56_resnet20", "resnet110_resnet32")
+DRAWN = PAIRS[0]  # the pair of Figure 6
+
+
+def search_of(context: Context, row: Row) -> str | None:
+    """The id of the cell that searched what a row replays."""
+    return (context.result(row).get("needs") or {}).get("search")
+
+
+def levels_of(curve: Curve) -> dict[str, Array]:
+    """The summed weights of the pathways to each of the teacher's maps, from the first map on, by step."""
+    names = sorted(name for name in curve.values if name.startswith("weight_t"))
+    return {name.removeprefix("weight_t"): curve.values[name] for name in names}
+
+
+def searches(context: Context, row_id: str) -> list[Curve]:
+    """The curves of the searches behind a row's variants.
+
+    Raises:
+        Missing: There are none.
+    """
+    ids = [search_of(context, row) for row in rows_of(context, row_id)]
+    found = [curve for each in dict.fromkeys(ids) if each and (curve := context.curve(each)) is not None]
+    if not found:
+        raise Missing(f"Needs the records of the search behind {row_id}.")
+    return found
+
+
+@JUDGES.of("c1")
+def best_of_all_pairs(context: Context) -> Verdict:
+    """Top-1 of DistPro against ReviewKD on all six pairs, and against L2T-ww on the two where it is printed."""
+    pairs = [(f"distpro_{pair}", f"reviewkd_{pair}") for pair in PAIRS]
+    return compared(context, pairs + [(f"distpro_{pair}", f"l2t_{pair}") for pair in L2T_PAIRS])
+
+
+@JUDGES.of("c2")
+def the_process_beats_its_end(context: Context) -> Verdict:
+    """Top-1 of the whole process against its final weights."""
+    return compared(context, [(f"distpro_{pair}", f"alpha_t_{pair}") for pair in PAIRS])
+
+
+@JUDGES.of("c3")
+def equal_weights_are_worse(context: Context) -> Verdict:
+    """Top-1 of ReviewKD against equal weights."""
+    return compared(context, [(f"reviewkd_{pair}", f"equal_{pair}") for pair in PAIRS])
+
+
+@JUDGES.of("c4")
+def final_weights_often_suffice(context: Context) -> Verdict:
+    """Top-1 of the final weights against ReviewKD, on more than half of the pairs."""
+    couples = [
+        (row, beside(context, f"reviewkd_{pair}", row)) for pair in PAIRS for row in rows_of(context, f"alpha_t_{pair}")
+    ]
+    seen = [row for couple in couples for row in couple]
+    demand_done(seen, "top1")
+    statements = [better(context, *couple, "top1") for couple in couples]
+    verdict = ruling(statements, verdict=most_hold([each.verdict for each in statements]))
+    return sound(context, verdict, seen, "top1")
+
+
+@JUDGES.of("c12")
+def low_levels_come_first(context: Context) -> Verdict:
+    """The step at which the summed weights of a teacher's map peak, which is to rise with the map's depth."""
+    peaks: list[list[float]] = []
+    for curve in searches(context, f"distpro_{DRAWN}"):
+        found = []
+        for weights in levels_of(curve).values():
+            width = max(1, round(SMOOTHED * len(weights)))
+            smooth = np.convolve(weights, np.ones(width) / width, "valid")
+            rest = weights[width // 2 :][: len(smooth)] - smooth
+            if np.ptp(smooth) <= CLEAR * rest.std() or np.ptp(smooth) == 0:
+                return Verdict(UNKNOWN, "The weights of a map move no more than they scatter.")
+            found.append((int(smooth.argmax()) + (width + 1) / 2) / len(weights))
+        peaks.append(found)
+    rising = all(first < second for found in peaks for first, second in zip(found, found[1:], strict=False))
+    shown = "; ".join(", ".join(f"{100 * peak:.0f} %" for peak in found) for found in peaks)
+    return Verdict(HOLDS if rising else FAILS, f"From the lowest map on, weights peak after {shown} of the search.")
+
+
+@JUDGES.of("c15")
+def clipping_saves(context: Context) -> Verdict:
+    """The share of pathways that are dropped over the training, and a step's time against that of equal weights."""
+    shares, times = [], []
+    for pair in PAIRS:
+        for row in rows_of(context, f"distpro_{pair}"):
+            result = context.result(row)
+            live = [curve.values["live"] for curve in context.curves(row).values() if "live" in curve.values]
+            if not live:
+                raise Missing(f"Needs the records of distpro_{pair}.")
+            shares.append(1 - float(np.mean([each.mean() for each in live])) / result["pathways"])
+            equal = context.result(beside(context, f"equal_{pair}", row)).get("images_per_second")
+            if equal and result.get("images_per_second"):
+                times.append(equal / result["images_per_second"])
+    saved, printed = 100 * float(np.mean(shares)), context.printed("c15")[1]
+    timed = f"; a step takes {np.mean(times):.2f} of the time that equal weights take" if times else ""
+    enough = saved >= SIZE * printed if context.comparable else saved > 0
+    return Verdict(
+        HOLDS if enough else FAILS, f"{saved:.0f} % of the pathways' losses are dropped (printed {printed:g} %){timed}."
+    )
+
+
+@JUDGES.of("c16")
+def searching_is_cheap(context: Context) -> Verdict:
+    """Seconds of pure training of the search over those of the training that replays it."""
+    ratios = []
+    for row in context.rows:
+        needed = search_of(context, row)
+        search = read_result(folder_of(context.output_root, needed)) if needed else None
+        if search:
+            ratios.append(_seconds(search) / _seconds(context.result(row)))
+    if not ratios:
+        raise Missing("Needs the results of a search and of a training that replays it.")
+    ratio, (most, _, whole) = float(np.mean(ratios)), context.printed("c16")
+    border = most / whole / SIZE if context.comparable else 1.0
+    return Verdict(
+        HOLDS if ratio < border else FAILS,
+        f"A search takes {ratio:.2f} of the time of a training that replays it (printed {most:g} of {whole:g} hours).",
+    )
+
+
+def _seconds(result: Mapping[str, Any]) -> float:
+    return sum(phase["seconds"] for phase in result["phases"])
