@@ -14,8 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.groups import choices
 from experiments.schema import ANALYSES, Config, Teacher
-from kt.data.names import DATASETS, check_dataset, settings_of
-from kt.data.names import known as known_of_data
+from kt.data.names import DATASETS, check_dataset, own_keys, settings_of
 from kt.errors import UserError, nearest
 from kt.settings import (
     KCD,
@@ -117,7 +116,7 @@ def validate(config: Mapping[str, Any]) -> None:
     check_dataset(config["dataset"])
     if own := config["teacher"]["dataset"]:
         whole = {**config["dataset"], **own}
-        check_settings({**known_of_data(whole), **own}, settings_of(whole, "teacher.dataset"), "teacher.dataset.")
+        check_settings({**own_keys(whole), **own}, settings_of(whole, "teacher.dataset"), "teacher.dataset.")
         check_dataset(whole, "teacher.dataset")
     check_settings(config["teacher"]["schedule"] or {}, Schedule, "teacher.schedule.", whole=False)
     for who in ("teacher", "student"):

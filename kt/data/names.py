@@ -152,7 +152,7 @@ def settings_of(dataset: Mapping[str, Any], key: str = "dataset") -> type[Datase
     return DATASETS[dataset["name"]].settings
 
 
-def known(dataset: Mapping[str, Any]) -> dict[str, Any]:
+def own_keys(dataset: Mapping[str, Any]) -> dict[str, Any]:
     """A dataset's config without the keys that only others have, such as those of the dataset that it replaces."""
     return {key: value for key, value in dataset.items() if key in kinds(settings_of(dataset))}
 
