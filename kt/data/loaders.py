@@ -253,11 +253,12 @@ class ImageLoader:
         other = copy.copy(self)
         other.shuffle, other.augmentation = False, "none"
         if by_class:
-            other._reorder(torch.argsort(self.labels, stable=True))
+            other._take(torch.argsort(self.labels, stable=True))
         return other
 
-    def _reorder(self, order: Tensor) -> None:
-        self.labels, self.indices = self.labels[order], self.indices[order.cpu()]
+    def _take(self, places: Tensor) -> None:
+        """Keeps the images at those places, in that order."""
+        self.labels, self.indices = self.labels[places], self.indices[places.cpu()]
 
 
 class ResidentLoader(ImageLoader):
@@ -275,9 +276,9 @@ class ResidentLoader(ImageLoader):
     def _read(self, batches: list[Tensor], epoch: int) -> Iterator[Tensor]:
         return (self.images[chosen.to(self.device)] for chosen in batches)
 
-    def _reorder(self, order: Tensor) -> None:
-        super()._reorder(order)
-        self.images = self.images[order]
+    def _take(self, places: Tensor) -> None:
+        super()._take(places)
+        self.images = self.images[places]
 
 
 class _EpochView(Dataset):
