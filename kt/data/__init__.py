@@ -59,7 +59,7 @@ def build_data(
         device: Where batches of classification go; those of other tasks stay on the CPU.
         device_batch: Images of a pass; None is the batch size over the processes.
         rank, world: This process among all.
-        workers: Loading processes of sets that stream from disk; by default one per core, eight at most.
+        workers: Loading processes of sets of files; by default one per core, eight at most.
         cache_root: Where drawn images and derived annotations may be kept.
 
     Returns:

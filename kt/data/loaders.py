@@ -276,6 +276,7 @@ class ImageLoader:
         return other
 
     def _take(self, places: Tensor) -> None:
+        """Keeps the images at those places, in that order."""
         self.labels, self.indices = self.labels[places], self.indices[places.cpu()]
 
 
