@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Result = TypeVar("Result")
 
@@ -60,9 +61,10 @@ def unroll(
     speeds = [optimizer.state[value].get("momentum_buffer") for value in values]
     speeds = [torch.zeros_like(value) if speed is None else speed for value, speed in zip(values, speeds, strict=True)]
     for loss in losses:
-        gradients = torch.autograd.grad(
-            loss(values), values, create_graph=True, allow_unused=True, materialize_grads=True
-        )
+        # The other kernels of attention cannot be differentiated twice.
+        with sdpa_kernel(SDPBackend.MATH):
+            value = loss(values)
+        gradients = torch.autograd.grad(value, values, create_graph=True, allow_unused=True, materialize_grads=True)
         for number, (gradient, (_, group)) in enumerate(zip(gradients, parameters, strict=True)):
             speeds[number] = momentum * speeds[number] + gradient + group["weight_decay"] * values[number]
             values[number] = values[number] - group["lr"] * speeds[number]
