@@ -28,6 +28,7 @@ class Setting:
     phases: tuple[str, ...] = ("train",)
     untouched: str = "$^"  # a pattern of the student's keys that training leaves alone
     anchors: int = 0
+    falls: str = "loss"  # what is lower after two epochs
     files: dict[str, Any] = field(default_factory=dict)  # what `torch.load` finds in those of other cells, by need
 
 
@@ -61,7 +62,8 @@ SETTINGS: dict[str, Setting] = {
     "mas": Setting({"pair_weights": "uniform"}),
     "m2as": Setting(),
     "m2a2s": Setting({"stages": [1, 2], "first_epochs": 0}),
-    "crd": Setting({"negatives": 100}),
+    # Embeddings are told from the random memory of the first epoch more easily than from other embeddings.
+    "crd": Setting({"negatives": 100}, falls="loss_task"),
     "l2t": Setting({"meta_lr": 0.01}),
     "reviewkd": Setting(),
     "ofd": Setting({"margin": "measured"}),
