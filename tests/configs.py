@@ -37,5 +37,8 @@ def table(name: str, *arguments: str, rows: dict[str, Any] | None = None) -> Tab
     scale = [line for line in arguments if line.startswith("scale=")]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         master = compose("config", normalise([f"+table={name}", *scale]), return_hydra_config=True)
-    dataset, given = master.hydra.runtime.choices["dataset"], rows_of(name) if rows is None else rows
+    dataset, given = master.hydra.runtime.choices["dataset"], rows
+    if given is None:
+        given = OmegaConf.to_container(master.hydra.sweeper.rows, resolve=True)
+        assert isinstance(given, dict)
     return Table(name, given, normalise([f"+table={name}", *arguments]), load, dataset, master.scale.stand_in)
