@@ -289,6 +289,7 @@ def test_shell_blocks_in_shortened_form(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "resnet56").mkdir()
     (tmp_path / "resnet56" / "student.pth").write_bytes(b"weights")
+    (tmp_path / "process.pth").write_bytes(b"process")
     for words in called:
         program, *arguments = words
         if program == "python" and arguments[:2] == ["-m", "experiments.run"]:

@@ -71,9 +71,12 @@ class DistProSearch(Pathways):
         self.validation, self.how = validation, hypergradient
         self.logits = nn.Parameter(torch.ones(len(self.pathways)))
         self._past, self._recent = torch.empty(0, len(self.pathways)), list[Tensor]()
-        networks = {"teacher": type(teacher.network).__name__, "student": type(student.network).__name__}
+        pair = {
+            who: {"network": type(network.network).__name__, "channels": [level.channels for level in levels]}
+            for who, network, levels in (("teacher", teacher, self.theirs), ("student", student, self.ours))
+        }
         known = None if data is None else {"name": data.name, "classes": data.num_classes, "images": data.train_size}
-        self.facts["process"] = {"normalisation": normalisation, "pair": networks, "data": known}
+        self.facts["process"] = {"normalisation": normalisation, "pair": pair, "data": known}
 
     # What is searched
 
