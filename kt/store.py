@@ -24,7 +24,7 @@ from kt.needs import SNAPSHOTS, WEIGHTS
 Json = dict[str, Any]
 
 # Raise it when the same config comes to mean another computation: results of older code are then not taken for new.
-IDENTITY_VERSION = 4
+IDENTITY_VERSION = 5
 
 _RESULT, _STATUS, _RECORDS, _DATA = "result.json", "status.json", "metrics.jsonl", "data.json"
 
