@@ -406,7 +406,9 @@ def test_a_split_is_disjoint_and_pure() -> None:
     assert all(torch.equal(batch[key], other[key]) for key in batch)
     assert set(batch["indices"].tolist()) <= set(held.indices.tolist())
     assert torch.equal(batch["labels"], data.train.labels[batch["indices"]])
-    streaming = StreamingLoader([], torch.arange(10, 30), 4, True, 0, torch.device("cpu"))
+    options: dict[str, Any] = {"batch_size": 4, "augmentation": "none", "shuffle": True, "seed": 0}
+    options |= {"device": torch.device("cpu"), "indices": torch.arange(10, 30)}
+    streaming = StreamingLoader([], torch.zeros(20, dtype=torch.long), **options)  # type: ignore[arg-type]
     parts = [part.indices for part in split(streaming, 0.25)]
     assert [len(part) for part in parts] == [15, 5] and sorted(torch.cat(parts).tolist()) == list(range(10, 30))
 

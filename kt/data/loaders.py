@@ -56,7 +56,7 @@ def endless(loader: Loader, first: int = 0) -> Iterator[Batch]:
         yield from loader.epoch(epoch, start if epoch == turn else 0)
 
 
-def split(loader: ResidentLoader | StreamingLoader, share: float) -> tuple[Loader, Loader]:
+def split(loader: ImageLoader, share: float) -> tuple[Loader, Loader]:
     """Two loaders of disjoint parts of a set, drawn at random from its seed; all else is as it was.
 
     Args:
