@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,19 @@ from kt.files import replacing
 logger = logging.getLogger(__name__)
 
 Arrays = Mapping[str, NDArray]
+
+
+def drawn(cache: Path | None, name: str, code: Iterable[str], draw: Callable[[], Arrays]) -> Arrays:
+    """Drawn images, see `kept`, under a name that changes with the code that draws them.
+
+    Args:
+        cache: The folder; None: nothing is kept.
+        name: Of the file, after all else that decides its content.
+        code: The source files of that code.
+        draw: Makes the arrays.
+    """
+    digest = hashlib.sha256(b"".join(Path(file).read_bytes() for file in code)).hexdigest()[:8]
+    return kept(cache and cache / f"{name}-{digest}.npz", draw)
 
 
 def kept(path: Path | None, draw: Callable[[], Arrays]) -> Arrays:

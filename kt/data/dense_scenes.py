@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from mmseg.structures import SegDataSample
 from numpy.typing import NDArray
 
 from kt.data import scenes
-from kt.data.cache import kept
+from kt.data.cache import drawn as cached
 from kt.data.dense_source import DetectionList, SegmentationList, Source
 from kt.data.images import TEST_SEED_OFFSET
 
@@ -87,10 +86,9 @@ def draw(count: int, height: int, width: int, seed: int, style: str, crowd: int)
 
 
 def drawn(count: int, height: int, width: int, seed: int, style: str, crowd: int, cache: Path | None) -> Drawn:
-    """Scenes, kept in the cache under a name that changes with the code that draws them."""
-    code = hashlib.sha256(Path(scenes.__file__).read_bytes() + Path(__file__).read_bytes()).hexdigest()[:8]
-    path = cache and cache / f"street-{style}-{height}x{width}-{seed}-{crowd}-{count}-{code}.npz"
-    return Drawn(**kept(path, lambda: vars(draw(count, height, width, seed, style, crowd))))
+    """Scenes, which the cache keeps."""
+    name, code = f"street-{style}-{height}x{width}-{seed}-{crowd}-{count}", (scenes.__file__, __file__)
+    return Drawn(**cached(cache, name, code, lambda: vars(draw(count, height, width, seed, style, crowd))))
 
 
 def scene_seed(task: str, style: str, split: str) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from kt.data import scenes
-from kt.data.cache import Arrays, kept
+from kt.data.cache import Arrays, drawn
 from kt.data.loaders import Loader, ResidentLoader, StreamingLoader
 from kt.data.names import IMAGE_ENDS, read_dataset
 from kt.data.spec import Data, DataSpec
@@ -252,15 +251,13 @@ def read_scenes(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> I
 
 
 def _drawn(count: int, size: int, seed: int, style: str, cache: Path | None) -> Labelled:
-    """Embedded crops, kept in the cache under a name that changes with the code that draws them."""
-    code = hashlib.sha256(Path(scenes.__file__).read_bytes()).hexdigest()[:8]
-    path = cache and cache / f"scenes-{style}-{size}-{seed}-{count}-{code}.npz"
+    """Embedded crops."""
 
     def draw() -> Arrays:
         images, labels = scenes.classification_arrays(count, size, seed, style)
         return {"images": images, "labels": labels}
 
-    return Labelled(**kept(path, draw))
+    return Labelled(**drawn(cache, f"scenes-{style}-{size}-{seed}-{count}", [scenes.__file__], draw))
 
 
 CIFAR_LAYOUT = (

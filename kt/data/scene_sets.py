@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kt.data import scenes
-from kt.data.cache import Arrays, kept
+from kt.data.cache import Arrays, drawn
 from kt.data.images import SCENES_MEAN, SCENES_STD, TEST_SEED_OFFSET, Images, Labelled
 from kt.data.scenes import OBJECTS, PARTS, Part, Subjects
 from kt.errors import UserError
@@ -227,18 +226,17 @@ Drawing = Callable[[int, int, int, str], tuple[NDArray[np.uint8], NDArray[np.int
 def _read(
     dataset: Mapping[str, Any], draw: Drawing, names: tuple[str, ...], style: str, seed: int, cache: Path | None
 ) -> Images:
-    """Both splits, kept in the cache under a name that changes with the code that draws them."""
-    code = hashlib.sha256(Path(scenes.__file__).read_bytes() + Path(__file__).read_bytes()).hexdigest()[:8]
+    """Both splits, which the cache keeps."""
 
     def split(part: str, seed: int) -> Labelled:
         count, size = dataset[f"{part}_size"], dataset["image_size"]
-        path = cache and cache / f"{dataset['name']}-{style}-{size}-{seed}-{count}-{code}.npz"
+        name = f"{dataset['name']}-{style}-{size}-{seed}-{count}"
 
         def arrays() -> Arrays:
             images, labels = draw(count, size, seed, style)
             return {"images": images, "labels": labels}
 
-        return Labelled(**kept(path, arrays))
+        return Labelled(**drawn(cache, name, (scenes.__file__, __file__), arrays))
 
     return Images(split("train", seed), split("test", seed + TEST_SEED_OFFSET), names, SCENES_MEAN, SCENES_STD)
 
