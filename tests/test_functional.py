@@ -122,16 +122,22 @@ def test_relational() -> None:
     assert kf.rkd_angle(s, t).item() == pytest.approx(smooth_l1(*angles))
 
 
-def test_hierarchical_context() -> None:
-    s, t = draw(2, 3, 8, 8), draw(2, 3, 8, 8)
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (7, 7), (6, 10), (4, 4), (2, 3), (1, 1)])
+def test_hierarchical_context(height: int, width: int) -> None:
+    s, t = draw(2, 3, height, width), draw(2, 3, height, width)
+
+    def parts(length: int, size: int) -> list[slice]:
+        return [slice(i * length // size, -(-(i + 1) * length // size)) for i in range(size)]
 
     def pooled(f: torch.Tensor, size: int) -> np.ndarray:
-        step = 8 // size
-        return f.numpy().reshape(2, 3, size, step, size, step).mean((3, 5))
+        return np.array([[f.numpy()[:, :, y, x].mean((2, 3)) for x in parts(width, size)] for y in parts(height, size)])
 
-    weights = {8: 1.0, 4: 0.5, 2: 0.25, 1: 0.125}
-    expected = sum(w * np.mean((pooled(s, size) - pooled(t, size)) ** 2) for size, w in weights.items())
-    assert kf.hierarchical_context(s, t).item() == pytest.approx(expected / sum(weights.values()))
+    weights, losses = [1.0], [np.mean((s.numpy() - t.numpy()) ** 2)]
+    for size in (size for size in (4, 2, 1) if size < height):
+        weights.append(weights[-1] / 2)
+        losses.append(np.mean((pooled(s, size) - pooled(t, size)) ** 2))
+    expected = np.dot(weights, losses) / sum(weights)
+    assert kf.hierarchical_context(s, t).item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("side", "checkerboard"), [(1, 1.0), (2, 1 / 1.5), (4, 1 / 1.75), (8, 1 / 1.875)])
