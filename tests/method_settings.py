@@ -48,7 +48,7 @@ SETTINGS: dict[str, Setting] = {
     "as": Setting({"auxiliary": "se"}),
     "mas": Setting({"pair_weights": "uniform"}),
     "m2as": Setting(),
-    "m2a2s": Setting({"stages": [1, 2], "first_epochs": 0}),
+    "m2a2s": Setting({"stages": [0, 1], "first_epochs": 0}),
     "crd": Setting({"negatives": 100}),
     "l2t": Setting({"meta_lr": 0.01}),
     "kcd": Setting({"base": {"name": "l2", "weight": 1.0}, "update_every": 1}, phases=("solo", "train")),
