@@ -16,6 +16,7 @@ import kt.functional
 from kt import ranks
 from kt.data import DataSpec, build_data
 from kt.errors import UserError
+from kt.methods import build_method
 from method_settings import DATASET, make_data, make_model
 
 CLASSES = 4
@@ -140,8 +141,6 @@ def test_the_facts_of_the_data_name_each_images_class() -> None:
 
 
 def test_data_that_it_cannot_remember_are_one_line() -> None:
-    from kt.methods import build_method
-
     model = make_model("kd", CLASSES)
     with pytest.raises(UserError, match=r"^method=crd: it remembers every training image; expected .*data=data\.spec"):
         build_method("crd", model.student, model.teacher)
