@@ -58,10 +58,11 @@ SETTINGS: dict[str, Setting] = {
     "rco": Setting({"weight": 1.0}, anchors=1),
     "distpro": Setting({"transforms": ["conv1", "conv2"]}, files={"search": make_process("conv1", "conv2")}),
     "distpro_search": Setting({"transforms": ["conv1", "conv3"]}),
-    "as": Setting({"auxiliary": "se"}),
-    "mas": Setting({"pair_weights": "uniform"}),
-    "m2as": Setting(),
-    "m2a2s": Setting({"stages": [1, 2], "first_epochs": 0}),
+    # The match begins after the first epoch.
+    "as": Setting({"auxiliary": "se"}, falls="loss_task"),
+    "mas": Setting({"pair_weights": "uniform"}, falls="loss_task"),
+    "m2as": Setting(falls="loss_task"),
+    "m2a2s": Setting({"stages": [0, 1], "first_epochs": 0}, falls="loss_task"),
     # Embeddings are told from the random memory of the first epoch more easily than from other embeddings.
     "crd": Setting({"negatives": 100}, falls="loss_task"),
     "l2t": Setting({"meta_lr": 0.01}),

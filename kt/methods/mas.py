@@ -162,7 +162,7 @@ class Subspaces(Method):
         output = ours.task(batch)
         if loop.epoch < self.first_epochs:
             loop.update(MAIN, output.loss)
-            return {"loss": output.loss, **output.scalars}
+            return {"loss": output.loss, "loss_task": output.loss, **output.scalars}
         sources, targets = self.sources(theirs), self.targets(ours)
         examples = [(sources, [target.detach() for target in targets])]
         if len(self.shares) > 1:
