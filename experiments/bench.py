@@ -73,9 +73,8 @@ def make_model(name: str, arguments: argparse.Namespace, **options: Any) -> Tran
     teacher = Classifier(build_network(arguments.teacher, **settings)) if METHODS[name].needs_teacher else None
     if "first_epochs" in kinds(METHODS[name]):
         options["first_epochs"] = 0  # what is timed is the step that comes after them
-    facts = DataSpec(
-        "images", CLASSES, SIZE, *IMAGENET, arguments.images, 0, "", (), labels=labels_of(arguments.images)
-    )
+    labels = labels_of(max(arguments.images, arguments.batch))
+    facts = DataSpec("images", CLASSES, SIZE, *IMAGENET, len(labels), 0, "", (), labels=labels)
     method = build_method(name, student, teacher, data=facts, **options)
     return TransferModel(student, method, {"teacher": teacher} if teacher else None)
 
@@ -275,9 +274,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--teacher", default="resnet56")
     parser.add_argument("--student", default="resnet20")
     parser.add_argument("--batch", type=int, help="images a step (default: 128, or 4 of a detector or segmentor)")
-    parser.add_argument(
-        "--images", type=int, default=50_000, help="images to classify of the training set (of crd's memory)"
-    )
+    parser.add_argument("--images", type=int, default=50_000, help="of the training set that crd remembers")
     parser.add_argument("--width", type=float, default=1.0, help="width of detectors and segmentors")
     parser.add_argument("--small-stem", action="store_true", help="ResNets with the stem for images of 32x32")
     parser.add_argument("--phases", action="store_true", help="stage by stage: all phases over end-to-end mimicking")

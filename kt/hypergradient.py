@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kt.errors import nearest
 
@@ -84,9 +85,10 @@ def unroll(
     """
     values, speeds, groups = _standing(optimizer)
     for loss in losses:
-        gradients = torch.autograd.grad(
-            loss(values), values, create_graph=True, allow_unused=True, materialize_grads=True
-        )
+        # The other kernels of attention cannot be differentiated twice.
+        with sdpa_kernel(SDPBackend.MATH):
+            value = loss(values)
+        gradients = torch.autograd.grad(value, values, create_graph=True, allow_unused=True, materialize_grads=True)
         for number, (gradient, group) in enumerate(zip(gradients, groups, strict=True)):
             values[number], speeds[number] = _step(values[number], gradient, speeds[number], group, momentum)
     return values

@@ -28,6 +28,7 @@ class Setting:
     phases: tuple[str, ...] = ("train",)
     untouched: str = "$^"  # a pattern of the student's keys that training leaves alone
     anchors: int = 0
+    falls: str = "loss"  # what is lower after two epochs
     files: dict[str, Any] = field(default_factory=dict)  # what `torch.load` finds in those of other cells, by need
 
 
@@ -59,11 +60,13 @@ SETTINGS: dict[str, Setting] = {
     "rco": Setting({"weight": 1.0}, anchors=1),
     "distpro": Setting({"transforms": ["conv1", "conv2"]}, files={"search": make_process("conv1", "conv2")}),
     "distpro_search": Setting({"transforms": ["conv1", "conv3"]}),
-    "as": Setting({"auxiliary": "se"}),
-    "mas": Setting({"pair_weights": "uniform"}),
-    "m2as": Setting(),
-    "m2a2s": Setting({"stages": [1, 2], "first_epochs": 0}),
-    "crd": Setting({"negatives": 100}),
+    # The match begins after the first epoch.
+    "as": Setting({"auxiliary": "se"}, falls="loss_task"),
+    "mas": Setting({"pair_weights": "uniform"}, falls="loss_task"),
+    "m2as": Setting(falls="loss_task"),
+    "m2a2s": Setting({"stages": [0, 1], "first_epochs": 0}, falls="loss_task"),
+    # Embeddings are told from the random memory of the first epoch more easily than from other embeddings.
+    "crd": Setting({"negatives": 100}, falls="loss_task"),
     "l2t": Setting({"meta_lr": 0.01}),
     "reviewkd": Setting(),
     "ofd": Setting({"margin": "measured"}),

@@ -74,7 +74,7 @@ def test_identity_sees_the_keys_that_decide_a_datasets_images(name: str) -> None
     keys = set(config["dataset"]) - {"task", "name"}
     told = {key for key in keys if identity(config) != identity({**config, "dataset": {**config["dataset"], key: "x"}})}
     assert told == {*COMMON, *DATASETS[name].keys} - {"task", "name"}
-    assert ("folder" in told) == (name in ("imagenet", "imagefolder", "coco", "segfolder"))
+    assert ("folder" in told) == (name in ("imagenet", "imagefolder", "unlabelled", "coco", "segfolder"))
     assert ("test_split" in told) == (name in ("coco", "segfolder"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -12,8 +13,10 @@ from numpy.typing import NDArray
 from scipy.stats import chisquare
 
 import kt.functional
+from kt import ranks
 from kt.data import DataSpec, build_data
 from kt.errors import UserError
+from kt.methods import build_method
 from method_settings import DATASET, make_data, make_model
 
 CLASSES = 4
@@ -29,12 +32,16 @@ def unit(vector: Matrix) -> Matrix:
     return vector / math.sqrt(sum(float(value) ** 2 for value in vector))
 
 
+def embed(features: list[Matrix], layers: list[tuple[Matrix, Matrix]]) -> list[Matrix]:
+    """Each side's embeddings, sample by sample."""
+    sides = zip(features, layers, strict=True)
+    return [np.array([unit(weight @ x + bias) for x in feature]) for feature, (weight, bias) in sides]
+
+
 def side_loss(embedded: Matrix, memory: Matrix, chosen: NDArray[np.int64], constant: float | None) -> Any:
     """One side's loss and its constant, sample by sample and draw by draw."""
     size, draws = len(memory), chosen.shape[1] - 1
-    score = [
-        [math.exp(float(v @ memory[row]) / 0.07) for row in rows] for v, rows in zip(embedded, chosen, strict=True)
-    ]
+    score = [[math.exp(float(v @ memory[i]) / 0.07) for i in rows] for v, rows in zip(embedded, chosen, strict=True)]
     constant = constant or size * float(np.mean(score))
     total = 0.0
     for own, *others in score:
@@ -69,35 +76,34 @@ def test_two_steps_are_those_of_loops(gather_above: int, monkeypatch: Any) -> No
         chosen = np.concatenate([np.array(rows)[:, None], drawn[-1].numpy()], 1)
         pooled = [each.pooled.detach().numpy() for each in (ours, theirs)]
         layers = [(each.weight.detach().numpy(), each.bias.detach().numpy()) for each in method.embeddings]
-
-        def losses(
-            layers: Any, before: Matrix = memories, pooled: Any = pooled, rows: Any = chosen, known: Any = constants
-        ) -> list[Any]:
-            embedded = [
-                np.array([unit(w @ x + b) for x in feature]) for (w, b), feature in zip(layers, pooled, strict=True)
-            ]
-            return [side_loss(embedded[i], before[1 - i], rows, known[i]) for i in (0, 1)] + [embedded]
-
-        *sides, embedded = losses(layers)
+        embedded = embed(pooled, layers)
+        sides = [side_loss(embedded[i], memories[1 - i], chosen, constants[i]) for i in (0, 1)]
         constants = [constant for _, constant in sides]
         assert [term.item() for term in terms.values()] == pytest.approx([loss for loss, _ in sides], rel=1e-9)
         assert method.constants.tolist() == pytest.approx(constants, rel=1e-9)
-        # The gradient reads the memory that the loss has read.
-        direction = [np.random.default_rng(side).normal(size=w.shape) for side, (w, _) in enumerate(layers)]
-        moved = [
-            sum(
-                loss for loss, _ in losses([(w + step * d, b) for (w, b), d in zip(layers, direction, strict=True)])[:2]
-            )
-            for step in (1e-6, -1e-6)
-        ]
-        gradients = torch.autograd.grad(torch.stack([*terms.values()]).sum(), [e.weight for e in method.embeddings])
-        found = sum(float((g.numpy() * d).sum()) for g, d in zip(gradients, direction, strict=True))
-        assert found == pytest.approx((moved[0] - moved[1]) / 2e-6, rel=1e-5)
-        memories = memories.copy()
+        # The gradient, along a random direction, reads the memory that the loss has read.
+        slopes = [np.random.default_rng(side).normal(size=weight.shape) for side, (weight, _) in enumerate(layers)]
+        totals = []
+        for step in (1e-6, -1e-6):
+            moved = embed(pooled, [(w + step * slope, b) for (w, b), slope in zip(layers, slopes, strict=True)])
+            totals.append(sum(side_loss(moved[i], memories[1 - i], chosen, constants[i])[0] for i in (0, 1)))
+        gradients = torch.autograd.grad(sum(terms.values()), [each.weight for each in method.embeddings])
+        found = sum(float((g.numpy() * slope).sum()) for g, slope in zip(gradients, slopes, strict=True))
+        assert found == pytest.approx((totals[0] - totals[1]) / 2e-6, rel=1e-5)
         for side in (0, 1):
             for row, vector in zip(rows, embedded[side], strict=True):
                 memories[side, row] = unit(0.3 * memories[side, row] + 0.7 * vector)
         np.testing.assert_allclose(method.memories.numpy(), memories, rtol=1e-9)
+
+
+def test_the_constants_are_means_over_processes(monkeypatch: Any) -> None:
+    model = make_model("crd", 10)
+    twin, batch = copy.deepcopy(model), next(iter(make_data().train.epoch(0)))
+    for each in (model, twin):
+        torch.manual_seed(0)
+        each.method.terms(*each.method.features(each.eval(), batch), batch)
+        monkeypatch.setattr(ranks, "mean_over_ranks", lambda value: 3 * value)
+    torch.testing.assert_close(twin.method.constants, 3 * model.method.constants)
 
 
 @pytest.mark.parametrize("negatives", [256, 4096])
@@ -135,8 +141,6 @@ def test_the_facts_of_the_data_name_each_images_class() -> None:
 
 
 def test_data_that_it_cannot_remember_are_one_line() -> None:
-    from kt.methods import build_method
-
     model = make_model("kd", CLASSES)
     with pytest.raises(UserError, match=r"^method=crd: it remembers every training image; expected .*data=data\.spec"):
         build_method("crd", model.student, model.teacher)

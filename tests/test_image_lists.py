@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+from list_layouts import FILES, make_listed
 
+from configs import composed
 from kt.data import image_lists
 from kt.data.fingerprint import state_of
 from kt.data.images import image_data
@@ -16,58 +16,6 @@ from kt.data.names import DATASETS, read_dataset
 from kt.errors import UserError
 from kt.settings import Dataset, defaults
 
-# Dataset -> its lists and images; of every text file the content, of every image its mode. Orders are odd on purpose.
-FILES: dict[str, dict[str, str]] = {
-    "cub200": {
-        "CUB_200_2011/classes.txt": "1 001.Albatross\n2 002.Auklet\n",
-        "CUB_200_2011/images.txt": "".join(
-            f"{number} {path}.jpg\n"
-            for number, path in enumerate(("001.Albatross/a", "001.Albatross/b", "002.Auklet/c", "002.Auklet/d"), 1)
-        ),
-        "CUB_200_2011/image_class_labels.txt": "4 2\n3 2\n2 1\n1 1\n",
-        "CUB_200_2011/train_test_split.txt": "1 0\n2 1\n3 1\n4 1\n",
-        "CUB_200_2011/images/001.Albatross/a.jpg": "RGB",
-        "CUB_200_2011/images/001.Albatross/b.jpg": "L",
-        "CUB_200_2011/images/002.Auklet/c.jpg": "RGB",
-        "CUB_200_2011/images/002.Auklet/d.jpg": "RGB",
-        "CUB_200_2011/images/002.Auklet/unlisted.jpg": "RGB",
-    },
-    "stanford40": {
-        "Stanford40/ImageSplits/actions.txt": "action_name\tnumber_of_images\napplauding\t3\nfixing_a_bike\t2\n",
-        "Stanford40/ImageSplits/train.txt": "fixing_a_bike_002.jpg\napplauding_001.jpg\napplauding_003.jpg\n",
-        "Stanford40/ImageSplits/test.txt": "applauding_002.jpg\n",
-        "Stanford40/JPEGImages/applauding_001.jpg": "RGB",
-        "Stanford40/JPEGImages/applauding_002.jpg": "RGB",
-        "Stanford40/JPEGImages/applauding_003.jpg": "CMYK",
-        "Stanford40/JPEGImages/fixing_a_bike_002.jpg": "RGB",
-    },
-    "mit67": {
-        "mit67/TrainImages.txt": "bar/b one.jpg\nairport_inside/a.jpg\r\nbar/c_gif.JPG\n",
-        "mit67/TestImages.txt": "airport_inside/d.jpg\n",
-        "mit67/Images/airport_inside/a.jpg": "RGB",
-        "mit67/Images/airport_inside/d.jpg": "RGB",
-        "mit67/Images/bar/b one.jpg": "RGBA",
-        "mit67/Images/bar/c_gif.JPG": "P",
-    },
-    "domainnet": {
-        "domainnet/painting_train.txt": "painting/zebra/a.jpg 1\npainting/axe/b.jpg 0\npainting/axe/c.png.TIF 0\n",
-        "domainnet/painting_test.txt": "painting/zebra/d.jpg 1\n",
-        "domainnet/painting/zebra/a.jpg": "RGB",
-        "domainnet/painting/zebra/d.jpg": "RGB",
-        "domainnet/painting/axe/b.jpg": "RGB",
-        "domainnet/painting/axe/c.png.TIF": "L",
-    },
-    "tiny_imagenet": {
-        "tiny-imagenet-200/wnids.txt": "n02\nn01",
-        "tiny-imagenet-200/val/val_annotations.txt": "val_0.JPEG\tn02\t0\t0\t62\t63\n",
-        "tiny-imagenet-200/train/n02/images/n02_0.JPEG": "RGB",
-        "tiny-imagenet-200/train/n02/n02_boxes.txt": "n02_0.JPEG\t0\t0\t62\t63\n",
-        "tiny-imagenet-200/train/n01/images/n01_0.JPEG": "L",
-        "tiny-imagenet-200/train/n01/images/n01_1.JPEG": "RGB",
-        "tiny-imagenet-200/train/n01/images/list.txt": "no image\n",
-        "tiny-imagenet-200/val/images/val_0.JPEG": "RGB",
-    },
-}
 # Classes, and the names and labels of both splits.
 FOUND: dict[str, tuple[tuple[str, ...], list[tuple[str, int]], list[tuple[str, int]]]] = {
     "cub200": (("001.Albatross", "002.Auklet"), [("b.jpg", 0), ("c.jpg", 1), ("d.jpg", 1)], [("a.jpg", 0)]),
@@ -87,28 +35,13 @@ def _few_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(image_lists.CLEANED, "painting", 3)
 
 
-def make(root: Path, name: str, changes: dict[str, str | None] | None = None) -> Path:
-    """A dataset's folder, with other files than its own if given; None leaves one out."""
-    for number, (file, content) in enumerate({**FILES[name], **(changes or {})}.items()):
-        if content is None:
-            continue
-        (root / file).parent.mkdir(parents=True, exist_ok=True)
-        if file.endswith(".txt"):
-            (root / file).write_bytes(content.encode())
-        else:
-            pixels = np.random.default_rng(number).integers(0, 256, (20, 30, 3), np.uint8)
-            form = {"P": "GIF", "RGBA": "PNG"}.get(content, "JPEG")
-            Image.fromarray(pixels).convert(content).save(root / file, form)
-    return root
-
-
 def config_of(name: str, **changes: Any) -> dict[str, Any]:
     return {**defaults(Dataset), **DATASETS[name].defaults, "name": name, "num_classes": None, **changes}
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_classes_images_and_splits_are_those_of_the_lists(tmp_path: Path, name: str) -> None:
-    root, config = make(tmp_path, name), config_of(name, image_size=16)
+    root, config = make_listed(tmp_path, name), config_of(name, image_size=16)
     read = read_dataset(config, root, None)
     parts = [[(path.name, label) for path, label in part] for part in (read.train, read.test)]
     assert (read.class_names, *parts) == FOUND[name]
@@ -118,13 +51,23 @@ def test_classes_images_and_splits_are_those_of_the_lists(tmp_path: Path, name: 
     assert batch["inputs"].shape == (3, 3, 16, 16) and (data.spec.train_size, data.spec.test_size) == (3, 1)
 
 
+@pytest.mark.parametrize("name", ["cub200", "stanford40", "mit67", "domainnet"])
+def test_the_recipe_is_the_released_one_of_jang_et_al(name: str) -> None:
+    config = composed(f"dataset={name}", "student=resnet18")
+    schedule, dataset = config["schedule"], config["dataset"]
+    wanted = {"epochs": 200, "batch_size": 64, "optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": False}
+    wanted |= {"weight_decay": 1e-4, "policy": "cosine", "warmup_epochs": 0}
+    assert {key: schedule[key] for key in wanted} == wanted
+    assert (dataset["image_size"], dataset["augmentation"]) == (224, "imagenet")
+
+
 @pytest.mark.parametrize("place", ["splits", "image_list"])
 def test_lists_may_lie_beside_the_domains(tmp_path: Path, place: str) -> None:
     changes: dict[str, str | None] = {}
     for split in ("train", "test"):
         file = f"domainnet/painting_{split}.txt"
         changes |= {file: None, f"domainnet/{place}/painting_{split}.txt": FILES["domainnet"][file]}
-    read = read_dataset(config_of("domainnet"), make(tmp_path, "domainnet", changes), None)
+    read = read_dataset(config_of("domainnet"), make_listed(tmp_path, "domainnet", changes), None)
     assert read.class_names == FOUND["domainnet"][0]
     assert [label for _, label in read.train] == [1, 0, 0]
 
@@ -167,14 +110,14 @@ def test_mistakes_are_one_line_with_the_layout(
     tmp_path: Path, name: str, changes: dict[str, str | None], words: str
 ) -> None:
     with pytest.raises(UserError, match=words) as caught:
-        read_dataset(config_of(name), make(tmp_path, name, changes), None)
+        read_dataset(config_of(name), make_listed(tmp_path, name, changes), None)
     message = str(caught.value)
     assert "\n" not in message and message.startswith("data_root=") and "or use scale=mini" in message
     assert f"expected {Path(next(iter(FILES[name]))).parts[0]}/{{" in message and "http" in message
 
 
 def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
-    root = make(tmp_path, "mit67")
+    root = make_listed(tmp_path, "mit67")
     (root / "mit67/Images/bar/b one.jpg").write_text("no image")
     options: dict[str, Any] = {"batch_size": 3, "seed": 0, "device": "cpu", "device_batch": None}
     with pytest.raises(UserError, match=r"b one\.jpg: cannot be read as an image"):
@@ -192,7 +135,7 @@ def test_every_file_that_is_read_tells_of_the_state_of_the_data(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kt.data.fingerprint.REUSED", 0)
-    root = make(tmp_path, name)
+    root = make_listed(tmp_path, name)
     before = state_of(config_of(name), root, tmp_path / "cache").summary
     for file in FILES[name]:
         content = (root / file).read_bytes()

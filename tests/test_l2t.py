@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from checks import bits
 from kt.engine import Engine, PhaseLoop, measured_loop
 from kt.hypergradient import unroll
+from kt.methods import build_method
 from kt.settings import Schedule, defaults
 from kt.stages import as_map
+from kt.train import fit
 from kt.transfer import TransferModel, frozen_statistics
-from method_settings import make_data, make_model
+from method_settings import make_classifier, make_data, make_model
 
 SGD = {"lr": 0.1, "momentum": 0.8, "weight_decay": 0.01}
 
@@ -161,17 +163,23 @@ def test_all_channels_and_pairs_start_alike(batch: dict[str, Any]) -> None:
 
 
 def test_the_stem_of_a_network_for_large_images_is_not_matched() -> None:
-    from kt.classifier import Classifier
-    from kt.methods import build_method
-    from kt.models import build_network
-
-    student, teacher = (Classifier(build_network(f"resnet{n}", num_classes=4, width=0.25)) for n in (18, 34))
+    student, teacher = (make_classifier(name, 4, seed=0) for name in ("resnet18", "resnet34"))
     method = build_method("l2t", student, teacher)
     assert (
         [student.stages[i].stride for i in method.ours]
         == [4, 8, 16, 32]
         == [teacher.stages[i].stride for i in method.theirs]
     )
+
+
+def test_a_transformer_is_looked_back_at(tmp_path: Path) -> None:
+    data = make_data()
+    student, teacher = (make_classifier(name, 10, seed=0) for name in ("deit_tiny", "resnet8"))
+    model = TransferModel(student, build_method("l2t", student, teacher, meta_lr=0.01), {"teacher": teacher})
+    start = bits(model.method.state_dict())
+    fit(model, data, tmp_path, {"iterations": 1, "epochs": None, "lr": 0.1})
+    after = bits(model.method.state_dict())
+    assert all(after[key] != start[key] for key in start)
 
 
 def test_matching_is_a_sum_over_pairs_samples_and_channels(batch: dict[str, Any]) -> None:

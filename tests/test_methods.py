@@ -161,7 +161,7 @@ def test_trains_on_real_images(name: str, data_root: Path, tmp_path: Path) -> No
     data.further["source"] = data.train
     data.test.labels = data.test.labels[:500]  # seconds, not minutes
     metrics = fit(make_model(name, 100, data.spec), data, tmp_path, {**SCHEDULE, "batch_size": 32, "epochs": 3})
-    losses = [row["loss"] for row in rows(tmp_path) if row["kind"] == "train" and row["phase"] == "train"]
+    losses = [row[SETTINGS[name].falls] for row in rows(tmp_path) if row["kind"] == "train" and row["phase"] == "train"]
     # Ten steps an epoch: the last epoch's mean lies below the first one's.
     assert sum(losses[-10:]) < sum(losses[:10])
     assert 0 <= metrics["top1"] <= metrics["top5"] <= 100
@@ -206,6 +206,14 @@ def test_two_processes_end_with_equal_parameters(name: str, pair: Any) -> None:
     assert first[4] == second[4] == ""
     assert first[2] == second[2] != first[1]
     assert first[3] == second[3]
+
+
+def test_two_processes_remember_what_both_have_seen(pair: Any) -> None:
+    folder, train = pair
+    assert [answer[4] for answer in train("crd")] == ["", ""]
+    memories = torch.load(folder / "crd" / "phases" / "0-train" / "checkpoint.pth")["model"]["method.memories"]
+    # A row that one process alone had moved would be a mean of two.
+    torch.testing.assert_close(memories.norm(dim=2), torch.ones(memories.shape[:2]))
 
 
 @pytest.mark.parametrize(

@@ -105,11 +105,12 @@ def test_a_network_of_ones_own_learns_by_every_method(name: str, network_class: 
     if name == "fixed_feature":
         student.network.load_state_dict(teacher.network.state_dict())
     seed_everything(3)
-    method = build_method(name, student, teacher if setting.teacher else None, **setting.options)
+    taught_by = teacher if setting.teacher else None
+    method = build_method(name, student, taught_by, data=data.spec, **setting.options)
     hidden: dict[str, Any] = {f"anchor{i}": make(10 + i) for i in range(setting.anchors)}
     hidden |= {"teacher": teacher} if setting.teacher else {}
     before = {key: value.clone() for key, value in student.network.state_dict().items()}
-    metrics = fit(TransferModel(student, method, hidden), data, tmp_path, {**SCHEDULE, "epochs": 1})
+    metrics = fit(TransferModel(student, method, hidden), data, tmp_path, SCHEDULE)
     assert 0 <= metrics["top1"] <= 100
     trained = network_class(classes)
     trained.load_state_dict(torch.load(tmp_path / "student.pth"), strict=True)

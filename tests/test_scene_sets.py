@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from configs import composed
 from experiments.groups import choices, dataset_choice
 from kt.data import scenes
 from kt.data.fingerprint import state_of
@@ -41,6 +42,14 @@ def test_every_stand_in_is_drawn() -> None:
     }
     for stand_in in filter(None, stand_ins.values()):
         assert DATASETS[dataset_choice(stand_in)["name"]].code
+
+
+def test_a_recipe_may_change_another_one() -> None:
+    own = {"epochs": 40, "batch_size": 32, "evaluate_every": 10}
+    base = composed("dataset=scenes")["schedule"]
+    assert composed("dataset=scenes_places")["schedule"] == {**base, **own}
+    assert composed("dataset=scenes_domains")["schedule"] == base
+    assert composed("dataset=scenes_places", "scale.fraction=0.1")["schedule"]["epochs"] == 4
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kt import ranks
 from kt.classifier import Classifier
-from kt.data.spec import DataSpec
 from kt.errors import UserError
 from kt.features import Features
 from kt.functional import noise_contrast, similarities
 from kt.methods.base import METHODS, Method
 from kt.phase import Batch
 from kt.transfer import TransferModel
+
+if TYPE_CHECKING:
+    from kt.data import DataSpec
 
 SIDES = ("contrast_student", "contrast_teacher")
 

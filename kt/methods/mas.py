@@ -162,7 +162,7 @@ class Subspaces(Method):
         output = ours.task(batch)
         if loop.epoch < self.first_epochs:
             loop.update(MAIN, output.loss)
-            return {"loss": output.loss, **output.scalars}
+            return {"loss": output.loss, "loss_task": output.loss, **output.scalars}
         sources, targets = self.sources(theirs), self.targets(ours)
         examples = [(sources, [target.detach() for target in targets])]
         if len(self.shares) > 1:
@@ -237,8 +237,8 @@ class Subspaces(Method):
             values = lookahead(optimizer, ranks.mean_gradients(gradients, parameters))
             values = [value.requires_grad_() for value in values]
             outer = with_values(model.student, parameters, values, lambda: task_alone(model, batch)[0])
-            slope = ranks.mean_gradients(torch.autograd.grad(outer, values), parameters)
-            found = directional(losses, parameters, slope)  # type: ignore[arg-type]
+            slope = torch.autograd.grad(outer, values, materialize_grads=True)
+            found = directional(losses, parameters, ranks.mean_gradients(slope, parameters))  # type: ignore[arg-type]
         return -optimizer.param_groups[0]["lr"] * self.weight * found
 
     def teacher_depth(self, model: TransferModel) -> int:
