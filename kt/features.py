@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from kt.errors import UserError
 from kt.stages import STEM, as_map
 from kt.transfer import evaluating, frozen_statistics
 
@@ -39,7 +40,12 @@ def pair_levels(student: Any, teacher: Any, pooled: bool = False) -> tuple[list[
     Args:
         student, teacher: Classifiers, or without a pooled feature anything with stages.
         pooled: Whether the penultimate features are the last pair.
+
+    Raises:
+        UserError: A network without a head is to give a pooled feature.
     """
+    if pooled and not hasattr(teacher, "head"):
+        raise UserError("teacher: its pooled feature is compared with the student's; expected a classifier")
     found = []
     for network in (student, teacher):
         levels = [

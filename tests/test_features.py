@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from checks import bits
 from kt.classifier import Classifier
+from kt.dense import Backbone, Normaliser
+from kt.errors import UserError
 from kt.features import Features, Level, pair_levels
 from kt.models import build_network
 
@@ -141,6 +143,13 @@ def test_a_level_of_a_stage_that_has_run_is_refused() -> None:
     features.at(Level(0, 8), activated=True)
     with pytest.raises(RuntimeError, match="stage 0 has run"):
         features.at(Level(0, 8))
+
+
+def test_a_backbone_has_no_pooled_feature() -> None:
+    backbone = Backbone(make("resnet18").network, Normaliser((0,) * 3, (1,) * 3))
+    assert [level.stage for level in pair_levels(make("resnet18"), backbone)[1]] == [1, 2, 3, 4]
+    with pytest.raises(UserError, match="^teacher: its pooled feature .* expected a classifier$"):
+        pair_levels(make("resnet18"), backbone, pooled=True)
 
 
 def test_a_teacher_s_levels_have_no_graph() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 from scipy.special import log_softmax, softmax
-from scipy.stats import entropy, gmean
+from scipy.stats import entropy, gmean, truncnorm
 
 from kt import functional as kf
 
@@ -138,6 +138,42 @@ def test_hierarchical_context(height: int, width: int) -> None:
         losses.append(np.mean((pooled(s, size) - pooled(t, size)) ** 2))
     expected = np.dot(weights, losses) / sum(weights)
     assert kf.hierarchical_context(s, t).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("side", "checkerboard"), [(1, 1.0), (2, 1 / 1.5), (4, 1 / 1.75), (8, 1 / 1.875)])
+def test_what_pooling_cancels_counts_once(side: int, checkerboard: float) -> None:
+    """Levels of 4, 2 and 1 pixels see nothing of a checkerboard, and of a constant difference as much as the map."""
+    zero, signs = draw(2, 3, side, side) * 0, (-1.0) ** torch.arange(side)
+    assert kf.hierarchical_context(zero + 0.7, zero).item() == pytest.approx(0.7**2)
+    board = (signs[:, None] * signs).double()
+    assert kf.hierarchical_context(zero + board, zero).item() == pytest.approx(checkerboard)
+
+
+@pytest.mark.parametrize(
+    ("std", "mean", "expected"),
+    [(1, 0, -0.797885), (1, -1, -1.287600), (1, 1, -0.525135), (2, 0.5, -1.427108), (-1, -1, -1.2876), (1, 4, -3)],
+)
+def test_negative_means_of_normal_distributions(std: float, mean: float, expected: float) -> None:
+    found = kf.negative_mean(torch.tensor([mean], dtype=torch.float64), torch.tensor([std], dtype=torch.float64))
+    assert found.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_negative_means_are_those_that_scipy_gives() -> None:
+    mean, std = draw(50), draw(50).abs() + 0.5
+    expected = truncnorm.mean(-np.inf, -mean.numpy() / std.numpy(), loc=mean.numpy(), scale=std.numpy())
+    np.testing.assert_allclose(kf.negative_mean(mean, std), expected)
+    zero = torch.zeros(3)
+    np.testing.assert_allclose(kf.negative_mean(torch.tensor([-2.0, 0.0, 2.0]), zero), [-2, 0, 0], atol=1e-6)
+
+
+def test_partial_l2_by_hand() -> None:
+    # Above and below a positive response; above the margin of a suppressed one, and below it (though above itself).
+    t, s = (torch.tensor(values).view(1, 1, 2, 2) for values in ([2.0, 2.0, -3.0, -3.0], [3.0, 0.0, -0.5, -2.0]))
+    margin = torch.tensor([-1.0]).view(1, 1, 1, 1)
+    assert kf.partial_l2(s, t, margin).item() == 1 + 4 + 0.25 + 0
+    # A suppressed response above the margin is a target itself.
+    assert kf.partial_l2(s, torch.full_like(t, -0.75), margin).item() == 3.75**2 + 0.75**2 + 0.25**2
+    assert kf.partial_l2(s.expand(3, -1, -1, -1), t.expand(3, -1, -1, -1), margin).item() == 5.25
 
 
 def wave(step: float, *shape: int) -> torch.Tensor:
@@ -281,6 +317,8 @@ def test_log_average_miss_rate() -> None:
         (lambda: kf.attention_transfer(draw(2, 3, 4, 4), draw(3, 3, 4, 4)), "batch"),
         (lambda: kf.dynamic_balance(draw(2), draw(1), draw(1)), "scalar"),
         (lambda: kf.rkd_distance(draw(2, 3), draw(3, 3)), "batch"),
+        (lambda: kf.partial_l2(draw(2, 3, 4, 4), draw(2, 3, 2, 2), draw(1, 3, 1, 1)), "same shape"),
+        (lambda: kf.negative_mean(draw(3), draw(2)), "same shape"),
         (lambda: kf.channel_consistency(draw(2, 3), draw(2, 3), "cosin"), "did you mean 'cosine'"),
         (lambda: kf.match_channels(draw(2, 2), "gready"), "did you mean 'greedy'"),
         (lambda: kf.channel_overlap(draw(2, 3), draw(2, 3), 4), "k=4"),
