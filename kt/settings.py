@@ -381,7 +381,7 @@ class Searching(Settings):
 class DistProSearch(Pathways, Searching, Method):
     """Deng et al., DistPro, first phase: a student's training that finds and leaves a distillation process."""
 
-    passes: ClassVar[float] = 4.5
+    passes: ClassVar[float] = 8.0
 
 
 class Search(Searching):
@@ -399,6 +399,7 @@ class Search(Searching):
 class DistPro(Pathways, Method):
     """Deng et al., DistPro: distillation along many pathways whose weights follow a searched process."""
 
+    passes: ClassVar[float] = 3.0
     cell_keys: ClassVar[tuple[str, ...]] = ("search", "file")
     told_by_needs: ClassVar[tuple[str, ...]] = ("search", "file")
     choices: ClassVar[Mapping[str, str]] = {"/schedule@search.schedule": "${dataset}"}

@@ -384,7 +384,7 @@ def test_a_search_killed_in_mid_epoch_leaves_the_same_process(tmp_path: Path) ->
         fit(make_model("distpro_search", 10), data, tmp_path / folder, SCHEDULE)
     whole, stopped = (torch.load(tmp_path / folder / "process.pth") for folder in ("whole", "stopped"))
     assert whole["logits"].shape == whole["weights"].shape == (6, 18) and whole["steps_per_epoch"] == 3
-    assert whole["pair"]["teacher"] == {"network": "CifarResNet", "channels": [4, 8, 16]}
+    assert whole["pair"]["teacher"] == {"network": "CifarResNet", "channels": [8, 8, 16]}
     assert whole["logits"].dtype == whole["weights"].dtype == torch.float32
     assert {key: value for key, value in whole.items() if not isinstance(value, Tensor)} == {
         key: value for key, value in stopped.items() if not isinstance(value, Tensor)
