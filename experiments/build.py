@@ -36,7 +36,7 @@ from kt.settings import METHODS as SETTINGS
 from kt.settings import SOURCE, device_batch
 from kt.stages import IMAGENET, head_of
 from kt.store import DESCRIPTION, cache_of, evaluation_file, listed, outcomes_file, records_file
-from kt.students import load_model
+from kt.students import load_model, read_description
 from kt.train import best_metrics, fit, images_per_second, phase_records
 from kt.transfer import TransferModel
 
@@ -113,12 +113,6 @@ def _as_hidden(model: Classifier | DenseModel, spec: Any) -> Classifier | Backbo
     return model if spec.task == "classification" and isinstance(model, Classifier) else as_teacher(model)
 
 
-def _description_of(weights: Path) -> dict[str, Any] | None:
-    """What `describe_student` has written beside weights; None beside a file from elsewhere."""
-    described = weights.with_name(DESCRIPTION)
-    return json.loads(described.read_text()) if described.exists() else None
-
-
 def build_student(
     config: Mapping[str, Any], spec: Any, teacher: Classifier | Backbone | None
 ) -> tuple[Classifier | DenseModel, dict[str, Any] | None]:
@@ -132,8 +126,10 @@ def build_student(
     seed_everything(config["seed"], WEIGHTS_STREAM)
     pretrained = config["student"].get("pretrained")
     network, checkpoint = config["student"]["network"], config["student"].get("checkpoint")
-    described = _description_of(Path(checkpoint)) if checkpoint else None
-    normalisation = (described["mean"], described["std"]) if described else (spec.mean, spec.std)
+    normalisation = (spec.mean, spec.std)
+    if checkpoint and Path(checkpoint).with_name(DESCRIPTION).exists():
+        described = read_description(Path(checkpoint))
+        normalisation = (described["mean"], described["std"])
     if spec.task != "classification":
         size = config["dataset"]["image_size"]
         dense, model = build_dense_model(network, spec.num_classes, size, normalisation, pretrained)
@@ -366,7 +362,7 @@ def evaluate_cell(config: Mapping[str, Any], folder: Path) -> dict[str, float]:
     device = pick_device(config["device"])
     set_threads(config)
     data = read_data(config, dataset, device)
-    record = json.loads((folder / DESCRIPTION).read_text())
+    record = read_description(folder / WEIGHTS)
     if data.spec.num_classes != record["num_classes"]:
         raise UserError(
             f"evaluation={config['evaluation']}: it has {data.spec.num_classes} classes, the student was trained with "

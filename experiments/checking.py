@@ -14,8 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.groups import choices
 from experiments.schema import ANALYSES, Config, Teacher
-from kt.data.names import DATASETS, check_dataset, settings_of
-from kt.data.names import known as known_of_data
+from kt.data.names import DATASETS, check_dataset, own_keys, settings_of
 from kt.errors import UserError, nearest
 from kt.settings import (
     KCD,
@@ -65,11 +64,12 @@ def known_keys(method: str | None = None) -> Iterator[str]:
 
 def unknown(key: str, method: str | None = None) -> UserError:
     """The error for a key that no config has; knows where a bare name belongs and what a misspelt one resembles."""
-    known = [other for other in dict.fromkeys(known_keys(method)) if other != key]  # another method or dataset has it
+    known = [other for other in dict.fromkeys(known_keys(method)) if other != key]  # another dataset may have it
     parent, _, leaf = key.rpartition(".")
     siblings = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == parent]
     siblings = [name for name in siblings if (parent, name) != ("method", "name")]
-    homes = [other for other in known_keys() if other.endswith(f".{leaf}") and other != key and parent != "method"]
+    homes = [other for other in known_keys() if other.endswith(f".{leaf}") and parent != "method"]
+    homes = [other for other in homes if not parent or not f".{other}".endswith(f".{key}")]
     hint = f" (did you mean '{homes[0]}'?)" if homes else nearest(leaf, siblings)
     whose = f" for method {method}" if method and parent == "method" else ""
     listed = ", ".join(siblings)
@@ -96,7 +96,7 @@ def _check(node: Any, schema: type[Settings], prefix: str, method: str | None) -
                 raise UserError(f"{prefix}{key}.name={inner}: expected one of {', '.join(able)}{nearest(inner, able)}")
             nested = METHODS[str(inner)]
         if nested is Dataset and isinstance(value, Mapping):
-            nested = settings_of(value)
+            nested = settings_of(value, prefix + key)
         if nested is not None and not (value is None and type(None) in get_args(kind)):
             _check(value, nested, f"{prefix}{key}.", method)
         elif nested is None:
@@ -117,7 +117,7 @@ def validate(config: Mapping[str, Any]) -> None:
     check_dataset(config["dataset"])
     if own := config["teacher"]["dataset"]:
         whole = {**config["dataset"], **own}
-        check_settings({**known_of_data(whole), **own}, settings_of(whole), "teacher.dataset.")
+        check_settings({**own_keys(whole), **own}, settings_of(whole, "teacher.dataset"), "teacher.dataset.")
         check_dataset(whole, "teacher.dataset")
     if source := config["method"].get(SOURCE):
         check_dataset(source, f"method.{SOURCE}")

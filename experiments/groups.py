@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 
 from kt.data.names import DATASETS
 from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS, pretrained_weights
+from kt.needs import NO_TEACHER
 from kt.outside import load_outside
 from kt.settings import KCD, METHODS, Dataset, Schedule, defaults
 from tables import CONF
@@ -101,9 +102,10 @@ def _register() -> None:
         if spec.defaults:
             _make("dataset", name, {**defaults(spec.settings), **spec.defaults, "name": name})
             _make("schedule", name, _recipe(spec.schedule))
+    _make("teacher", "none", {**NO_TEACHER})
+    own = {key: value for key, value in NO_TEACHER.items() if key != "network"}
     for name in (*NETWORKS, *DENSE_NETWORKS, CONFIG_NETWORK):
         of_teacher, of_student = pretrained_weights(name)
-        own = {"dataset": None, "schedule": None, "seed": 0, "checkpoint": None, "norm": "eval"}
         _make("network", name, _network(name))
         parts = {"defaults": [{"/network@network": name}, "_self_"]}
         _make("teacher", name, {**parts, **own, "pretrained": of_teacher})

@@ -14,7 +14,7 @@ from typing import Any
 from experiments.checking import validate
 from experiments.schema import ANALYSES
 from kt.data.fingerprint import State, changes, combined, state_of
-from kt.data.names import DATASETS, content, known, settings_of
+from kt.data.names import DATASETS, content, own_keys, settings_of
 from kt.errors import UserError, nearest
 from kt.files import checksum
 from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS
@@ -63,7 +63,7 @@ def _settled_source(config: Config) -> Config:
                 "method.source=null: expected the dataset of the unlabelled source images, since the teacher's file "
                 "does not say what it was trained on; add dataset@method.source=<choice>"
             )
-        found = known(teacher_dataset(config))
+        found = own_keys(teacher_dataset(config))
     if found["task"] != "classification":
         raise UserError(f"method.source.task={found['task']}: expected classification")
     return found
@@ -150,7 +150,7 @@ def settle(config: Mapping[str, Any]) -> Config:
 def _needed(config: Mapping[str, Any], name: str, need: Need) -> Need:
     """A need whose config is settled, under its name in logs."""
     labels = {**config["table"], "row": name, "role": name, "label": None}
-    made = {**need.config, "dataset": known(need.config["dataset"]), "table": labels}
+    made = {**need.config, "dataset": own_keys(need.config["dataset"]), "table": labels}
     return replace(need, config=settle({**made, "cell": "student", "evaluation": None}))
 
 

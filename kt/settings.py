@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 from kt.errors import UserError, nearest
 from kt.needs import SNAPSHOTS, Need, alone, teacher_of
@@ -24,7 +25,11 @@ Count = Annotated[int, Ge(1)]
 Whole = Annotated[int, Ge(0)]
 Stages = list[Whole] | Literal["all", "last", "blocks"]
 
-_SIGNS = {Ge: ">=", Gt: ">", Le: "<=", Lt: "<"}
+# A rule's attribute -> its words.
+_RULES = {
+    **{"ge": ">= ", "gt": "> ", "le": "<= ", "lt": "< ", "multiple_of": "a multiple of "},
+    **{"min_length": "of length >= ", "max_length": "of length <= ", "pattern": "that matches "},
+}
 
 
 class Settings(BaseModel):
@@ -588,20 +593,32 @@ def describe(kind: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(describe(argument) for argument in arguments)
     if origin is Annotated:
-        bounds = [f"{_SIGNS[type(rule)]} {getattr(rule, type(rule).__name__.lower()):g}" for rule in arguments[1:]]
-        return f"{describe(arguments[0])} {' and '.join(bounds)}"
+        return f"{describe(arguments[0])} {' and '.join(_rules(arguments[1:]))}".strip()
     if origin is Literal:
-        return ("one of " if len(arguments) > 1 else "") + ", ".join(arguments)
+        return ("one of " if len(arguments) > 1 else "") + ", ".join(literals(kind))
     if origin is list:
         return f"a list of {describe(arguments[0]).removeprefix('a ').removeprefix('an ')}"
-    names = {bool: "true or false", int: "an integer", float: "a number", str: "a text", type(None): "null"}
-    return names.get(kind, "a group of keys")
+    names = {bool: "true or false", int: "an integer", float: "a number", str: "a text", list: "a list"}
+    return {**names, type(None): "null"}.get(kind, "a group of keys")
+
+
+def _rules(rules: Iterable[Any]) -> Iterator[str]:
+    """What an annotated type's rules ask for, in words; a validator has none."""
+    for rule in rules:
+        if isinstance(rule, GroupedMetadata):
+            yield from _rules(rule)
+        elif isinstance(rule, FieldInfo):
+            yield from _rules(rule.metadata)
+        else:
+            for name, words in _RULES.items():
+                if (bound := getattr(rule, name, None)) is not None:
+                    yield words + (f"{bound:g}" if isinstance(bound, float) else str(bound))
 
 
 def literals(kind: Any) -> Iterator[str]:
-    """All texts that a type names."""
+    """All values that a type names, as the command line has them."""
     if get_origin(kind) is Literal:
-        yield from get_args(kind)
+        yield from map(shown, get_args(kind))
     else:
         for argument in get_args(kind):
             yield from literals(argument)

@@ -23,22 +23,38 @@ if TYPE_CHECKING:
     from kt.dense import DenseModel
 
 
-def _read(weights: Path, key: str) -> tuple[nn.Module, dict[str, Any]]:
-    """The plain network of a file of weights, and its description."""
-    folder = weights.parent.parent if weights.parent.name == SNAPSHOTS else weights.parent
-    described = folder / DESCRIPTION
-    check(folder, DESCRIPTION, "student_config.py", weights.relative_to(folder).as_posix())
+def _folder_of(weights: Path) -> Path:
+    """The folder that describes a file of weights: of a snapshot the one above."""
+    return weights.parent.parent if weights.parent.name == SNAPSHOTS else weights.parent
+
+
+def read_description(weights: Path) -> dict[str, Any]:
+    """What is described beside a file of weights: `network`, `num_classes`, `image_size`, `mean`, `std`.
+
+    Raises:
+        UserError: There is no description, or it is damaged.
+    """
+    described = _folder_of(weights) / DESCRIPTION
     try:
         record: dict[str, Any] = json.loads(described.read_text())
-        network, shape = record["network"], {key: record[key] for key in ("num_classes", "image_size")}
-        options = {key: network[key] for key in ("name", "width", "small_stem")}
+        found = {key: record[key] for key in ("network", "num_classes", "image_size", "mean", "std")}
+        found["network"] = {key: record["network"][key] for key in ("name", "width", "small_stem")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = getattr(error, "strerror", None) or "it is damaged"
         raise UserError(f"{described}: expected the description of a trained student ({reason})") from None
+    return found
+
+
+def _read(weights: Path, key: str) -> tuple[nn.Module, dict[str, Any]]:
+    """The plain network of a file of weights, and its description."""
+    folder = _folder_of(weights)
+    check(folder, DESCRIPTION, "student_config.py", weights.relative_to(folder).as_posix())
+    record = read_description(weights)
+    network, shape = record["network"], {key: record[key] for key in ("num_classes", "image_size")}
     load_outside()
     built: nn.Module
     if network["name"] in NETWORKS:
-        built = build_network(**options, **shape)
+        built = build_network(**network, **shape)
     else:
         needs_mm(f"{folder}: {network['name']}")
         from kt.models.dense import build_dense, dense_config, read_config

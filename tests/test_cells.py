@@ -41,6 +41,33 @@ def calls(folder: Path) -> int:
     return len((folder / "calls").read_text())
 
 
+def test_a_teachers_length_replaces_the_students_however_it_is_counted() -> None:
+    kd = ("method=kd", *PAIR)
+    counted = {
+        (None, 7): ("teacher.schedule.iterations=7",),
+        (3, None): ("schedule.iterations=9", "schedule.epochs=null", "teacher.schedule.epochs=3"),
+        (None, 9): ("schedule.iterations=9", "schedule.epochs=null", "teacher.schedule.lr=0.5"),
+    }
+    for length, overrides in counted.items():
+        found = teacher_of(composed(*kd, *overrides))["schedule"]
+        assert (found["epochs"], found["iterations"]) == length, overrides
+
+
+def test_weights_from_a_file_come_before_pretrained_ones() -> None:
+    kd = ("method=kd", "teacher=resnet50", "student=resnet18", "dataset=imagenet", "scale=paper")
+    given = teacher_of(composed(*kd, "teacher.checkpoint=own.pth"))
+    assert given["student"]["checkpoint"] == "own.pth" and given["student"]["pretrained"] is None
+    assert given["schedule"]["epochs"] == 0
+    assert teacher_of(composed(*kd))["student"]["pretrained"] == "IMAGENET1K_V1"
+
+
+def test_a_backbone_with_pretrained_weights_is_trained() -> None:
+    """Of a detector or segmentor they are where it starts, not all of it."""
+    pair = ("teacher=deeplabv3_resnet101", "student=deeplabv3_resnet50")
+    made = teacher_of(composed("method=at", *pair, "dataset=cityscapes_seg", "scale=paper"))
+    assert made["student"]["pretrained"] == "IMAGENET1K_V1" and made["schedule"]["iterations"] > 0
+
+
 def test_identity_forgets_what_is_of_no_account(tmp_path: Path) -> None:
     base = identity(composed("method=kd", *PAIR))
     same = (

@@ -6,16 +6,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import pytest
+from annotated_types import Ge, Interval, Len, MultipleOf
 from omegaconf import OmegaConf
+from pydantic import AfterValidator, Field, StringConstraints, create_model
 
 from configs import composed
 from experiments.checking import plain
 from experiments.groups import choices
 from kt.errors import UserError
 from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS
-from kt.settings import METHODS
+from kt.settings import METHODS, Settings, describe, kinds
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -119,6 +122,27 @@ def test_mistakes_are_named(overrides: list[str], words: list[str]) -> None:
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (Literal[2, 4], "one of 2, 4"),
+        (Literal["a", True, None, 0.5], "one of a, true, null, 0.5"),
+        (Literal[3], "3"),
+        (Annotated[int, Ge(1), MultipleOf(8)], "an integer >= 1 and a multiple of 8"),
+        (Annotated[float, Interval(ge=0, lt=0.5)], "a number >= 0 and < 0.5"),
+        (Annotated[int, Field(gt=3, le=9)] | None, "an integer > 3 and <= 9 or null"),
+        (Annotated[str, StringConstraints(pattern="^b", min_length=2)], "a text of length >= 2 and that matches ^b"),
+        (Annotated[list[Annotated[int, Ge(1)]], Len(2, 3)], "a list of integer >= 1 of length >= 2 and of length <= 3"),
+        (Annotated[list, AfterValidator(sorted)], "a list"),
+        (dict[str, int], "a group of keys"),
+    ],
+)
+def test_every_kind_of_key_has_words(kind: Any, words: str) -> None:
+    """Also as the annotation of a class's key, which pydantic takes apart."""
+    made = create_model("Made", __base__=Settings, key=(kind, ...))
+    assert describe(kind) == describe(kinds(made)["key"]) == words
 
 
 def test_a_missing_key_is_noticed() -> None:

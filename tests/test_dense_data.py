@@ -660,7 +660,7 @@ def test_coco_boxes_classes_and_crowds(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"name": "scnes"}, r"dataset.name=scnes.*did you mean 'scenes'"),
-        ({"task": "segmentaton"}, r"dataset.task=segmentaton: for scenes.*did you mean 'segmentation'"),
+        ({"task": "segmentaton"}, r"dataset.task=segmentaton: expected one of .*did you mean 'segmentation'"),
         ({"name": "gta5", "task": "detection"}, r"dataset.task=detection: for gta5 expected one of segmentation"),
         ({"augmentation": "imagenet"}, r"dataset.augmentation=imagenet: for segmentation expected one of none, flip"),
         ({"image_size": 48}, r"dataset.image_size=48: expected \[height, width\]"),
@@ -669,7 +669,7 @@ def test_coco_boxes_classes_and_crowds(tmp_path: Path) -> None:
         ({"num_classes": 19}, r"dataset.num_classes=19: scenes has 13 classes"),
         ({"style": "foto"}, r"did you mean 'photo'"),
         ({"subset": 13}, r"dataset.subset=13: expected 1 to 12"),
-        ({"validation": 1.5}, r"dataset.validation=1.5: expected a share"),
+        ({"validation": 1.5}, r"dataset.validation=1.5: expected a number >= 0 and < 1"),
         ({"validation": 0.99}, r"none would be left"),
         ({"name": "coco", "task": "detection"}, r"dataset.folder=null: expected the folder below data_root"),
         ({"name": "segfolder", "folder": "x"}, r"there is no .*/x; expected .*labels/<split>.*use scale=mini"),

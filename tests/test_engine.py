@@ -436,6 +436,8 @@ def test_a_phase_says_what_it_is(tmp_path: Path) -> None:
         Phase("train", loss, trains=two)
     with pytest.raises(ValueError, match="an optimizer has no 'epochs' of its own; expected one of optimizer, lr"):
         only(student_alone, epochs=3)
+    with pytest.raises(ValueError, match=r"schedule\.policy=cosin: expected one of step, .*did you mean 'cosine'"):
+        Trained(schedule={"policy": "cosin"})
     model, data, schedule = make_cell("still")
     model.method.phases = lambda: [Phase("train", step=loss, trains=two)]
     with pytest.raises(ValueError, match=r"student\.network\.first\.weight is trained by both 'main' and 'other'"):

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from kt.data.names import DATASETS
+from kt.models.names import DENSE_NETWORKS, NETWORKS
+from kt.settings import METHODS
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("kt", "tables", "experiments")
 # Package -> those that it must not import: results can be read, and students used, without what is above.
@@ -81,6 +85,35 @@ def test_floors(package: str) -> None:
 
 def test_no_circles() -> None:
     assert circles(IMPORTS) == []
+
+
+# Where a name is written, beside the lists: with what it stands for.
+HOMES = {"kt.methods": METHODS, "kt.data": DATASETS, "kt.models": {**NETWORKS, **DENSE_NETWORKS}}
+LISTS = ("kt.settings",)
+# Words that mean something else as well, what a bench compares with, and what configs begin with.
+ELSEWHERE = {
+    "none": set(MODULES),
+    "l2": {"kt.consistency", "kt.functional", "experiments.checking"},
+    "imagenet": {"kt.models.names", "tables.collect"},
+    "scenes": {"experiments.schema"},
+    "kd": {"experiments.bench"},
+    "stagewise": {"experiments.phase_bench"},
+    "resnet20": {"experiments.bench"},
+    "resnet56": {"experiments.bench"},
+}
+
+
+@pytest.mark.parametrize("home", HOMES)
+def test_a_name_is_written_where_it_is_added_and_nowhere_else(home: str) -> None:
+    """So that one that is added touches nothing else: nowhere does a name decide what is done."""
+    written = {
+        (node.value, name)
+        for name, path in MODULES.items()
+        if not name.startswith((home, "tables.papers")) and name not in LISTS
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in HOMES[home]
+    }
+    assert {(name, module) for name, module in written if module not in ELSEWHERE.get(name, ())} == set()
 
 
 def test_no_test_imports_another() -> None:

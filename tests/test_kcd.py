@@ -145,6 +145,17 @@ def test_only_the_last_stage_of_a_view_is_transformed() -> None:
     assert torch.equal(view.levels[-1], order(plain.levels[-1])) and torch.equal(view.logits, teacher(images))
 
 
+def test_features_are_of_normalised_images_and_without_a_graph_where_none_is_wanted() -> None:
+    plain = build_network("resnet8", num_classes=4, width=0.25, image_size=32).eval()
+    network, images = Classifier(plain, ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))), torch.rand(2, 3, 32, 32)
+    seen = (images - torch.tensor([0.4, 0.5, 0.6])[:, None, None]) / torch.tensor([0.2, 0.3, 0.4])[:, None, None]
+    for graph in (True, False):
+        features = Features(network, images, graph=graph)
+        read = features.before(-1), features.level(0), features.pooled, features.logits
+        torch.testing.assert_close(features.logits, plain(seen))
+        assert [each.requires_grad for each in read] == [graph] * 4
+
+
 def test_a_network_runs_once_and_only_as_deep_as_asked() -> None:
     teacher, images, calls = make_teacher("resnet20", 4).eval(), torch.rand(2, 3, 32, 32), []
     for number, stage in enumerate(teacher.stages):

@@ -191,6 +191,19 @@ def test_unknown_methods_and_missing_teachers_are_one_line() -> None:
         build_method("kd", student, None)
 
 
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("kt.methods.kdd", "method=late: there is no module kt.methods.kdd, which `module` of .*Late names"),
+        ("kt.methods.kd", "method=late: kt.methods.kd registers no such; expected @METHODS.reg.*.name='late'"),
+    ],
+)
+def test_a_method_that_nothing_registers_is_one_line(module: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHOD_SETTINGS, "late", type("Late", (METHOD_SETTINGS["kd"],), {"module": module}))
+    with pytest.raises(UserError, match=words):
+        find_method("late")
+
+
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Two gloo processes that train whatever method they are told, for all tests."""

@@ -280,7 +280,10 @@ def test_a_cell_of_an_outside_method_and_network(site: Path, tmp_path: Path) -> 
         (("dataset=bands", "dataset.perod=2"), "dataset.perod: unknown key (did you mean 'period'?)"),
         (("dataset.period=2",), "dataset.period: unknown key; dataset has name, "),
         (("++teacher.dataset.name=bands",), "teacher.dataset.period: missing; expected one of 2, 4, 8"),
-        (("dataset@teacher.dataset=bands", "teacher.dataset.period=3"), "teacher.dataset.period=3: expected one of 2"),
+        (
+            ("dataset=cifar100", "dataset@teacher.dataset=bands", "teacher.dataset.period=3"),
+            "teacher.dataset.period=3: expected one of 2, 4, 8",
+        ),
     ],
 )
 def test_its_settings_are_checked_like_all_others(site: Path, arguments: tuple[str, ...], words: str) -> None:
@@ -366,6 +369,14 @@ def test_an_entry_that_names_no_paper(site: Path, tmp_path: Path) -> None:
             "cannot be loaded (ModuleNotFoundError: ",
         ),
         ("tiny = outside.names:TINY", "tiny = outside.names:TINI", "cannot be loaded (AttributeError: "),
+        (
+            "outside.names:Logits",
+            "outside.methods:Logits",
+            "expected a subclass of kt.settings.Method, whose `module` ",
+        ),
+        ("outside.names:Logits", "kt.settings:KD", "expected a subclass of kt.settings.Method, whose `module` "),
+        ("outside.names:TINY", "outside.names:BANDS", ": expected a kt.models.names.NetworkSpec\n"),
+        ("outside.names:BANDS", "outside.names:Bands", ": expected a kt.data.DatasetSpec\n"),
         ("logits = outside", "kd = outside", "of kt.methods: there is a kd already; expected a name of its own"),
     ],
 )
@@ -396,15 +407,22 @@ def test_a_cell_on_an_outside_dataset(site: Path, tmp_path: Path) -> None:
     assert result["metrics"]["top1"] == 100.0
 
 
-def test_its_stand_in_replaces_it_and_its_recipe_follows_the_scale(site: Path) -> None:
+def test_its_stand_in_recipe_and_own_key(site: Path) -> None:
     code = """
 from configs import composed, table
+from experiments.meaning import identity, needed_cells, settle
+from kt.data.names import content
 rows = {name: {"label": name, "role": "baseline", "overrides": {"dataset": name}} for name in ("bands", "imagenet")}
 for scale in ("mini", "fast"):
     made = table("stage_count", f"scale={scale}", "student=resnet20", rows=rows)
     print([(shown.config["dataset"]["name"], shown.config["dataset"]["image_size"]) for shown in made.shown])
 chosen = composed("dataset=bands", "student=tiny", "scale=paper", "scale.fraction=0.5")
 print(chosen["schedule"]["epochs"], chosen["dataset"]["stand_in"])
+periods = ((), ("dataset.period=4",), ("dataset.period=2",))
+own = [composed("dataset=bands", "student=tiny", *period) for period in periods]
+print([content(config["dataset"])["period"] for config in own], len({identity(config) for config in own}))
+taught = composed("dataset=bands", "student=tiny", "method=kd", "teacher=tiny", "+dataset@teacher.dataset=cifar100")
+print("period" in taught["dataset"], "period" in needed_cells(settle(taught))["teacher"]["dataset"])
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT), str(ROOT / "tests")])}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=ROOT)
@@ -412,4 +430,6 @@ print(chosen["schedule"]["epochs"], chosen["dataset"]["stand_in"])
         "[('scenes', 24), ('scenes', 48)]",
         "[('bands', 16), ('imagenet', 224)]",
         "1 scenes_small",
+        "[4, 4, 2] 2",
+        "True False",
     ], done.stderr

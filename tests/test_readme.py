@@ -75,7 +75,8 @@ def write_classifier(folder: Path, name: str, num_classes: int, width: float = 1
 
 
 def test_every_python_block_is_tested() -> None:
-    marks = ("MyNetwork", "build_data", "kt.load_student", "get_model", "mmseg.registry", 'type="KnowledgeTransfer"')
+    marks = ("Bands(Dataset)", "MyNetwork", "NotNegative", "terms(", "build_data", "kt.load_student", "get_model")
+    marks += ("mmseg.registry", 'type="KnowledgeTransfer"')
     assert len(blocks("python")) == len(marks) == len({block_with(mark) for mark in marks})
 
 
@@ -89,6 +90,42 @@ def network_class() -> Any:
     space: dict[str, Any] = {"__name__": "readme"}
     exec(compile(block_with("MyNetwork"), "README.md", "exec"), space)
     return space["MyNetwork"]
+
+
+def test_a_package_of_ones_own(tmp_path: Path) -> None:
+    """Its method trains, and its dataset's key is checked; entry points are as the README has them."""
+    points = re.sub(r'\[project.entry-points."(.*)"\]', r"[\1]", blocks("toml")[0])
+    lines = dict(re.findall(r'^(\w+) = "(.*)"  #', points, re.MULTILINE))
+    assert lines == {"bands": "my_package.names:BANDS", "tiny": "my_package.names:TINY"} | {
+        "logits": "my_package.names:Logits",
+        "far": "my_package.far",
+    }
+    names = [block_with("NotNegative"), block_with("Bands(Dataset)")]
+    names += ["from kt.data import DatasetSpec", "BANDS = DatasetSpec({'classification': ''}, settings=Bands)"]
+    files = {"my_package/__init__.py": "", "my_package/names.py": "\n".join(names)}
+    files |= {"my_package/methods.py": block_with("terms("), "own-1.dist-info/METADATA": "Name: own\nVersion: 1\n"}
+    points = f"[kt.datasets]\nbands = {lines['bands']}\n[kt.methods]\nlogits = {lines['logits']}\n"
+    files["own-1.dist-info/entry_points.txt"] = points
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    code = """
+import sys
+sys.path[:0] = [".", TESTS]
+from kt.data import build_data
+from kt.train import fit
+from method_settings import SCHEDULE, SETTINGS, Setting, make_data, make_model
+
+SETTINGS["logits"] = Setting({"weight": 0.5})
+data = make_data(device_batch=8)
+fit(make_model("logits", data.spec.num_classes), data, "out", SCHEDULE)
+try:
+    build_data({"name": "bands", "period": 3}, ".", batch_size=1, seed=0)
+except ValueError as error:
+    print(error)
+"""
+    assert "dataset.period=3: expected one of 2, 4, 8" in run_in(tmp_path, code.replace("TESTS", repr(f"{ROOT}/tests")))
+    assert "loss_logits" in (tmp_path / "out" / "metrics.jsonl").read_text()
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))

@@ -221,36 +221,45 @@ def content(dataset: Mapping[str, Any]) -> dict[str, Any]:
     return {key: dataset[key] for key in (*COMMON, *spec.keys, *added)}
 
 
-def settings_of(dataset: Mapping[str, Any]) -> type[Dataset]:
-    """The class of a dataset's config; that of all where its name is none."""
-    spec = DATASETS.get(str(dataset.get("name")))
-    return Dataset if spec is None else spec.settings
+def _check_choice(value: Any, choices: Iterable[str], key: str, whose: str = "") -> None:
+    if value not in choices:
+        raise UserError(f"{key}={value}: {whose}expected one of {', '.join(choices)}{nearest(value, choices)}")
 
 
-def known(dataset: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(dataset: Mapping[str, Any], key: str = "dataset") -> type[Dataset]:
+    """The class of a dataset's config; that of all where it has no name.
+
+    Args:
+        dataset: The config, checked or not.
+        key: What the error calls it.
+
+    Raises:
+        UserError: There is no dataset of that name.
+    """
+    if "name" not in dataset:
+        return Dataset
+    _check_choice(dataset["name"], [*DATASETS], f"{key}.name")
+    return DATASETS[dataset["name"]].settings
+
+
+def own_keys(dataset: Mapping[str, Any]) -> dict[str, Any]:
     """A dataset's config without the keys that only others have, such as those of the dataset that it replaces."""
     return {key: value for key, value in dataset.items() if key in kinds(settings_of(dataset))}
 
 
 def check_dataset(dataset: Mapping[str, Any], key: str = "dataset") -> None:
-    """Refuses a name that is no dataset's, a task or augmentation that it does not have, and a folder elsewhere.
+    """Refuses a task or augmentation that the dataset does not have, and a folder elsewhere.
 
     Args:
-        dataset: A dataset's config.
+        dataset: A dataset's config, whose keys and their values are those of its `settings_of`.
         key: What the error calls it.
 
     Raises:
         UserError: Names the key, its value, the choices and the nearest one.
     """
-
-    def check(part: str, choices: Iterable[str], whose: str = "") -> None:
-        if dataset[part] not in choices:
-            hint = nearest(dataset[part], choices)
-            raise UserError(f"{key}.{part}={dataset[part]}: {whose}expected one of {', '.join(choices)}{hint}")
-
-    check("name", DATASETS)
-    check("task", DATASETS[dataset["name"]].readers, f"for {dataset['name']} ")
-    check("augmentation", augmentations(dataset["task"]), f"for {dataset['task']} ")
+    name, task = dataset["name"], dataset["task"]
+    _check_choice(task, DATASETS[name].readers, f"{key}.task", f"for {name} ")
+    _check_choice(dataset["augmentation"], augmentations(task), f"{key}.augmentation", f"for {task} ")
     folder = Path(dataset["folder"] or "")
     if folder.is_absolute() or ".." in folder.parts:
         raise UserError(f"{key}.folder={folder}: expected a folder below data_root; set data_root= to its parent")

@@ -22,6 +22,7 @@ from kt.features import Features
 from kt.outside import load_outside
 from kt.phase import Batch, Loss, Phase
 from kt.settings import METHODS as SETTINGS
+from kt.settings import Method as Settings
 from kt.settings import accumulates, complete, settings_of
 from kt.stages import Stage
 from kt.transfer import TransferModel
@@ -179,17 +180,34 @@ def pair_stages(student: Sequence[Stage], teacher: Sequence[Stage]) -> list[tupl
     return [(len(student) - count + i, len(teacher) - count + i) for i in range(count)]
 
 
+def _register(name: str, schema: type[Settings]) -> None:
+    """Imports the module that registers a method.
+
+    Raises:
+        UserError: There is no such module, or it registers no method of that name.
+    """
+    module, said = schema.module or f"kt.methods.{name}", f"{schema.__module__}.{schema.__name__}"
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if not f"{module}.".startswith(f"{error.name}."):
+            raise
+        raise UserError(f"method={name}: there is no module {module}, which `module` of {said} names") from None
+    if name not in METHODS:
+        raise UserError(f"method={name}: {module} registers no such; expected @METHODS.register_module(name={name!r})")
+
+
 def find_method(name: str) -> type[Method]:
     """The registered class behind a method's name; `a+b` is method a around method b.
 
     Raises:
-        UserError: There is no such method.
+        UserError: There is no such method, or nothing registers it.
     """
     load_outside()
     outer = name.partition("+")[0]
     schema = SETTINGS.get(outer)
     if schema is not None:
-        importlib.import_module(schema.module or f"kt.methods.{outer}")
+        _register(outer, schema)
     kind = METHODS.get(outer)
     if kind is None:
         known = sorted({name for name in SETTINGS if "+" not in name} | set(METHODS.module_dict))
