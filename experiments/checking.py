@@ -74,7 +74,8 @@ def unknown(key: str, method: str | None = None) -> UserError:
     siblings = [name for name in siblings if (parent, name) != ("method", "name")]
     homes = [other for other in known_keys() if other.endswith(f".{leaf}") and parent != "method"]
     homes = [other for other in homes if not parent or not f".{other}".endswith(f".{key}")]
-    homes = [other for other in homes if not other.startswith(f"method.{SOURCE}.")]  # which has all keys of a dataset
+    # Groups within a method have the keys of other groups: they are nobody's home.
+    homes = [other for other in homes if not other.startswith("method.") or other.count(".") == 1]
     hint = f" (did you mean '{homes[0]}'?)" if homes else nearest(leaf, siblings)
     whose = f" for method {method}" if method and parent == "method" else ""
     listed = ", ".join(siblings)
