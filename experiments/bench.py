@@ -131,14 +131,15 @@ def _measure_memory(name: str, arguments: argparse.Namespace, answers: Any) -> N
 
 
 def cases(arguments: argparse.Namespace) -> dict[str, tuple[str, dict[str, Any]]]:
-    """What is timed: label -> method and options. Without a process to replay, DistPro's pathways weigh all alike."""
+    """What is timed: label -> method and options. Without a process to replay, all pathways weigh alike."""
     found: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in arguments.methods}
-    if "distpro" in found:
-        found["distpro"] = ("distpro", {"process": "equal"})
+    for name in arguments.methods:
+        if "process" not in kinds(METHODS[name]):
+            continue
+        found[name] = (name, {"process": "equal"})
         if arguments.process:
             replayed = {"files": {"search": arguments.process}}
-            found["distpro"] = ("distpro", replayed)
-            found["distpro clip=null"] = ("distpro", {**replayed, "clip": None})
+            found |= {name: (name, replayed), f"{name} clip=null": (name, {**replayed, "clip": None})}
     return found
 
 
