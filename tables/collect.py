@@ -13,7 +13,7 @@ import numpy as np
 
 from kt.errors import UserError
 from kt.store import folder_of, read_evaluation, read_results, read_status
-from tables.judging import Context, judge_all
+from tables.judging import Context, judge_all, mixed_data
 from tables.records import TableRecord, find_table, metric_label
 
 Json = dict[str, Any]
@@ -52,7 +52,7 @@ def collect(
 
     Returns:
         table, paper, scale, dataset, comparable, banner (the same in words), differs, device_batch, reported, metrics,
-        rows, claims.
+        rows, mixed (datasets of which the rows are of several states), claims.
 
     Raises:
         UserError: There is no such table or printed row, or rows do not say which they are.
@@ -87,6 +87,7 @@ def collect(
         "reported": record.reported,
         "metrics": _metrics(record, [*results.values(), *_evaluations(rows, output_root)]),
         "rows": collected,
+        "mixed": mixed_data(results.values()),
         "claims": judge_all(context),
     }
 

@@ -15,9 +15,10 @@ Nothing holds on a row that has collapsed. A paper's folder keeps only what is c
 from __future__ import annotations
 
 import functools
+import json
 import math
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -178,10 +179,13 @@ def judge_all(context: Context) -> list[dict[str, Any]]:
     """The verdicts on a table's claims: id, claim, where, check, holds_in_paper, verdict, evidence, seeds."""
     part = papers.part(context.record.paper, "claims")
     judges: Judges = part.JUDGES if part else Judges()
+    mixed = mixed_data(context.results.values())
     found = []
     for claim in context.record.claims:
         judge = judges.get(claim["id"])
         try:
+            if mixed:
+                raise Missing(f"Needs rows that are of the same state of {' and '.join(mixed)}.")
             verdict = Verdict(*judge(context)) if judge else Verdict(UNKNOWN, "No judge yet.")
         except Missing as missing:
             verdict = Verdict(UNKNOWN, str(missing))
@@ -189,6 +193,16 @@ def judge_all(context: Context) -> list[dict[str, Any]]:
         evidence = verdict.evidence[:1].upper() + verdict.evidence[1:]
         found.append({**shown, "verdict": verdict.verdict, "evidence": evidence, "seeds": verdict.seeds})
     return found
+
+
+def mixed_data(results: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The datasets that results are of several states of: of data that are gone each cell's newest result is shown."""
+    states: dict[str, set[str]] = {}
+    for result in results:
+        for name, summary in ((result.get("data") or {}).get("datasets") or {}).items():
+            if summary is not None:
+                states.setdefault(name, set()).add(json.dumps(summary, sort_keys=True))
+    return sorted(name for name, found in states.items() if len(found) > 1)
 
 
 def over_variants(rows: Sequence[Row], judge_row: Callable[[Row], Verdict]) -> Verdict:

@@ -206,6 +206,9 @@ def spread_notes(table: Mapping[str, Any]) -> list[str]:
     unverified = {cell["id"] for row in table["rows"] for cell in row["cells"] if cell.get("unverified")}
     if unverified:
         notes.append(f"Unverified: the data of {len(unverified)} cells are not there; their newest results are shown.")
+    if table.get("mixed"):
+        mixed = ", ".join(table["mixed"])
+        notes.append(f"Not to be compared with one another: the rows are of several states of {mixed}.")
     if any(not row["cells"] for row in table["rows"]):
         notes.append("–: only the paper's number is cited.")
     return notes

@@ -21,9 +21,12 @@ from experiments.plan import Job, plan_lines, print_plan
 from experiments.progress import Display
 from experiments.run import normalise
 from experiments.table import Sweep
-from kt.data import fingerprint
+from kt.data import DatasetSpec, fingerprint
 from kt.errors import UserError
+from kt.settings import Dataset, defaults
 from kt.store import folder_of, read_evaluation, read_result, read_status
+from tables.collect import collect
+from tables.render import spread_notes
 from tables.sweeps import as_markdown, collect_sweep
 
 # Kind of dataset -> its files, which change what the reader gives; the first is a label's.
@@ -161,6 +164,54 @@ def test_a_table_is_of_one_state_of_the_data(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "data")
     gone = table("cifar100_kcd", *common)
     assert done <= gone.jobs.keys() and any(cell.get("unverified") for cell in cells(gone))
+
+
+def test_rows_of_two_states_of_data_that_are_gone_are_not_compared(tmp_path: Path) -> None:
+    make(tmp_path / "data", "cifar100")
+    keys = [f"data_root={tmp_path / 'data'}", f"output_root={tmp_path / 'out'}", "dataset=cifar100"]
+    rows = ["rows=none_half,none_full"]
+
+    def shown() -> dict[str, Any]:
+        entries = [{**each.entry(), "differs": {}} for each in table("cifar100_kcd", *keys, *rows).shown]
+        return collect("cifar100_kcd", entries, tmp_path / "out", "mini")
+
+    first, second = table("cifar100_kcd", *keys, *rows).shown
+    run_cell(first.config), run_cell(second.config)
+    assert shown()["mixed"] == []
+    (tmp_path / "data" / FILES["cifar100"][1]).write_bytes(b"other")
+    run_cell(second.config)
+    shutil.rmtree(tmp_path / "data")
+    made = shown()
+    assert made["mixed"] == ["cifar100 classification"] and "several states of cifar100" in " ".join(spread_notes(made))
+    assert all(claim["verdict"] == "unknown" and "same state" in claim["evidence"] for claim in made["claims"])
+
+
+def test_a_key_that_is_not_read_makes_no_other_cell(tmp_path: Path) -> None:
+    make(tmp_path / "data", "imagefolder"), make(tmp_path / "data", "cifar100")
+    for name in ("imagefolder", "cifar100"):
+        config = config_of(tmp_path, name)
+        done = run_cell(config)["id"]
+        for key, value in (("train_split", "a"), ("test_split", "b"), ("domain", "clipart"), ("style", "synthetic")):
+            assert cell_id({**config, "dataset": {**config["dataset"], key: value}}) == done, (name, key)
+    assert cell_id({**config, "dataset": {**config["dataset"], "folder": "other"}}) == done
+
+
+def test_files_that_a_key_of_one_s_own_names_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Folds(Dataset):
+        """Images in several folds."""
+
+        fold: int = 0
+
+    spec = DatasetSpec({"classification": "a:b"}, images=("folds/{fold}/*",), settings=Folds)
+    monkeypatch.setitem(fingerprint.DATASETS, "folds", spec)
+    monkeypatch.setattr(fingerprint, "REUSED", 1e9)
+    for fold in (1, 2):
+        make_fold = tmp_path / f"folds/{fold}"
+        make_fold.mkdir(parents=True)
+        (make_fold / "a.png").write_bytes(bytes(fold))
+    given = {**defaults(Dataset), "name": "folds", "task": "classification"}
+    first, second = (fingerprint.state_of({**given, "fold": fold}, tmp_path, tmp_path / "c") for fold in (1, 2))
+    assert first.key != second.key and first.summary != second.summary
 
 
 def test_a_score_belongs_to_the_data_that_it_was_taken_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

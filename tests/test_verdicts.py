@@ -16,7 +16,7 @@ from kt.store import folder_of, outcomes_file
 from results import make_row, write_cell
 from tables import noise
 from tables.collect import collect
-from tables.judging import Difference, Statement, chain, ruling, signed
+from tables.judging import Context, Difference, Statement, chain, collapse, ruling, signed
 from tables.records import find_table, load_paper
 
 Json = dict[str, Any]
@@ -161,6 +161,26 @@ def test_rows_are_compared_on_the_same_images(tmp_path: Path) -> None:
     evidence = judged(tmp_path, "kcd_dynamic", rows)["c7"]["evidence"]
     margin = 200 * ((0.608 * 0.392 + 0.6 * 0.4) / 1000) ** 0.5
     assert f"+0.80 ± {margin:.2f}" in evidence and "for which no outcomes of both are kept" in evidence
+
+
+def test_equally_many_other_images_are_not_the_same(tmp_path: Path) -> None:
+    rows = dynamic_and_static(tmp_path, 1, lambda seed: (slice(0, 392), slice(0, 400)))
+    file = outcomes_file(folder_of(tmp_path, rows[0]["cells"][0]["id"]))
+    kept = dict(np.load(file))
+    keep_outcomes(file, {**kept, "indices": kept["indices"] + 1})
+    assert "for which no outcomes of both are kept" in judged(tmp_path, "kcd_dynamic", rows)["c7"]["evidence"]
+
+
+def test_far_below_the_student_alone_is_a_collapse(tmp_path: Path) -> None:
+    rows = [make_row("imagenet_compression", row_id) for row_id in ("baseline", "kd")]
+    for alone, taught, collapsed in ((60.0, 29.0, True), (60.0, 31.0, False)):
+        for row, top1 in zip(rows, (alone, taught), strict=True):
+            write_cell(tmp_path, row["cells"][0]["id"], {"top1": top1}, test_size=1000, num_classes=1000)
+            row |= {"mean": {"top1": top1}}
+            row["cells"] = [{**row["cells"][0], "status": "done", "metrics": {"top1": top1}}]
+        context = Context(find_table("imagenet_compression"), rows, {}, tmp_path)
+        found = collapse(context, rows[1], "top1")
+        assert (found is not None and "far below the student alone" in found) == collapsed, found
 
 
 def test_seeds_never_say_less_than_the_images_leave_open(tmp_path: Path) -> None:

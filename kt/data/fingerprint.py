@@ -24,6 +24,7 @@ from typing import Any
 from kt.data.names import DATASETS, IMAGE_ENDS
 from kt.errors import UserError
 from kt.files import checksum, read_json, write_bytes
+from kt.settings import Dataset, kinds
 
 Listing = dict[str, dict[str, Any]]
 
@@ -39,7 +40,7 @@ class State:
 
     Attributes:
         name: The dataset's, with its folder.
-        key: The same with its task, splits and domain, which decide what files it reads.
+        key: The same with its task and what else decides which files it reads.
         root: The folder that holds them.
         summary: Numbers of files and digests, by what they are of; None if there are no files.
         seconds: It took to find out.
@@ -92,9 +93,12 @@ def state_of(dataset: Mapping[str, Any], data_root: str | os.PathLike[str], cach
         tuple(pattern.format_map(fields) for pattern in patterns)
         for patterns in (spec.images, spec.labels.get(dataset["task"], ()))
     )
-    name = dataset["name"] if dataset["folder"] in (None, dataset["name"]) else f"{dataset['name']}:{dataset['folder']}"
-    parts = (name, dataset["task"], *(dataset[key] for key in ("train_split", "test_split", "domain")))
-    key = " ".join(str(part) for part in parts if part)
+    folder = dataset["folder"] if "folder" in spec.keys else None  # keys that it does not read are of no account
+    name = dataset["name"] if folder in (None, dataset["name"]) else f"{dataset['name']}:{folder}"
+    patterns = "".join((*spec.images, *spec.labels.get(dataset["task"], ())))
+    own = [key for key in kinds(spec.settings) if key not in kinds(Dataset) and f"{{{key}}}" in patterns]
+    told = [key for key in ("train_split", "test_split", "domain") if key in spec.keys]
+    key = " ".join(str(part) for part in (name, dataset["task"], *(dataset[key] for key in (*told, *own))) if part)
     mark = key, str(root), str(cache)
     if mark in _recent and time.monotonic() < _recent[mark][0]:
         return _recent[mark][1]
