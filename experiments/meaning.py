@@ -425,8 +425,9 @@ def identify(config: Mapping[str, Any]) -> Identified:
             told += [f"{state}: is not there; the newest result is shown, unverified" for state in absent]
     elif (first := read_data(folder_of(root, settings))) and first["fingerprint"] not in (None, fingerprint):
         cell_id = f"{settings}-{fingerprint[:8]}"
-        changed = (changes(state, first["datasets"].get(state.key), cache) for state in states)
-        told += [f"{line}; what needs it is trained anew" for line in changed if line]
+        if read_result(folder_of(root, cell_id)) is None:
+            changed = (changes(state, first["datasets"].get(state.key), cache) for state in states)
+            told += [f"{line}; what needs it is trained anew" for line in changed if line]
     scored = None
     if dataset := evaluation_dataset(config):
         scored = state_of(dataset, config["data_root"], cache)

@@ -75,10 +75,10 @@ def test_other_data_are_another_cell_and_the_first_data_the_first_one(tmp_path: 
     first, config = make(tmp_path / "data", name) / FILES[name][0], config_of(tmp_path, name)
     old = run_cell(config)["id"]
     first.write_bytes(first.read_bytes()[::-1])  # of the same size
-    new = run_cell(config)["id"]
-    assert new.startswith(f"{old}-") and len(new) == len(old) + 9
-    assert (folder_of(tmp_path / "out", new) / "calls").read_text() == "x"
     assert any("1 of" in line and "trained anew" in line for line in told(config))
+    new = run_cell(config)["id"]
+    assert new.startswith(f"{old}-") and len(new) == len(old) + 9 and not told(config)
+    assert (folder_of(tmp_path / "out", new) / "calls").read_text() == "x"
     first.write_bytes(first.read_bytes()[::-1])
     assert run_cell(config)["id"] == old and (folder_of(tmp_path / "out", old) / "calls").read_text() == "x"
 
@@ -88,8 +88,8 @@ def test_more_and_fewer_images_are_other_data(tmp_path: Path, name: str) -> None
     image, config = make(tmp_path / "data", name) / FILES[name][-1], config_of(tmp_path, name)
     ids = [run_cell(config)["id"]]
     shutil.copy(image, image.with_name("z.png"))
-    ids.append(run_cell(config)["id"])
     assert any("1 images more" in line for line in told(config))
+    ids.append(run_cell(config)["id"])
     image.unlink()
     assert len({*ids, run_cell(config)["id"]}) == 3
 
