@@ -19,8 +19,9 @@ from torch import Tensor, nn
 import kt.methods.mas
 from checks import bits
 from configs import composed
-from experiments.meaning import data_of, identity, settle
+from experiments.meaning import identify, identity, settle
 from kt.data import build_data, fingerprint, unlabelled
+from kt.data.fingerprint import combined
 from kt.engine import Engine, PhaseLoop, measured_loop
 from kt.errors import UserError
 from kt.functional import image_errors, pair_weights, subspace_loss
@@ -466,11 +467,11 @@ def test_the_state_of_the_source_images_is_the_cells_own(tmp_path: Path, monkeyp
     folder.mkdir(parents=True)
     source = ("dataset@method.source=unlabelled", "method.source.folder=pictures")
     config = settle(composed(*SMALL, *source, f"data_root={tmp_path / 'data'}", f"output_root={tmp_path / 'out'}"))
-    assert data_of(config)["fingerprint"] is None  # no image yet
+    assert combined(identify(config).states) is None  # no image yet
     (folder / "a.png").write_bytes(b"one")
-    first = data_of(config)["fingerprint"]
+    first = combined(identify(config).states)
     (folder / "a.png").write_bytes(b"other")
-    assert None is not first != data_of(config)["fingerprint"]
+    assert None is not first != combined(identify(config).states)
 
 
 @pytest.mark.parametrize(
