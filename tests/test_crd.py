@@ -41,7 +41,7 @@ def embed(features: list[Matrix], layers: list[tuple[Matrix, Matrix]]) -> list[M
 def side_loss(embedded: Matrix, memory: Matrix, chosen: NDArray[np.int64], constant: float | None) -> Any:
     """One side's loss and its constant, sample by sample and draw by draw."""
     size, draws = len(memory), chosen.shape[1] - 1
-    score = [[math.exp(float(v @ memory[i]) / 0.07) for i in rows] for v, rows in zip(embedded, chosen, strict=True)]
+    score = [[math.exp(float(v @ memory[i]) / 0.1) for i in rows] for v, rows in zip(embedded, chosen, strict=True)]
     constant = constant or size * float(np.mean(score))
     total = 0.0
     for own, *others in score:
@@ -56,7 +56,7 @@ def test_two_steps_are_those_of_loops(gather_above: int, monkeypatch: Any) -> No
     monkeypatch.setattr(kt.functional, "GATHER_ABOVE", gather_above)
     # Images 0, 3, 6, ... do not take part.
     labels = np.where(np.arange(30) % 3, np.arange(30) // 3 % CLASSES, -1)
-    options = {"embedding": 6, "negatives": 7, "momentum": 0.3}
+    options = {"embedding": 6, "negatives": 7, "momentum": 0.3, "temperature": 0.1}
     model = make_model("crd", CLASSES, spec_of(labels), **options).double().eval()
     method, part = model.method, np.flatnonzero(labels >= 0)
     place = {int(index): int(method.rows[index]) for index in part}

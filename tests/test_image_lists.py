@@ -87,6 +87,17 @@ def test_lists_may_lie_beside_the_domains(tmp_path: Path, place: str) -> None:
             {"CUB_200_2011/train_test_split.txt": "1 0\n2 1\n4 1\n"},
             "train_test_split.txt has no line for image 3",
         ),
+        (
+            "cub200",
+            {"CUB_200_2011/train_test_split.txt": "1 0\n2 1\n3 2\n4 1\n"},
+            r"train_test_split.txt: image 3 has '2', neither 1 \(training\) nor 0",
+        ),
+        (
+            "cub200",
+            {"CUB_200_2011/image_class_labels.txt": "1 1\n2 1\n3 2\n4 2\n3 1\n"},
+            "image_class_labels.txt has 2 lines for number 3",
+        ),
+        ("domainnet", {"domainnet/painting_train.txt": "painting/axe/b.jpg 0\n" * 4}, "names 4 images, the cleaned list 3"),
         ("cub200", {"CUB_200_2011/images.txt": "1\n"}, "images.txt: line 1 has one column, not two"),
         (
             "cub200",

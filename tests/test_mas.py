@@ -19,8 +19,9 @@ from torch import Tensor, nn
 import kt.methods.mas
 from checks import bits
 from configs import composed
-from experiments.meaning import data_of, identity, settle
+from experiments.meaning import identify, identity, settle
 from kt.data import build_data, fingerprint, unlabelled
+from kt.data.fingerprint import combined
 from kt.engine import Engine, PhaseLoop, measured_loop
 from kt.errors import UserError
 from kt.functional import image_errors, pair_weights, subspace_loss
@@ -243,7 +244,8 @@ def by_hand(model: TransferModel, batch: Any, method: Any) -> None:
     with torch.no_grad():
         theirs = maps(model.teacher, batch["inputs"])
     ours = maps(model.student, batch["inputs"])
-    match = sum(error(networks, theirs, ours) for networks, _ in sets) / len(sets)
+    shares = (0.8, 0.2) if len(sets) > 1 else (1.0,)
+    match = sum(share * error(networks, theirs, ours) for share, (networks, _) in zip(shares, sets, strict=True))
     main.zero_grad()
     (F.cross_entropy(student.fc(ours[-1].flatten(1)), batch["labels"]) + 3.0 * match).backward()
     main.step()
@@ -252,6 +254,7 @@ def by_hand(model: TransferModel, batch: Any, method: Any) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_round_is_the_papers(name: str, batch: Any, tmp_path: Path) -> None:
     options = {"weight": 3.0, **({} if name == "as" else {**UNIFORM, "stages": "blocks"})}
+    options |= {"source_weight": 0.2} if name == "m2a2s" else {}
     models = [make_model(name, 10, **options).to(torch.float64) for _ in range(2)]
     batch = {**batch, "inputs": batch["inputs"].double()}
     for model in models:
@@ -391,6 +394,17 @@ def test_what_is_unexplained_is_one_for_a_constant() -> None:
     assert unexplained([[target], [mean]], [target]).item() == pytest.approx(0.5, abs=1e-4)
 
 
+def test_squeeze_and_excitation_weighs_the_teachers_channels_first() -> None:
+    squeezed, plain = (AuxiliaryNetworks(kind, 32, [], [8], False).adapter for kind in ("se", "fc"))
+    assert [type(layer).__name__ for layer in squeezed] == ["SqueezeExcitation", "Conv2d"] and len(plain) == 1
+    assert (squeezed[0].fc1.in_channels, squeezed[0].fc1.out_channels) == (32, 2)
+
+
+def test_no_layers_are_one_line() -> None:
+    with pytest.raises(UserError, match=r"^method.stages=\[\]: expected some of \[0, 1, 2\], or all, last, blocks$"):
+        make_model("m2as", 10, stages=[])
+
+
 def test_too_short_a_training_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^method.first_epochs=2: the training has 2 in all; expected fewer"):
         fit(make_model("as", 10, first_epochs=2), make_data(), tmp_path, SCHEDULE)
@@ -466,11 +480,11 @@ def test_the_state_of_the_source_images_is_the_cells_own(tmp_path: Path, monkeyp
     folder.mkdir(parents=True)
     source = ("dataset@method.source=unlabelled", "method.source.folder=pictures")
     config = settle(composed(*SMALL, *source, f"data_root={tmp_path / 'data'}", f"output_root={tmp_path / 'out'}"))
-    assert data_of(config)["fingerprint"] is None  # no image yet
+    assert combined(identify(config).states) is None  # no image yet
     (folder / "a.png").write_bytes(b"one")
-    first = data_of(config)["fingerprint"]
+    first = combined(identify(config).states)
     (folder / "a.png").write_bytes(b"other")
-    assert None is not first != data_of(config)["fingerprint"]
+    assert None is not first != combined(identify(config).states)
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,10 @@ from PIL import Image
 
 from configs import composed, table
 from experiments.cell import run_cell
-from experiments.meaning import cell_id, data_of, is_unverified, settle, told_of_data
+from experiments.meaning import cell_id, identify, settle
 from experiments.table import Table
 from kt.data import fingerprint
+from kt.data.fingerprint import combined
 from kt.store import folder_of, read_result
 from results import make_row, write_cell
 from tables.collect import collect
@@ -96,16 +97,16 @@ def test_library_weights_teach_without_their_data(
     teacher = settle({**config, "cell": "teacher"})
     kept = read_result(folder_of(tmp_path / "out", result["needs"]["teacher"]))
     assert kept is not None and kept["metrics"] == {} and kept["id"] == cell_id(teacher)
-    assert told_of_data(teacher) == [
-        "there are no data of imagenet: the weights IMAGENET1K_V1 of resnet18 teach without a score"
-    ]
+    assert identify(teacher).told == (
+        "there are no data of imagenet: the weights IMAGENET1K_V1 of resnet18 teach without a score",
+    )
     settled = settle(config)
-    assert not is_unverified(settled) and not is_unverified(teacher)
-    before = cell_id(settled), data_of(settled)
+    assert not identify(settled).unverified and not identify(teacher).unverified
+    before = cell_id(settled), combined(identify(settled).states)
     (tmp_path / "data/imagenet/train/n1").mkdir(parents=True)
     (tmp_path / "data/imagenet/train/n1/a.JPEG").write_bytes(b"an image")
     # The student stays what it is; the teacher can be scored now.
-    assert (cell_id(settled), data_of(settled)) == before
+    assert (cell_id(settled), combined(identify(settled).states)) == before
     assert cell_id(teacher) != kept["id"]
 
 

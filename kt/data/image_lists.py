@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,14 @@ def read_cub200(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> I
     layout = f"CUB_200_2011/{{images/<class>/<image>.jpg,{','.join(lists)}}}"
     folder = _Folder(root, layout, "https://www.vision.caltech.edu/datasets/cub_200_2011")
     # Every list joins a number to something else.
-    names, paths, class_of, trains = (dict(folder.pairs(name)) for name in lists)
+    columns = [folder.pairs(name) for name in lists]
+    names, paths, class_of, trains = map(dict, columns)
+    for name, rows in zip(lists, columns, strict=True):
+        counts = Counter(number for number, _ in rows)
+        if twice := next((number for number, count in counts.items() if count > 1), None):
+            raise folder.wrong(f"{folder.path / name} has {counts[twice]} lines for number {twice}")
+    if odd := next((number for number in paths if trains.get(number, "0") not in ("0", "1")), None):
+        raise folder.wrong(f"{folder.path / lists[3]}: image {odd} has {trains[odd]!r}, neither 1 (training) nor 0")
     for name, column in zip(lists[2:], (class_of, trains), strict=True):
         if lost := next((number for number in paths if number not in column), None):
             raise folder.wrong(f"{folder.path / name} has no line for image {lost}")

@@ -112,7 +112,7 @@ class ContrastiveRepresentation(Method):
             ]
             scores = [
                 (similarities(each, memory, chosen) / self.temperature).exp()
-                for each, memory in zip(embedded, self.memories.flip(0), strict=True)
+                for each, memory in zip(embedded, reversed(self.memories.unbind()), strict=True)
             ]
             self._normalise(scores)
             noise = self.negatives / self.memories.shape[1]
