@@ -128,6 +128,9 @@ def validate(config: Mapping[str, Any]) -> None:
     check_settings(config["teacher"]["schedule"] or {}, Schedule, "teacher.schedule.", whole=False)
     if source := config["method"].get(SOURCE):
         check_dataset(source, f"method.{SOURCE}")
+        if source["validation"]:
+            given = f"method.{SOURCE}.validation={source['validation']}"
+            raise UserError(f"{given}: expected 0, for nothing is scored on these images; see method.source_share")
     for who in ("teacher", "student"):
         network = config[who]["network"]
         if network is not None and network["name"] not in choices("network"):

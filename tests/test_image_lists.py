@@ -97,7 +97,11 @@ def test_lists_may_lie_beside_the_domains(tmp_path: Path, place: str) -> None:
             {"CUB_200_2011/image_class_labels.txt": "1 1\n2 1\n3 2\n4 2\n3 1\n"},
             "image_class_labels.txt has 2 lines for number 3",
         ),
-        ("domainnet", {"domainnet/painting_train.txt": "painting/axe/b.jpg 0\n" * 4}, "names 4 images, the cleaned list 3"),
+        (
+            "domainnet",
+            {"domainnet/painting_train.txt": "painting/axe/b.jpg 0\n" * 4},
+            "names 4 images, the cleaned list 3",
+        ),
         ("cub200", {"CUB_200_2011/images.txt": "1\n"}, "images.txt: line 1 has one column, not two"),
         (
             "cub200",

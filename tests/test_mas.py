@@ -426,7 +426,8 @@ def test_a_share_of_the_source_images_is_the_same_for_every_seed() -> None:
     assert indices(first) == indices(second) != list(range(16)) and len(indices(first)) == 16
     orders = [next(each.epoch(0))["indices"].tolist() for each in (first, second)]
     assert orders[0] != orders[1]
-    assert len(indices(unlabelled(DATASET, 1e-6, ".", batch_size=8, seed=0))) == 1
+    with pytest.raises(UserError, match=r"method.source_share=0.01: takes \d of \d+ images; expected a share of two"):
+        unlabelled(DATASET, 0.01, ".", batch_size=8, seed=0)
     some = indices(unlabelled({**DATASET, "subset": 20}, 1.0, ".", batch_size=8, seed=0))
     assert len(some) == 20
 
@@ -490,6 +491,10 @@ def test_the_state_of_the_source_images_is_the_cells_own(tmp_path: Path, monkeyp
 @pytest.mark.parametrize(
     ("more", "words"),
     [
+        (
+            ["dataset@method.source=scenes_small", "method.source.validation=0.1"],
+            "method.source.validation=0.1: expected 0",
+        ),
         (["method.source_share=2"], "method.source_share=2: expected a number > 0 and <= 1"),
         (["dataset@method.source=scenes_seg"], "method.source.task=segmentation: expected classification"),
         (["dataset@method.source=scenes", "method.source.name=scnes"], "method.source.name=scnes: .*mean 'scenes'"),

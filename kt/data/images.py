@@ -164,7 +164,12 @@ def unlabelled_loader(
     """A loader of a share of a dataset's training images; see `kt.data.unlabelled`."""
     source: Images = read_dataset(dataset, data_root, cache_root)
     chosen = _chosen(source.train, dataset, len(source.class_names))
-    drawn = np.random.default_rng(0).permutation(len(chosen))[: max(1, round(share * len(chosen)))]
+    count = round(share * len(chosen))
+    if count < 2:  # batch normalisation needs two
+        raise UserError(
+            f"method.source_share={share}: takes {count} of {len(chosen)} images; expected a share of two or more"
+        )
+    drawn = np.random.default_rng(0).permutation(len(chosen))[:count]
     common["device"] = torch.device(device)
     size, augmentation = dataset["image_size"], dataset["augmentation"]
     taken = np.sort(chosen[drawn])
