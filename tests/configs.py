@@ -11,6 +11,7 @@ from experiments.checking import plain
 from experiments.groups import CONF
 from experiments.run import normalise
 from experiments.table import Table, composer
+from hydra_plugins.kt_table_sweeper import table_sweeper
 
 
 @composer
@@ -39,6 +40,5 @@ def table(name: str, *arguments: str, rows: dict[str, Any] | None = None) -> Tab
         master = compose("config", normalise([f"+table={name}", *scale]), return_hydra_config=True)
     dataset, given = master.hydra.runtime.choices["dataset"], rows
     if given is None:
-        given = OmegaConf.to_container(master.hydra.sweeper.rows, resolve=True)
-        assert isinstance(given, dict)
+        given = table_sweeper.rows_of(master)
     return Table(name, given, normalise([f"+table={name}", *arguments]), load, dataset, master.scale.stand_in)

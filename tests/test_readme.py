@@ -143,7 +143,9 @@ def test_a_network_of_ones_own_learns_by_every_method(name: str, network_class: 
         student.network.load_state_dict(teacher.network.state_dict())
     seed_everything(3)
     taught_by = teacher if setting.teacher else None
-    method = build_method(name, student, taught_by, data=data.spec, **setting.options)
+    # A searched process is of the pathways of other networks.
+    own = {"process": "equal"} if setting.files else {}
+    method = build_method(name, student, taught_by, data=data.spec, **{**setting.options, **own})
     hidden: dict[str, Any] = {f"anchor{i}": make(10 + i) for i in range(setting.anchors)}
     hidden |= {"teacher": teacher} if setting.teacher else {}
     before = {key: value.clone() for key, value in student.network.state_dict().items()}

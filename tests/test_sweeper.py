@@ -346,3 +346,10 @@ def test_ctrl_c_during_the_imports(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "experiments.run", TABLE]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr.count("\n")) == (130, 1) and "interrupted" in done.stderr, done.stderr
+
+
+def test_every_seed_of_a_row_has_its_own_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A row's `${seed}` is that of the cell, not of the command."""
+    assert run(tmp_path, "+table=fixed_features", "seed=0,1", "rows=student_fixed", "plan=true") == 0
+    needs = [line.split()[-1] for line in capsys.readouterr().out.splitlines() if "student_fixed seed" in line]
+    assert len(needs) == len(set(needs)) == 2

@@ -705,10 +705,10 @@ def test_render_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_table_that_was_never_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["mas_limited", "--output-root", str(tmp_path)]) == 3
+    assert run(["distpro_normalization", "--output-root", str(tmp_path)]) == 3
     out = capsys.readouterr().out
     assert "not runnable yet" in out
-    assert re.search(r"\| M\^2A\^2S \(proposed\) +\| resnet34 → resnet18 \| +X \| +\**74\.52 ± 0\.54", out)
+    assert re.search(r"\| sigmoid\(alpha\) \(proposed\) +\| wrn_28_4 → wrn_16_4 \| +X \| +78\.80", out)
     assert not list(tmp_path.iterdir())
 
 

@@ -32,6 +32,18 @@ class TableSweeperConfig:
 ConfigStore.instance().store(group="hydra/sweeper", name="table", node=TableSweeperConfig, provider="kt")
 
 
+def rows_of(config: DictConfig) -> Any:
+    """The rows of the table that a config names, with all values but the seed, which each cell has of its own."""
+
+    def settled(row: Any, resolved: Any) -> Any:
+        if isinstance(row, dict):
+            return {key: settled(value, resolved[key]) for key, value in row.items()}
+        return row if row == "${seed}" else resolved
+
+    rows = config.hydra.sweeper.rows
+    return settled(OmegaConf.to_container(rows), OmegaConf.to_container(rows, resolve=True))
+
+
 class TableSweeper(Sweeper):
     """Expands a table or a sweep into cells, trains the missing ones after what they need, and renders them.
 
@@ -43,13 +55,14 @@ class TableSweeper(Sweeper):
 
     def __init__(self, name: str | None, rows: Any, batch: int | None = None):
         self.name = name
-        self.rows: Any = OmegaConf.to_container(rows) if OmegaConf.is_config(rows) else rows
+        self.rows = rows
         self.batch = batch
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keeps what composing and launching need."""
         self.hydra_context = hydra_context
         self.config = config
+        self.rows = rows_of(config)  # what Hydra has made of them for the constructor is for the first seed
         self.launcher: Launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
