@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
 from kt.data.images import Images
+from kt.data.names import IMAGE_ENDS
 from kt.errors import UserError
 
 # Training images of each domain in the cleaned lists, which the paper prints. The first release has others.
@@ -75,7 +74,7 @@ class _Folder:
                 raise self.wrong(
                     f"{self.path / name}: {path} is of {of!r}, which is none of the {len(classes)} classes"
                 )
-            if not path.lower().endswith(IMG_EXTENSIONS):  # what the state of the data does not look at
+            if not path.lower().endswith(IMAGE_ENDS):  # what the state of the data does not look at
                 raise self.wrong(f"{self.path / name}: {path} does not end as an image does")
             if not (self.path / path).is_file():
                 raise self.wrong(f"there is no {self.path / path}, which {name} names")
@@ -175,7 +174,7 @@ def read_tiny_imagenet(dataset: Mapping[str, Any], root: Path, cache: Path | Non
     trained = []
     for name in names:
         files = sorted((folder.path / "train" / name / "images").glob("*"))
-        images = [(file, classes[name]) for file in files if file.suffix.lower() in IMG_EXTENSIONS]
+        images = [(file, classes[name]) for file in files if file.suffix.lower() in IMAGE_ENDS]
         if not images:
             raise folder.wrong(f"there are no images in {folder.path / 'train' / name / 'images'}")
         trained += images

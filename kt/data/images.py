@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,10 @@ SCENES_MEAN, SCENES_STD = (0.440, 0.495, 0.540), (0.174, 0.200, 0.247)
 # Of image files what decodes to at most so many bytes stays in memory.
 RESIDENT_LIMIT = 2 << 30
 TEST_SEED_OFFSET = 1_000_000
+
+
+# From count, size, seed and style to images and labels, as `kt.data.scenes.classification_arrays`.
+Drawing = Callable[[int, int, int, str], tuple[NDArray[np.uint8], NDArray[np.int64]]]
 
 
 @dataclass
@@ -247,22 +251,30 @@ def _open(path: Path) -> Image.Image:
 def read_scenes(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> Images:
     """Crops of single objects out of embedded scenes."""
     style = scenes.check_style(dataset["style"])
-    size = dataset["image_size"]
-    train, test = (
-        _drawn(dataset[f"{split}_size"], size, offset, style, cache)
-        for split, offset in (("train", 0), ("test", TEST_SEED_OFFSET))
-    )
-    return Images(train, test, scenes.CLASSES, SCENES_MEAN, SCENES_STD)
+    return draw_splits(dataset, scenes.classification_arrays, scenes.CLASSES, style, 0, cache, [scenes.__file__])
 
 
-def _drawn(count: int, size: int, seed: int, style: str, cache: Path | None) -> Labelled:
-    """Embedded crops."""
+def draw_splits(
+    dataset: Mapping[str, Any],
+    draw: Drawing,
+    names: tuple[str, ...],
+    style: str,
+    seed: int,
+    cache: Path | None,
+    code: Iterable[str],
+) -> Images:
+    """Both splits of an embedded dataset, which the cache keeps; `code` as for `kt.data.cache.drawn`."""
 
-    def draw() -> Arrays:
-        images, labels = scenes.classification_arrays(count, size, seed, style)
-        return {"images": images, "labels": labels}
+    def split(part: str, seed: int) -> Labelled:
+        count, size = dataset[f"{part}_size"], dataset["image_size"]
 
-    return Labelled(**drawn(cache, f"scenes-{style}-{size}-{seed}-{count}", [scenes.__file__], draw))
+        def arrays() -> Arrays:
+            images, labels = draw(count, size, seed, style)
+            return {"images": images, "labels": labels}
+
+        return Labelled(**drawn(cache, f"{dataset['name']}-{style}-{size}-{seed}-{count}", code, arrays))
+
+    return Images(split("train", seed), split("test", seed + TEST_SEED_OFFSET), names, SCENES_MEAN, SCENES_STD)
 
 
 CIFAR_LAYOUT = (

@@ -9,16 +9,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from kt.data import scenes
-from kt.data.cache import Arrays, drawn
-from kt.data.images import SCENES_MEAN, SCENES_STD, TEST_SEED_OFFSET, Images, Labelled
+from kt.data.images import Drawing, Images, draw_splits
 from kt.data.scenes import OBJECTS, PARTS, Part, Subjects
 from kt.errors import UserError
 
@@ -219,26 +215,11 @@ ACTIONS = Subjects(tuple(_ACTIONS), tuple(_ACTIONS.values()), (0.8,) * len(_ACTI
 # The domains of DomainNet, as the styles of scenes.
 STYLE_OF = {"clipart": "synthetic", "painting": "painting", "real": "photo"}
 
-# Count, size, seed and style to images and labels, as in `kt.data.scenes.classification_arrays`.
-Drawing = Callable[[int, int, int, str], tuple[NDArray[np.uint8], NDArray[np.int64]]]
-
 
 def _read(
     dataset: Mapping[str, Any], draw: Drawing, names: tuple[str, ...], style: str, seed: int, cache: Path | None
 ) -> Images:
-    """Both splits, which the cache keeps."""
-
-    def split(part: str, seed: int) -> Labelled:
-        count, size = dataset[f"{part}_size"], dataset["image_size"]
-        name = f"{dataset['name']}-{style}-{size}-{seed}-{count}"
-
-        def arrays() -> Arrays:
-            images, labels = draw(count, size, seed, style)
-            return {"images": images, "labels": labels}
-
-        return Labelled(**drawn(cache, name, (scenes.__file__, __file__), arrays))
-
-    return Images(split("train", seed), split("test", seed + TEST_SEED_OFFSET), names, SCENES_MEAN, SCENES_STD)
+    return draw_splits(dataset, draw, names, style, seed, cache, (scenes.__file__, __file__))
 
 
 def _crops_of(subjects: Subjects) -> Drawing:

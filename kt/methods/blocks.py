@@ -226,6 +226,11 @@ def match_size(feature: Tensor, reference: Tensor) -> Tensor:
     return F.interpolate(feature, size=size, mode="bilinear", align_corners=False)
 
 
+def nearest_size(feature: Tensor, size: torch.Size) -> Tensor:
+    """Resizes a map to a height and width where they differ (nearest neighbours)."""
+    return feature if feature.shape[2:] == size else F.interpolate(feature, size=size, mode="nearest")
+
+
 def parameters_of(stages: Iterable[Stage]) -> list[nn.Parameter]:
     """The parameters of some stages."""
     return [parameter for stage in stages for parameter in stage.parameters()]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kt.classifier import Classifier
@@ -16,7 +15,7 @@ from kt.errors import UserError
 from kt.features import Features, Level, pair_levels
 from kt.functional import hierarchical_context, interpolate_process
 from kt.methods.base import METHODS, Method
-from kt.methods.blocks import SMALL_IMAGE_STRIDE
+from kt.methods.blocks import SMALL_IMAGE_STRIDE, nearest_size
 from kt.models.cifar import initialise
 from kt.phase import MAIN, Batch, Loop, Phase
 from kt.transfer import TransferModel
@@ -74,8 +73,7 @@ class Transform(nn.Module):
 
     def forward(self, x: Tensor, size: torch.Size) -> Tensor:
         """A map (n, c_t, *size) of a student's map (n, c_s, h, w)."""
-        x = self.before(x)
-        return self.after(x if x.shape[2:] == size else F.interpolate(x, size))
+        return self.after(nearest_size(self.before(x), size))
 
 
 def _exact(x: Tensor) -> Tensor:

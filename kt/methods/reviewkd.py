@@ -7,14 +7,13 @@ here what is behind its ReLU, and the ramp rises once an epoch.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kt.classifier import Classifier
 from kt.features import Features
 from kt.functional import hierarchical_context
 from kt.methods.base import METHODS
-from kt.methods.blocks import LevelTransfer
+from kt.methods.blocks import LevelTransfer, nearest_size
 from kt.phase import Batch
 
 
@@ -38,10 +37,10 @@ class Fusion(nn.Module):
         """The guess (n, theirs, *size) at the teacher's map, and the fused map (n, width, *size)."""
         x = self.narrow(feature)
         if self.attention is not None and deeper is not None:
-            y = _nearest(deeper, x.shape[2:])
+            y = nearest_size(deeper, x.shape[2:])
             gates = torch.sigmoid(self.attention(torch.cat((x, y), 1)))
             x = x * gates[:, :1] + y * gates[:, 1:]
-        x = _nearest(x, size)
+        x = nearest_size(x, size)
         return self.widen(x), x
 
 
@@ -49,10 +48,6 @@ def _convolution(before: int, after: int, size: int) -> nn.Sequential:
     convolution = nn.Conv2d(before, after, size, padding=size // 2, bias=False)
     nn.init.kaiming_uniform_(convolution.weight, a=1)
     return nn.Sequential(convolution, nn.BatchNorm2d(after))
-
-
-def _nearest(feature: Tensor, size: torch.Size) -> Tensor:
-    return feature if feature.shape[2:] == size else F.interpolate(feature, size=size, mode="nearest")
 
 
 @METHODS.register_module(name="reviewkd")
