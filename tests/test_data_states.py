@@ -94,6 +94,17 @@ def test_more_and_fewer_images_are_other_data(tmp_path: Path, name: str) -> None
     assert len({*ids, run_cell(config)["id"]}) == 3
 
 
+def test_images_behind_a_link_are_told_apart_and_links_in_a_circle_end(tmp_path: Path) -> None:
+    split, config = (make(tmp_path / "data", "coco") / FILES["coco"][-1]).parent, config_of(tmp_path, "coco")
+    more = tmp_path / "more"
+    more.mkdir()
+    (split / "deep").symlink_to(more)
+    (more / "round").symlink_to(split)
+    old = run_cell(config)["id"]
+    (more / "b.png").write_bytes(b"more")
+    assert any("1 images more" in line for line in told(config)) and run_cell(config)["id"] != old
+
+
 def test_where_the_data_lie_is_of_no_account(tmp_path: Path) -> None:
     make(tmp_path / "data", "imagefolder")
     shutil.copytree(tmp_path / "data", tmp_path / "copy")

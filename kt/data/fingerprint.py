@@ -23,7 +23,7 @@ from typing import Any
 
 from kt.data.names import DATASETS, IMAGE_ENDS
 from kt.errors import UserError
-from kt.files import checksum, read_json, write_bytes
+from kt.files import checksum, find, read_json, write_bytes
 from kt.settings import Dataset, kinds
 
 Listing = dict[str, dict[str, Any]]
@@ -181,10 +181,10 @@ def _look(root: Path, images: Iterable[str], labels: Iterable[str], cache: Path)
         return checksum(path, sums)[:32]
 
     try:
-        seen = {path.relative_to(root).as_posix(): path for pattern in labels for path in root.glob(pattern)}
+        seen = {path.relative_to(root).as_posix(): path for pattern in labels for path in find(root, pattern)}
         sizes: dict[str, int | None] = {}
         for pattern in images:
-            for path in root.glob(pattern):
+            for path in find(root, pattern):
                 name = path.relative_to(root).as_posix()
                 if path.is_dir():
                     sizes[name] = None

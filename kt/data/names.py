@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kt.errors import UserError, nearest
@@ -51,10 +51,13 @@ COMMON = ("name", "task", "num_classes", "image_size", "crop_size", "subset", "v
 CLASSIFICATION = "classification"
 # Files that are images, in every folder.
 IMAGE_ENDS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# The pattern of all that is below a folder.
+ANY = "**/*"
 
 # Folders are listed for their names, which are classes.
 _CLASS_FOLDERS = tuple(f"{{folder}}/{split}/{inner}" for split in ("train", "val") for inner in ("*", "*/*"))
-_CITIES = tuple(f"cityscapes/leftImg8bit/{split}/*/*_leftImg8bit.png" for split in ("train", "val"))
+CITY_IMAGES = "*/*_leftImg8bit.png"  # of a split
+_CITIES = tuple(f"cityscapes/leftImg8bit/{split}/{CITY_IMAGES}" for split in ("train", "val"))
 
 
 def _city_labels(*ends: str) -> tuple[str, ...]:
@@ -118,7 +121,7 @@ DATASETS: dict[str, DatasetSpec] = {
         {CLASSIFICATION: "kt.data.images:read_unlabelled"},
         ("folder",),
         {"task": CLASSIFICATION, "image_size": 224, "augmentation": "imagenet", "stand_in": "scenes"},
-        images=("{folder}/**/*",),
+        images=(f"{{folder}}/{ANY}",),
     ),
     "cub200": DatasetSpec(
         {CLASSIFICATION: "kt.data.image_lists:read_cub200"},
@@ -191,7 +194,7 @@ DATASETS: dict[str, DatasetSpec] = {
     "coco": DatasetSpec(
         {"detection": "kt.data.dense_folders:read_coco"},
         ("folder", "train_split", "test_split"),
-        images=("{folder}/{train_split}/**/*", "{folder}/{test_split}/**/*"),
+        images=(f"{{folder}}/{{train_split}}/{ANY}", f"{{folder}}/{{test_split}}/{ANY}"),
         labels={
             "detection": tuple(f"{{folder}}/annotations/instances_{{{part}_split}}.json" for part in ("train", "test"))
         },
@@ -221,6 +224,22 @@ def content(dataset: Mapping[str, Any]) -> dict[str, Any]:
     spec = DATASETS[dataset["name"]]
     added = [key for key in kinds(spec.settings) if key not in kinds(Dataset)]
     return {key: dataset[key] for key in (*COMMON, *spec.keys, *added)}
+
+
+def unseen(path: str, form: str = ANY) -> str | None:
+    """Why the state of a dataset would not tell an image that a list names; None if it does.
+
+    Args:
+        path: The image's, below the folder of the images.
+        form: The pattern in `DatasetSpec.images`, from that folder on.
+    """
+    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+        return f"{path} is not below the folder of the images"
+    if not path.lower().endswith(IMAGE_ENDS):
+        return f"{path} does not end as an image does"
+    if form != ANY and not PurePosixPath("/", path).match(f"/{form}"):
+        return f"{path} is not of the form {form}"
+    return None
 
 
 def _check_choice(value: Any, choices: Iterable[str], key: str, whose: str = "") -> None:
