@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 from kt.data import scenes
 from kt.data.cache import Arrays, drawn
 from kt.data.loaders import Loader, ResidentLoader, StreamingLoader
-from kt.data.names import ANY, IMAGE_ENDS, read_dataset
+from kt.data.names import ANY, IMAGE_ENDS, folder_of, read_dataset
 from kt.data.spec import Data, DataSpec
 from kt.errors import UserError
 from kt.evaluation.accuracy import evaluate_accuracy
@@ -311,7 +311,7 @@ def read_cifar100(dataset: Mapping[str, Any], root: Path, cache: Path | None) ->
 
 def read_imagenet(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> Images:
     """ILSVRC 2012, as a folder of images."""
-    return _folders(root / (dataset["folder"] or "imagenet"), "https://www.image-net.org, ILSVRC 2012")
+    return _folders(root / str(folder_of(dataset)), "https://www.image-net.org, ILSVRC 2012")
 
 
 def read_imagefolder(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> Images:

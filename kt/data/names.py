@@ -29,6 +29,7 @@ class DatasetSpec:
         images, labels: The files it reads, the latter by task, as patterns of `Path.glob` below `data_root` in which
             `{folder}`, `{train_split}` and the like stand for the config's values (an empty folder for the dataset's
             name); see `kt.data.fingerprint`. An entry without any is taken to have always the same data.
+        folder: What a `folder` of null stands for; None where it has to be given.
         code: Modules that draw it, of a dataset without files.
         embedded: Whether it is drawn for networks as slim as the scale says, which train best on a thread each, side
             by side.
@@ -41,6 +42,7 @@ class DatasetSpec:
     schedule: Mapping[str, Any] = field(default_factory=dict)
     images: tuple[str, ...] = ()
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    folder: str | None = None
     code: tuple[str, ...] = ()
     embedded: bool = False
     settings: type[Dataset] = Dataset
@@ -115,7 +117,9 @@ DATASETS: dict[str, DatasetSpec] = {
         {CLASSIFICATION: "kt.data.images:read_cifar100"},
         labels={CLASSIFICATION: tuple(f"cifar-100-python/{name}" for name in ("train", "test", "meta"))},
     ),
-    "imagenet": DatasetSpec({CLASSIFICATION: "kt.data.images:read_imagenet"}, ("folder",), images=_CLASS_FOLDERS),
+    "imagenet": DatasetSpec(
+        {CLASSIFICATION: "kt.data.images:read_imagenet"}, ("folder",), images=_CLASS_FOLDERS, folder="imagenet"
+    ),
     "imagefolder": DatasetSpec({CLASSIFICATION: "kt.data.images:read_imagefolder"}, ("folder",), images=_CLASS_FOLDERS),
     "unlabelled": DatasetSpec(
         {CLASSIFICATION: "kt.data.images:read_unlabelled"},
@@ -219,11 +223,19 @@ def augmentations(task: str) -> tuple[str, ...]:
     return ("none", "crop_flip", "imagenet") if task == CLASSIFICATION else ("none", "flip")
 
 
+def folder_of(dataset: Mapping[str, Any]) -> str | None:
+    """The folder below `data_root` that a dataset's config means, in one spelling; None where it has to be given."""
+    return str(PurePosixPath(dataset["folder"])) if dataset["folder"] else DATASETS[dataset["name"]].folder
+
+
 def content(dataset: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a dataset's config that decide its images; the others are of no account for one of its name."""
     spec = DATASETS[dataset["name"]]
     added = [key for key in kinds(spec.settings) if key not in kinds(Dataset)]
-    return {key: dataset[key] for key in (*COMMON, *spec.keys, *added)}
+    found = {key: dataset[key] for key in (*COMMON, *spec.keys, *added)}
+    if "folder" in found:
+        found["folder"] = None if (folder := folder_of(dataset)) == spec.folder else folder
+    return found
 
 
 def unseen(path: str, form: str = ANY) -> str | None:
@@ -284,6 +296,12 @@ def check_dataset(dataset: Mapping[str, Any], key: str = "dataset") -> None:
     folder = Path(dataset["folder"] or "")
     if folder.is_absolute() or ".." in folder.parts:
         raise UserError(f"{key}.folder={folder}: expected a folder below data_root; set data_root= to its parent")
+    for part in ("train_split", "test_split"):
+        split = PurePosixPath(given := dataset[part] or "train")
+        if split.is_absolute() or ".." in split.parts or str(split) != given:
+            raise UserError(
+                f"{key}.{part}={given}: expected the name of a folder in the dataset's, such as {split.name}"
+            )
     for part in ("train_size", "test_size"):
         if DATASETS[dataset["name"]].code and dataset[part] is None:
             raise UserError(f"{key}.{part}=null: expected how many images to draw, for {dataset['name']}")
