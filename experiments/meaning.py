@@ -390,6 +390,7 @@ class Identified:
         states: Of the data that it and all cells that it needs read, its own first.
         scored: Of the other dataset that its student is scored on, if that is asked for.
         told: What there is to say of all these, in lines: what looking costs, what has changed, what is absent.
+        absent: What has to be there before there can be a result, in lines.
         unverified: Whether it has a result, or such a score, of data that are not there.
     """
 
@@ -397,6 +398,7 @@ class Identified:
     states: tuple[State, ...]
     scored: State | None
     told: tuple[str, ...]
+    absent: tuple[str, ...]
     unverified: bool
 
     @property
@@ -418,11 +420,12 @@ def identify(config: Mapping[str, Any]) -> Identified:
         weights = f"{config['student']['pretrained']} of {config['student']['network']['name']}"
         told.append(f"there are no data of {config['dataset']['name']}: the weights {weights} teach without a score")
     cell_id, unverified = settings, False
+    absent = [f"{state}: is not there" for state in states if state.summary is None]
     if fingerprint is None:
         cell_id = newest_state(root, settings)
         if unverified := read_result(folder_of(root, cell_id)) is not None:
-            absent = (state for state in states if state.summary is None)
-            told += [f"{state}: is not there; the newest result is shown, unverified" for state in absent]
+            told += [f"{line}; the newest result is shown, unverified" for line in absent]
+            absent = []
     elif (first := read_data(folder_of(root, settings))) and first["fingerprint"] not in (None, fingerprint):
         cell_id = f"{settings}-{fingerprint[:8]}"
         if read_result(folder_of(root, cell_id)) is None:
@@ -438,7 +441,10 @@ def identify(config: Mapping[str, Any]) -> Identified:
                 told.append(f"{scored}: is not there; the newest score is shown, unverified")
             elif line := changes(scored, kept["data"]["datasets"].get(scored.key), cache):
                 told.append(f"{line}; students are scored on it anew")
-    return Identified(cell_id, tuple(states), scored, tuple(line for line in told if line), unverified)
+        elif scored.summary is None:
+            absent.append(f"{scored}: is not there")
+    lines = tuple(line for line in told if line)
+    return Identified(cell_id, tuple(states), scored, lines, tuple(absent), unverified)
 
 
 def cell_id(config: Mapping[str, Any]) -> str:

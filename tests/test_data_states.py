@@ -302,6 +302,17 @@ def test_a_plan_says_what_has_changed(tmp_path: Path, capsys: pytest.CaptureFixt
         assert capsys.readouterr().out.count("1 of 3 label files differ; what needs it is trained anew\n") == 1
 
 
+def test_a_plan_says_which_data_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = config_of(tmp_path, "cifar100", "method=kd", "teacher=resnet56")
+    print_plan([config], config)
+    printed = capsys.readouterr().out
+    line = f"dataset cifar100 in {tmp_path / 'data'}: is not there; needed to train\n"
+    assert printed.count(line) == 1 and "2 cells, 0 done, 2 to train" in printed
+    make(tmp_path / "data", "cifar100")
+    print_plan([config], config)
+    assert "is not there" not in capsys.readouterr().out
+
+
 def test_a_table_says_that_data_have_changed_under_it(tmp_path: Path) -> None:
     first, config = make(tmp_path / "data", "cifar100") / FILES["cifar100"][0], config_of(tmp_path, "cifar100")
     run_cell(config)
