@@ -26,6 +26,7 @@ from kt.settings import (
     Settings,
     check_settings,
     check_value,
+    epochs_of,
     kinds,
     missing,
     shown,
@@ -149,6 +150,7 @@ def validate(config: Mapping[str, Any]) -> None:
         hint = nearest(config["evaluation"], known)
         raise UserError(f"evaluation={config['evaluation']}: expected a dataset or one of {', '.join(ANALYSES)}{hint}")
     _check_base(method, config["method"])
+    METHODS[method].check(config["method"], epochs_of(schedule))
 
 
 def _check_base(method: str, settings: Mapping[str, Any]) -> None:

@@ -75,9 +75,7 @@ SETTINGS: dict[str, Setting] = {
         {"base": {"hint_layer": -1, "regressor": "none", "init_fraction": 0.5}, "metric": "kl"},
         phases=("solo", "hint", "train"),
     ),
-    "kcd+ab": Setting(
-        {"groups": 2, "match": "adapter", "base": {"connector": "none"}}, phases=("solo", "boundaries", "train")
-    ),
+    "kcd+ab": Setting({"groups": 2, "base": {"connector": "none"}}, phases=("solo", "boundaries", "train")),
     "kcd+rkd": Setting(
         {"strategy": "subnet_res", "beside": {"weight": 1.0}},
         student="resnet20_half",
