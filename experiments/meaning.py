@@ -30,6 +30,7 @@ from kt.settings import (
     check_accumulation,
     count_passes,
     device_batch,
+    shown,
 )
 from kt.store import (
     DESCRIPTION,
@@ -88,7 +89,9 @@ def _check_task(network: Config, dataset: Config, key: str) -> None:
     """
     task, name = dataset["task"], network["name"]
     if (name == CONFIG_NETWORK) != (network["config"] is not None):
-        raise UserError(f"{key}.network.config={network['config']}: goes with {key}={CONFIG_NETWORK}, which needs it")
+        raise UserError(
+            f"{key}.network.config={shown(network['config'])}: goes with {key}={CONFIG_NETWORK}, which needs it"
+        )
     if task == "classification":
         fitting = list(NETWORKS)
     else:

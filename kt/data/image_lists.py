@@ -12,6 +12,7 @@ from typing import Any
 from kt.data.images import Images
 from kt.data.names import IMAGE_ENDS, unseen
 from kt.errors import UserError
+from kt.settings import shown
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +178,7 @@ def read_domainnet(dataset: Mapping[str, Any], root: Path, cache: Path | None) -
     """
     domain = dataset["domain"]
     if domain not in CLEANED:
-        raise UserError(f"dataset.domain={domain}: expected one of {', '.join(CLEANED)}")
+        raise UserError(f"dataset.domain={shown(domain)}: expected one of {', '.join(CLEANED)}")
     layout = "domainnet/{<domain>/<class>/<image>,[splits/|image_list/]<domain>_{train,test}.txt}"
     folder = _Folder(root, layout, "https://ai.bu.edu/M3SDA, cleaned version", CLEANED[domain])
     places = [

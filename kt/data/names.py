@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kt.errors import UserError, nearest
-from kt.settings import Dataset, kinds
+from kt.settings import Dataset, kinds, shown
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ def unseen(path: str, form: str = ANY) -> str | None:
 
 def _check_choice(value: Any, choices: Iterable[str], key: str, whose: str = "") -> None:
     if value not in choices:
-        raise UserError(f"{key}={value}: {whose}expected one of {', '.join(choices)}{nearest(value, choices)}")
+        raise UserError(f"{key}={shown(value)}: {whose}expected one of {', '.join(choices)}{nearest(value, choices)}")
 
 
 def settings_of(dataset: Mapping[str, Any], key: str = "dataset") -> type[Dataset]:
