@@ -466,6 +466,7 @@ class MAS(AS):
     )
     meta_lr: Positive = Field(1e-4, description="of the meta network's Adam, constant; as in L2T")
     meta_weight_decay: NotNegative = Field(1e-4, description="of the meta network; as in L2T")
+    meta_interval: Count = Field(1, description="updates of the student for each of the meta network, the costly one")
 
 
 class M2AS(MAS):
@@ -513,6 +514,9 @@ class L2T(Method):
         1e-4, description="learning rate (Adam) of the meta-networks; the paper's Stanford40: 1e-3"
     )
     meta_weight_decay: NotNegative = Field(1e-4, description="of the meta-networks")
+    meta_interval: Count = Field(
+        1, description="updates of the student for each of the meta-networks, the costly one; the paper: 1"
+    )
 
 
 class ReviewKD(Method):

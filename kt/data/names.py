@@ -69,7 +69,7 @@ _SMALL_SCENES = {
     **{"task": CLASSIFICATION, "image_size": 48, "augmentation": "crop_flip"},
     **{"train_size": 360, "test_size": 600},
 }
-_SMALL_RECIPE = {"defaults": ["scenes", "_self_"], "epochs": 40, "batch_size": 32, "evaluate_every": 10}
+_SMALL_RECIPE = {"defaults": ["scenes", "_self_"], "epochs": 32, "batch_size": 32, "evaluate_every": 8}
 
 
 def _small_scenes(reader: str) -> DatasetSpec:
@@ -103,8 +103,8 @@ DATASETS: dict[str, DatasetSpec] = {
     "scenes_domains": DatasetSpec(
         {CLASSIFICATION: "kt.data.scene_sets:read_domains"},
         ("domain", "train_size", "test_size"),
-        defaults={**_SMALL_SCENES, "train_size": 3000, "test_size": 1000, "domain": "painting"},
-        schedule={"defaults": ["scenes"]},
+        defaults={**_SMALL_SCENES, "train_size": 2000, "test_size": 1000, "domain": "painting"},
+        schedule={"defaults": ["scenes", "_self_"], "epochs": 7},
         code=("kt.data.scenes", "kt.data.scene_sets"),
         embedded=True,
     ),
