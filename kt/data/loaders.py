@@ -259,7 +259,7 @@ class ImageLoader:
                 images = crop_flip(images, drawn)
             # Permuting height-width-channel storage is channels_last already.
             inputs = images.permute(0, 3, 1, 2).float().div_(255)
-            if self.size not in (None, *inputs.shape[2:]):
+            if self.size is not None and self.size != inputs.shape[2]:
                 inputs = F.interpolate(inputs, size=(self.size,) * 2, mode="bilinear", antialias=True)
             if self.augmentation == "imagenet":
                 inputs = resized_crop_flip(inputs, drawn).contiguous(memory_format=torch.channels_last)
