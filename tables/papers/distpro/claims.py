@@ -41,8 +41,8 @@ SIZE = 0.5  # share of a printed saving that a saving of about that size reaches
 SMOOTHED = 0.02  # share of a search over which its weights are averaged before their peaks are compared
 # A level has a peak if its averaged weights move by so many standard deviations of what the average leaves; our choice.
 CLEAR = 3.0
-# Points of top-1 that count as none: a third of what ResNet-18 gains in Table 4. Our choice; what the paper calls the same
-# differs by 0.06 and less, far below what its test set can tell.
+# Points of top-1 that count as none: a third of what ResNet-18 gains in Table 4. Our choice; what the paper calls the
+# same differs by 0.06 and less, far below what its test set can tell.
 NEARLY = 0.7
 
 L2T_PAIRS = ("resnet32x4_shufflenet_v1", "resnet32x4_shufflenet_v2")
