@@ -132,7 +132,7 @@ def test_figure_6_shows_each_map(tmp_path: Path) -> None:
 
 
 def test_tables_of_imagenet_share_teachers_searches_and_rows() -> None:
-    """Table 3 adds a search and two replays to Table 4, Table 2 three shorter replays; Table 7 searches for each row."""
+    """Table 3 adds one search and two replays to Table 4, Table 2 three shorter replays; Table 7 has its own."""
     known: set[str] = set()
     added = {}
     both = [f"{who}_{of}" for who in ("distpro", "reviewkd") for of in ("mobilenet", "resnet18")]
