@@ -423,6 +423,14 @@ def test_too_short_a_training_is_told(tmp_path: Path) -> None:
         fit(make_model("as", 10, first_epochs=2), make_data(), tmp_path, SCHEDULE)
 
 
+@pytest.mark.parametrize(
+    "length", [["schedule.epochs=2"], ["schedule.epochs=null", "schedule.iterations=90", "schedule.interval=45"]]
+)
+def test_too_short_a_training_is_told_before_its_teacher_trains(length: list[str]) -> None:
+    with pytest.raises(UserError, match=r"^method.first_epochs=2: the training has 2 in all; expected fewer"):
+        composed("method=mas", "method.first_epochs=2", "teacher=resnet56", "student=resnet20", *length)
+
+
 def test_missing_source_images_are_told(tmp_path: Path) -> None:
     data = make_data()
     del data.further["source"]

@@ -21,7 +21,7 @@ from kt.hypergradient import directional, lookahead, with_values
 from kt.methods.base import METHODS, Method, student_update, task_alone
 from kt.methods.blocks import choose_pairs, match_size
 from kt.phase import CONSTANT, MAIN, Batch, Loop, Phase, Trained, student_alone
-from kt.settings import SOURCE
+from kt.settings import AS, SOURCE
 from kt.stages import as_map
 from kt.transfer import TransferModel, frozen_statistics
 
@@ -151,11 +151,7 @@ class Subspaces(Method):
 
     def check_length(self, model: TransferModel, loop: Loop) -> None:
         """Refuses a training that ends before the first round."""
-        if loop.max_epochs <= self.first_epochs:
-            raise UserError(
-                f"method.first_epochs={self.first_epochs}: the training has {loop.max_epochs} in all; expected fewer, "
-                "or a longer schedule"
-            )
+        AS.check({"first_epochs": self.first_epochs}, loop.max_epochs)
 
     def step(self, loop: Loop, batch: Batch) -> dict[str, Tensor]:
         """Step 1, or a round of steps 2 and 3."""
