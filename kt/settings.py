@@ -355,8 +355,8 @@ class Pathways(Settings):
     transforms: list[Literal["conv1", "conv2", "conv3", "complex"]] | None = Field(
         None,
         description="what the student's maps go through, the figure being lost: blocks of the released code; null: the "
-        "first three on networks for small images (27 pathways of 3 x 3 maps), `complex` on others (15 of 5 maps, 16 of "
-        "4 x 4 for a task other than classification)",
+        "first three on networks for small images (27 pathways of 3 x 3 maps), `complex` on others (15 of 5 maps; 16 "
+        "of 4 x 4 for a task other than classification)",
     )
     connections: Literal["all", "rising"] | list[list[Count]] | None = Field(
         None,
