@@ -432,8 +432,9 @@ class DistPro(Pathways, Method):
         if method["file"]:
             return {"search": Path(method["file"])}
         search = method["search"]
-        # The teacher stays the replaying cell's, with its data and its recipe, whatever those of the search are.
-        teacher = search["teacher"] or config["teacher"]
+        # Whatever the search's own are, its teacher has the data and the recipe of the replaying cell's.
+        teacher = {**(search["teacher"] or config["teacher"])}
+        teacher |= {key: teacher[key] or config["teacher"][key] for key in ("dataset", "schedule")}
         trained = teacher_of({**config, "teacher": teacher})
         found = {
             "teacher": {**teacher, "dataset": trained["dataset"], "schedule": trained["schedule"]},
