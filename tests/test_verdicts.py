@@ -341,6 +341,8 @@ EXPECTED = {
         "c6": "holds unknown fails unknown holds",
         "c7": "unknown unknown fails unknown fails",
     },
+    "cityscapes_distpro": {"c10": "unknown unknown fails unknown fails"},
+    "distpro_pathway_direction": {"c13": "holds unknown fails unknown holds"},
 }
 # Judged from training curves, sweeps and costs, of which the papers print no numbers.
 UNPRINTED = {
@@ -402,4 +404,4 @@ def test_the_size_of_a_printed_lead_counts_where_numbers_compare(tmp_path: Path)
 
 def test_a_paper_s_seeds() -> None:
     assert find_table("distpro_cifar100").seeds == 5
-    assert {find_table(name).seeds for name in EXPECTED} == {1}
+    assert {find_table(name).seeds for name in EXPECTED if find_table(name).paper != "distpro"} == {1}
