@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmcv.transforms import BaseTransform, RandomFlip, Resize
+from mmcv.transforms import BaseTransform, RandomFlip, RandomResize, Resize
 from mmdet.datasets.transforms import PackDetInputs
 from mmdet.datasets.transforms import RandomFlip as RandomFlipBoxes
 from mmdet.datasets.transforms import Resize as ResizeBoxes
@@ -43,6 +43,8 @@ Batch = dict[str, Any]
 
 # A keypoint is found within this share of the person's height, in persons of at least so many pixels.
 PCK_SHARE, PCK_LEAST_HEIGHT = 0.2, 4 * HEATMAP_STRIDE
+
+SCALES = (0.7, 2.1)  # of the augmentation `scale_flip`, that of IFVD's released code
 
 # What COCO's protocol calls average precision, by the names under which mmdet gives them.
 AVERAGE_PRECISIONS = {
@@ -149,6 +151,12 @@ class DenseLoader:
         )
         with told_in_one_line():
             yield from loader
+
+    def part(self, chosen: torch.Tensor) -> DenseLoader:
+        """Some of the samples, by their places, as a set of their own."""
+        other = copy.copy(self)
+        other.indices = self.indices[chosen.numpy()]
+        return other
 
     def plain(self, by_class: bool = False) -> DenseLoader:
         """The same images, each once over all processes and without augmentation.
@@ -267,7 +275,9 @@ def _pipeline(
         pack = PackDetInputs(meta_keys=meta if training else (*meta, "instances"))
     if not training:
         return [source.load_image, resize, *source.load_labels, pack]
-    if augmentation == "flip":
+    if augmentation == "scale_flip":
+        resize = RandomResize(scale=scale, ratio_range=SCALES, keep_ratio=False)
+    if augmentation != "none":
         steps.append(flipped)
     return [source.load_image, *source.load_labels, resize, *steps, pack]
 

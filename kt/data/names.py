@@ -261,7 +261,9 @@ DATASETS: dict[str, DatasetSpec] = {
 
 def augmentations(task: str) -> tuple[str, ...]:
     """What can be done to the training images of a task."""
-    return ("none", "crop_flip", "imagenet") if task == CLASSIFICATION else ("none", "flip")
+    if task == CLASSIFICATION:
+        return "none", "crop_flip", "imagenet"
+    return ("none", "flip", "scale_flip") if task == "segmentation" else ("none", "flip")
 
 
 def folder_of(dataset: Mapping[str, Any]) -> str | None:

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from kt.errors import UserError
 from kt.models import build_network
-from kt.stages import Stage, outputs_of, stages_of
+from kt.stages import Stage, outputs_of, stages_of, without_widening
 
 
 @MODELS.register_module(name="StagedBackbone")
@@ -32,6 +32,7 @@ class StagedBackbone(BaseModule):
         output_stride: Stages beyond this stride are dilated instead of strided, as DeepLab does.
         stem_pool: Keep the max-pool of a ResNet's stem; strides stay nominal without it.
         norm_eval: Keep batch normalisation in eval mode, as detectors with pretrained backbones do.
+        widening: Keep a last layer that only widens the last map for a classifier, as a MobileNet v2 has one.
         frozen_stride: Stages up to this nominal stride never change; 0 for none. 4 is mmdet's `frozen_stages=1`.
         pretrained: The library's name of its ImageNet weights, see `kt.models.build_network`.
         init_cfg: mmengine's initialisation; the network comes initialised.
@@ -48,6 +49,7 @@ class StagedBackbone(BaseModule):
         output_stride: int | None = None,
         stem_pool: bool = True,
         norm_eval: bool = False,
+        widening: bool = True,
         frozen_stride: int = 0,
         pretrained: str | None = None,
         init_cfg: Any = None,
@@ -55,7 +57,7 @@ class StagedBackbone(BaseModule):
         super().__init__(init_cfg)
         network = build_network(name, num_classes=1, width=width, pretrained=pretrained)
         original = {id(tensor): key for key, tensor in network.state_dict(keep_vars=True).items()}
-        stages = stages_of(network)
+        stages = stages_of(network) if widening else without_widening(stages_of(network))
         ends = {stage.stride: index for index, stage in enumerate(stages)}
         for stride in out_strides:
             if stride not in ends:
