@@ -320,6 +320,7 @@ def describe_student(
             "StagedBackbone": "kt.models.backbone",
             "DeepLabV2Head": "kt.models.backbone",
             "PoseNetwork": "kt.models.pose",
+            "DepthNetwork": "kt.models.depth",
         }
         used = sorted({module for name, module in own.items() if f'"{name}"' in json.dumps(model_config, default=str)})
         imports = {"custom_imports": {"imports": used, "allow_failed_imports": False}} if used else {}

@@ -94,7 +94,7 @@ def _check_task(network: Config, dataset: Config, key: str) -> None:
     else:
         wanted = "detection" if task == "pedestrians" else task
         fitting = [other for other, spec in DENSE_NETWORKS.items() if spec.task == wanted]
-        fitting += [CONFIG_NETWORK] if wanted != "keypoints" else []
+        fitting += [CONFIG_NETWORK] if wanted in ("detection", "segmentation") else []
     if name not in fitting:
         raise UserError(f"{key}={name}: not a network for {task}{nearest(name, fitting)}; choose {', '.join(fitting)}")
 

@@ -19,8 +19,8 @@ class TaskOutput:
     """What the student's own head makes of a list of stage outputs.
 
     Attributes:
-        loss: The task loss, a scalar: a classifier's mean cross-entropy, the sum of a detector's or segmentor's losses.
-        logits: Class scores of a classifier, (n, classes).
+        loss: The task loss, a scalar: a classifier's mean cross-entropy, the sum of another network's losses.
+        logits: Class scores of a classifier, (n, classes), or a depth network's metres, (n, h, w).
         scalars: What else is worth logging, on the device: a classifier's top-1 `accuracy` of this batch in percent,
             the single losses of a detector or segmentor.
     """

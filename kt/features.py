@@ -157,6 +157,14 @@ class Features:
         with self._recording():
             return self.network.head(self.level(-1))
 
+    @property
+    def depth(self) -> Tensor:
+        """A depth network's answer in metres, (n, h, w): that of `task` where it has been asked for."""
+        if self._task is not None and self._task.logits is not None:
+            return self._task.logits
+        with self._recording():
+            return self.network.depth(self.levels, self.inputs)
+
     def task(self, batch: Mapping[str, Any]) -> TaskOutput:
         """The network's own task loss on these features, computed once."""
         if self._task is None:

@@ -50,7 +50,7 @@ class Dataset(Settings):
     """A dataset and what is done to its images."""
 
     name: str = Field(description="one of kt.data.DATASETS")
-    task: Literal["classification", "segmentation", "detection", "pedestrians", "keypoints"]
+    task: Literal["classification", "segmentation", "detection", "pedestrians", "keypoints", "depth"]
     num_classes: Count | None = Field(None, description="null: as many as the data have")
     image_size: Annotated[int, Ge(8)] | list[Count] = Field(description="pixels a side, or [height, width]")
     crop_size: list[Count] | None = Field(
@@ -75,6 +75,14 @@ class Dataset(Settings):
     resident: bool | None = Field(None, description="kept in memory (or on the device); null: when small enough")
     stand_in: str | None = Field(
         None, description="the embedded dataset that replaces this one in tables at a scale that has stand-ins"
+    )
+
+
+class DepthDataset(Dataset):
+    """A dataset of depth."""
+
+    depth_samples: Whole = Field(
+        0, description="pixels of known depth that a network is given beside an image's colours; 0: none, Table 6: 200"
     )
 
 
