@@ -17,7 +17,7 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from kt.classifier import Classifier, TaskOutput
+from kt.classifier import Classifier, Pixels, TaskOutput
 from kt.errors import UserError
 from kt.stages import Stage, outputs_of, run_stages, stages_of
 
@@ -38,6 +38,20 @@ def routed(backbone: nn.Module, maps: tuple[Tensor, ...]) -> Iterator[None]:
         yield
     finally:
         backbone.__dict__[ROUTE] = None
+
+
+@contextlib.contextmanager
+def tapped(layer: nn.Module | None) -> Iterator[list[Pixels]]:
+    """Within, whatever a layer reads and gives is put into a list."""
+    seen: list[Pixels] = []
+    if layer is None:
+        yield seen
+        return
+    handle = layer.register_forward_hook(lambda _, inputs, output: seen.append(Pixels(inputs[0], output)))
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 class Normaliser(nn.Module):
@@ -224,15 +238,32 @@ class DenseModel(Backbone):
             levels: One map per stage; those that the network does not read are ignored.
             batch: A prepared batch.
         """
-        found = None
+        seen, depth = list[Pixels](), None
         if self.gives_depth:
-            found = self.depth(levels, batch["inputs"])
-            losses = self.network.compare(found, batch["data_samples"])
+            depth = self.depth(levels, batch["inputs"])
+            losses = self.network.compare(depth, batch["data_samples"])
         else:
-            with routed(self.network.backbone, tuple(levels[index] for index in self.outputs)):
+            with self._routed(levels), tapped(self.pixel_classifier) as seen:
                 losses = self.network.loss(batch["inputs"], batch["data_samples"])
         total, terms = self.network.parse_losses(losses)
-        return TaskOutput(total, found, {name: value for name, value in terms.items() if name != "loss"})
+        scalars = {name: value for name, value in terms.items() if name != "loss"}
+        return TaskOutput(total, None, scalars, seen[-1] if seen else None, depth)
+
+    @property
+    def pixel_classifier(self) -> nn.Conv2d | None:
+        """The last layer of a segmentor's decode head, where that is a convolution to class scores."""
+        layer = getattr(getattr(self.network, "decode_head", None), "conv_seg", None)
+        return layer if isinstance(layer, nn.Conv2d) else None
+
+    def pixels(self, levels: Sequence[Tensor]) -> Pixels:
+        """What a segmentor's decode head reads and gives at each pixel, for the outputs of all stages."""
+        with self._routed(levels), tapped(self.pixel_classifier) as seen:
+            self.network.decode_head(self.network.extract_feat(levels[0]))
+        return seen[-1]
+
+    def _routed(self, levels: Sequence[Tensor]) -> contextlib.AbstractContextManager:
+        """Within, the backbone returns those of its stages' outputs that it always does."""
+        return routed(self.network.backbone, tuple(levels[index] for index in self.outputs))
 
     @property
     def gives_depth(self) -> bool:

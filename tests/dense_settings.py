@@ -64,12 +64,18 @@ DETECTOR, SEGMENTOR, POSE = (
     ("pifpaf_resnet50", "keypoints"),
 )
 WIDER = ("fasterrcnn_resnet50", "detection")
+PSPNET = ("pspnet_resnet18", "segmentation")
 DYNAMIC = {"balance": "dynamic"}
+FEW = {"base": {"connections": [[4, 1], [4, 3], [2, 4]], "validation": 0.4}}
+EQUAL = {"base": {"connections": [[4, 1], [4, 2], [4, 3]], "process": "equal"}}
 SETTINGS: dict[str, Setting] = {
     "segmentor none": Setting("deeplabv2_vgg16", "segmentation"),
     "segmentor fitnet": Setting("deeplabv2_vgg16", "segmentation", "fitnet", DETECTOR, {"weight": 1.0}),
     "segmentor at": Setting("deeplabv2_vgg16", "segmentation", "at", DETECTOR),
     "segmentor hybrid_forward": Setting("deeplabv2_vgg16", "segmentation", "hybrid_forward", SEGMENTOR, DYNAMIC),
+    "pspnet ifvd+reviewkd": Setting("pspnet_mobilenet_v2", "segmentation", "ifvd+reviewkd", PSPNET),
+    "pspnet ifvd+distpro_search": Setting("pspnet_resnet18", "segmentation", "ifvd+distpro_search", PSPNET, FEW),
+    "pspnet ifvd+distpro": Setting("pspnet_mobilenet_v2", "segmentation", "ifvd+distpro", PSPNET, EQUAL),
     "semantic fpn hybrid_forward": Setting(
         "semantic_fpn_mobilenet_v1", "segmentation", "hybrid_forward", DETECTOR, DYNAMIC
     ),

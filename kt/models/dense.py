@@ -15,7 +15,7 @@ from mmengine.registry import DefaultScope
 from kt.errors import UserError, nearest
 from kt.models.build import normalisation_of_weights, slim
 from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS
-from kt.stages import stages_of
+from kt.stages import stages_of, without_widening
 
 ModelConfig = dict[str, Any]
 # Anchors of a Faster R-CNN are 8 strides large on images of this height. Smaller images have smaller objects, but
@@ -28,13 +28,14 @@ def _backbone(name: str, width: float, strides: Sequence[int], **options: Any) -
     return {"type": "StagedBackbone", "name": name, "width": width, "out_strides": list(strides), **options}
 
 
-def _channels(name: str, width: float) -> dict[int, int]:
-    """Channels of a network's maps at each of its strides."""
+def _channels(name: str, width: float, widening: bool) -> dict[int, int]:
+    """Channels of a network's maps at each of its strides; see `StagedBackbone` for `widening`."""
     from kt.models import build_network
 
     with torch.device("meta"):  # shapes alone
         network = build_network(name, num_classes=1, width=width)
-    return {stage.stride: stage.channels for stage in stages_of(network)}
+    stages = stages_of(network) if widening else without_widening(stages_of(network))
+    return {stage.stride: stage.channels for stage in stages}
 
 
 def _detection_preprocessor(mean: Sequence[float], std: Sequence[float]) -> ModelConfig:
@@ -247,6 +248,27 @@ def _deeplabv3(backbone: ModelConfig, channels: list[int], classes: int, width: 
     return _segmentor(backbone, head, classes)
 
 
+def _pspnet(backbone: ModelConfig, channels: list[int], classes: int, width: float, height: int) -> ModelConfig:
+    """PSPNet: Zhao et al. 2017. Settings are mmseg's, whose ResNet-18 has narrower heads."""
+    wide, narrow = (128, 64) if backbone["name"] == "resnet18" else (512, 256)
+    before, last = channels
+    common = {"dropout_ratio": 0.1, "norm_cfg": {"type": "BN", "requires_grad": True}}
+    head = {"type": "PSPHead", "in_channels": last, "in_index": 1, "channels": slim(wide, width), **common}
+    auxiliary = {
+        "type": "FCNHead",
+        "in_channels": before,
+        "in_index": 0,
+        "channels": slim(narrow, width),
+        "num_convs": 1,
+        "concat_input": False,
+        **common,
+    }
+    model = _segmentor(backbone, head, classes)
+    loss = {**model["decode_head"]["loss_decode"], "loss_weight": 0.4}
+    shared = {key: model["decode_head"][key] for key in ("num_classes", "align_corners")}
+    return {**model, "auxiliary_head": {**auxiliary, **shared, "loss_decode": loss}}
+
+
 def _pose(backbone: ModelConfig, channels: list[int], classes: int, width: float, height: int) -> ModelConfig:
     """A pose network with heatmaps; its backbone is what teaches.
 
@@ -268,9 +290,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     "semantic_fpn": _semantic_fpn,
     "deeplabv2": _deeplabv2,
     "deeplabv3": _deeplabv3,
+    "pspnet": _pspnet,
     "pose": _pose,
     "depth": _depth,
 }
+# How many of the deepest maps they read of a backbone that is dilated from stride 8 on.
+DILATED = {"deeplabv2": 1, "deeplabv3": 1, "pspnet": 2}
 
 
 def dense_config(
@@ -290,8 +315,9 @@ def dense_config(
         image_size: Height and width of the images.
         normalisation: `(mean, std)` per RGB channel for images in 0..1, where no pretrained weights have their own;
             behind them 0 and 1 for a fourth channel of measured depth, which stays as it is.
-        pretrained: ImageNet weights of the backbone, whose batch normalisation then stays fixed, and in a detector its
-            stem and first stage as well: mmdet's and Detectron's setting, and no good for weights that are random.
+        pretrained: ImageNet weights of the backbone, whose batch normalisation then stays fixed but in a PSPNet and for
+            depth, and in a detector its stem and first stage as well: mmdet's and Detectron's setting, and no good for
+            weights that are random.
 
     Raises:
         UserError: There is no such network.
@@ -303,16 +329,17 @@ def dense_config(
     inputs = len(normalisation[0])
     if pretrained:
         normalisation = normalisation_of_weights(spec.backbone, pretrained)
-        # Sparse-to-Dense trains all of it.
-        options = {"pretrained": pretrained, "norm_eval": spec.task != "depth"}
+        options = {"pretrained": pretrained, "norm_eval": spec.architecture not in ("pspnet", "depth")}
         if spec.task == "detection":
             options["frozen_stride"] = 4
     if inputs > COLOURS:
         options["in_channels"] = inputs
     mean, std = ([255 * float(value) for value in values[:COLOURS]] for values in normalisation)
-    channels = _channels(spec.backbone, width)
-    if spec.architecture.startswith("deeplab"):
-        strides, options["output_stride"] = [max(channels)], 8
+    if spec.architecture == "pspnet":
+        options["widening"] = False
+    channels = _channels(spec.backbone, width, options.get("widening", True))
+    if spec.architecture in DILATED:
+        strides, options["output_stride"] = sorted(channels)[-DILATED[spec.architecture] :], 8
     elif spec.task == "depth":
         strides = [max(channels)]
     else:
