@@ -52,6 +52,9 @@ CLASSIFICATION = "classification"
 # Files that are images, in every folder.
 IMAGE_ENDS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
+# Files that hold an image with its truth, of which so many may be read that none is read whole for the state.
+PACKED_ENDS = (".h5",)
+
 # Folders are listed for their names, which are classes.
 _CLASS_FOLDERS = tuple(f"{{folder}}/{split}/{inner}" for split in ("train", "val") for inner in ("*", "*/*"))
 _CITIES = tuple(f"cityscapes/leftImg8bit/{split}/*/*_leftImg8bit.png" for split in ("train", "val"))
@@ -212,7 +215,7 @@ DATASETS: dict[str, DatasetSpec] = {
         {"depth": "kt.data.depth:read_nyuv2"},
         defaults={**_DEPTH, "image_size": [228, 304], "stand_in": "scenes_depth"},
         schedule=_SPARSE_TO_DENSE,
-        labels={"depth": ("nyudepthv2/*/*/*.h5",)},
+        images=("nyudepthv2/*/*/*.h5",),
         settings=DepthDataset,
     ),
     "depthfolder": DatasetSpec(
