@@ -104,7 +104,7 @@ def _register() -> None:
     ConfigStore.instance().store(group="dataset", name="_base", node=defaults(Dataset), provider="kt")
     for name, spec in DATASETS.items():
         if spec.defaults:
-            _make("dataset", name, {**defaults(spec.settings), **spec.defaults, "name": name})
+            _make("dataset", name, {**defaults(spec.settings), "name": name, **spec.defaults})
             _make("schedule", name, _recipe(spec.schedule))
     _make("teacher", "none", {**NO_TEACHER})
     own = {key: value for key, value in NO_TEACHER.items() if key != "network"}

@@ -154,7 +154,7 @@ def intra_class_variation(student: Tensor, teacher: Tensor, labels: Tensor, clas
 
     Source: Wang et al. 2020 (IFVD), eq. 3.
     """
-    return F.mse_loss(*(class_similarity(each, labels, classes) for each in (student, teacher)))
+    return F.mse_loss(class_similarity(student, labels, classes), class_similarity(teacher, labels, classes))
 
 
 def attention_map(feature: Tensor) -> Tensor:

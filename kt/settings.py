@@ -377,8 +377,8 @@ class Pathways(Settings):
     transforms: list[Literal["conv1", "conv2", "conv3", "complex"]] | None = Field(
         None,
         description="what the student's maps go through, the figure being lost: blocks of the released code; null: the "
-        "first three on networks for small images (27 pathways of 3 x 3 maps), `complex` on others (15 of 5 maps, 16 of "
-        "4 x 4 for a task other than classification)",
+        "first three on networks for small images (27 pathways of 3 x 3 maps), `complex` on others (15 of 5 maps; 16 "
+        "of 4 x 4 for a task other than classification)",
     )
     connections: Literal["all", "rising"] | list[list[Count]] | None = Field(
         None,
@@ -454,8 +454,9 @@ class DistPro(Pathways, Method):
         if method["file"]:
             return {"search": Path(method["file"])}
         search = method["search"]
-        # The teacher stays the replaying cell's, with its data and its recipe, whatever those of the search are.
-        teacher = search["teacher"] or config["teacher"]
+        # Whatever the search's own are, its teacher has the data and the recipe of the replaying cell's.
+        teacher = {**(search["teacher"] or config["teacher"])}
+        teacher |= {key: teacher[key] or config["teacher"][key] for key in ("dataset", "schedule")}
         trained = teacher_of({**config, "teacher": teacher})
         found = {
             "teacher": {**teacher, "dataset": trained["dataset"], "schedule": trained["schedule"]},

@@ -251,13 +251,14 @@ def listed(root: Path, name: str, changes: dict[str, str | None] | None = None) 
 
 def scenes(task: str) -> dict[str, Any]:
     size = 24 if task == "classification" else [48, 96]
-    return {"name": "scenes", "task": task, "image_size": size, "train_size": 20, "test_size": 6}
+    found = {"name": "scenes", "task": task, "image_size": size, "augmentation": "none"}
+    return {**found, "train_size": 20, "test_size": 6}
 
 
 def make(name: str, task: str, root: Path) -> dict[str, Any]:
     """A small dataset of a name for a task."""
     if DATASETS[name].embedded:
-        return {**scenes(task), **DATASETS[name].defaults, "name": name, "train_size": 20, "test_size": 20}
+        return {**DATASETS[name].defaults, **scenes(task), "name": name, "test_size": 20}
     if name in LISTED:
         listed(root, name)
         return {**DATASETS[name].defaults, "name": name, "image_size": 16, "num_classes": None, "augmentation": "none"}

@@ -108,10 +108,12 @@ def test_every_trained_parameter_gets_a_gradient(name: str) -> None:
     model = make_model(name)
     batch = next(make_data(SETTINGS[name].task).train.epoch(0))
     for phase in model.method.phases():  # type: ignore[operator]
+        if phase.loss is None:
+            continue  # it goes under no DDP
         open_groups(model, phase)
         model.zero_grad()
         model.phase = phase
-        loss, _ = model.train()(**batch, mode="loss")
+        loss, _ = model.train()(**batch, step=0, total=1, mode="loss")
         loss.backward()
         lacking = [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None]
         assert lacking == [], phase.name
@@ -539,7 +541,7 @@ def test_a_classifier_can_teach_a_detector() -> None:
 @pytest.mark.parametrize("name", ["ab", "crd", "l2t"])
 def test_methods_for_classifiers_refuse_detectors(name: str) -> None:
     student = make_network("fasterrcnn_resnet18", "detection", 0)
-    with pytest.raises(UserError, match="choose at, fitnet, hybrid_forward, kcd, l2, none, nst, rco, stagewise"):
+    with pytest.raises(UserError, match="choose at, distpro, distpro_search, fitnet, hybrid_forward, ifvd, kcd, l2, "):
         build_method(name, student, make_teacher("fasterrcnn_resnet18", "detection"))
 
 

@@ -64,8 +64,8 @@ def _city_labels(*ends: str) -> tuple[str, ...]:
     return tuple(f"cityscapes/gtFine/{split}/*/*_gtFine_{end}.png" for split in ("train", "val") for end in ends)
 
 
-# Unstated by the MAS paper: as the released code of Jang et al. 2019 (Learning what and where to transfer).
 _AT_224 = {"task": CLASSIFICATION, "image_size": 224, "augmentation": "imagenet"}
+# Unstated by the MAS paper: as the released code of Jang et al. 2019 (Learning what and where to transfer).
 _WHAT_AND_WHERE = {"epochs": 200, "batch_size": 64, "lr": 0.1, "weight_decay": 1e-4, "policy": "cosine"}
 
 # As the released code of Sparse-to-Dense, to which DistPro defers.
@@ -94,7 +94,7 @@ def _small_scenes(reader: str) -> DatasetSpec:
     )
 
 
-# With those of other packages, once `kt.outside` has looked for them. What is more than a name is in `conf/dataset`.
+# With those of other packages, once `kt.outside` has looked for them. Variants of their choices are in `conf/dataset`.
 DATASETS: dict[str, DatasetSpec] = {
     "scenes": DatasetSpec(
         {
@@ -104,6 +104,12 @@ DATASETS: dict[str, DatasetSpec] = {
             ),
         },
         ("style", "train_size", "test_size"),
+        # Procedurally drawn street scenes, here as object crops to classify; at 48 pixels stride-32 networks still see
+        # a map of 2x2.
+        defaults={
+            **{"task": CLASSIFICATION, "image_size": 48, "augmentation": "crop_flip"},
+            **{"train_size": 3000, "test_size": 1000},
+        },
         code=("kt.data.scenes", "kt.data.dense_scenes"),
         embedded=True,
     ),
@@ -120,14 +126,29 @@ DATASETS: dict[str, DatasetSpec] = {
     ),
     "cifar100": DatasetSpec(
         {CLASSIFICATION: "kt.data.images:read_cifar100"},
+        defaults={
+            **{"task": CLASSIFICATION, "image_size": 32, "augmentation": "crop_flip"},
+            **{"num_classes": 100, "stand_in": "scenes_small"},
+        },
         labels={CLASSIFICATION: tuple(f"cifar-100-python/{name}" for name in ("train", "test", "meta"))},
     ),
-    "imagenet": DatasetSpec({CLASSIFICATION: "kt.data.images:read_imagenet"}, ("folder",), images=_CLASS_FOLDERS),
-    "imagefolder": DatasetSpec({CLASSIFICATION: "kt.data.images:read_imagefolder"}, ("folder",), images=_CLASS_FOLDERS),
+    "imagenet": DatasetSpec(
+        {CLASSIFICATION: "kt.data.images:read_imagenet"},
+        ("folder",),
+        defaults={**_AT_224, "num_classes": 1000, "stand_in": "scenes"},
+        images=_CLASS_FOLDERS,
+    ),
+    "imagefolder": DatasetSpec(
+        {CLASSIFICATION: "kt.data.images:read_imagefolder"},
+        ("folder",),
+        defaults={**_AT_224, "folder": "images"},
+        schedule={"defaults": ["imagenet"]},
+        images=_CLASS_FOLDERS,
+    ),
     "unlabelled": DatasetSpec(
         {CLASSIFICATION: "kt.data.images:read_unlabelled"},
         ("folder",),
-        {"task": CLASSIFICATION, "image_size": 224, "augmentation": "imagenet", "stand_in": "scenes"},
+        {**_AT_224, "stand_in": "scenes"},
         images=("{folder}/**/*",),
     ),
     "cub200": DatasetSpec(
@@ -190,11 +211,23 @@ DATASETS: dict[str, DatasetSpec] = {
     ),
     "gta5": DatasetSpec(
         {"segmentation": "kt.data.gta5:read_gta5"},
+        # The size is unstated: half of the common 1052x1914.
+        defaults={
+            **{"task": "segmentation", "image_size": [526, 957], "augmentation": "flip"},
+            **{"num_classes": 19, "stand_in": "scenes_seg_synthetic"},
+        },
+        schedule={"defaults": ["cityscapes_seg"]},
         images=("gta5/images/*.png",),
         labels={"segmentation": ("gta5/labels/*.png", "gta5/val.txt")},
     ),
     "citypersons": DatasetSpec(
         {"pedestrians": "kt.data.citypersons:read_citypersons"},
+        # The size is unstated: the images as they are. The recipe is as well; the images are Cityscapes'.
+        defaults={
+            **{"task": "pedestrians", "image_size": [1024, 2048], "augmentation": "flip"},
+            **{"num_classes": 1, "stand_in": "scenes_persons"},
+        },
+        schedule={"defaults": ["cityscapes_det"]},
         images=_CITIES,
         labels={"pedestrians": ("citypersons/annotations/anno_*.mat",)},
     ),
@@ -233,6 +266,10 @@ DATASETS: dict[str, DatasetSpec] = {
     "coco": DatasetSpec(
         {"detection": "kt.data.dense_folders:read_coco"},
         ("folder", "train_split", "test_split"),
+        defaults={
+            **{"task": "detection", "image_size": [800, 1333], "augmentation": "flip", "stand_in": "scenes_det"},
+            **{"folder": "coco", "train_split": "train2017", "test_split": "val2017"},
+        },
         images=("{folder}/{train_split}/**/*", "{folder}/{test_split}/**/*"),
         labels={
             "detection": tuple(f"{{folder}}/annotations/instances_{{{part}_split}}.json" for part in ("train", "test"))
@@ -241,6 +278,11 @@ DATASETS: dict[str, DatasetSpec] = {
     "segfolder": DatasetSpec(
         {"segmentation": "kt.data.dense_folders:read_segfolder"},
         ("folder", "train_split", "test_split"),
+        defaults={
+            **{"task": "segmentation", "image_size": [512, 512], "augmentation": "flip"},
+            **{"folder": "segmentation", "train_split": "train", "test_split": "val"},
+        },
+        schedule={"defaults": ["cityscapes_seg"]},
         images=("{folder}/images/{train_split}/*", "{folder}/images/{test_split}/*"),
         labels={
             "segmentation": (

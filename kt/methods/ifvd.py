@@ -38,8 +38,8 @@ def _classes(network: Any, who: str) -> int:
     if layer is None:
         kind = type(network.network).__name__
         raise UserError(
-            f"method=ifvd: {who} {kind} gives no class scores of pixels; expected a segmentor whose decode head ends in "
-            "a convolution, for example pspnet_resnet101"
+            f"method=ifvd: {who} {kind} gives no class scores of pixels; expected a segmentor whose decode head ends "
+            "in a convolution, for example pspnet_resnet101"
         )
     return layer.out_channels
 

@@ -127,7 +127,10 @@ DENSE_NETWORKS: dict[str, DenseSpec] = {
     "deeplabv2_resnet101": DenseSpec("deeplabv2", "resnet101", "segmentation"),
     "deeplabv3_resnet50": DenseSpec("deeplabv3", "resnet50", "segmentation"),
     "deeplabv3_resnet101": DenseSpec("deeplabv3", "resnet101", "segmentation"),
-    **{f"pspnet_{name}": DenseSpec("pspnet", name, "segmentation") for name in ("resnet18", "resnet101", "mobilenet_v2")},
+    **{
+        f"pspnet_{name}": DenseSpec("pspnet", name, "segmentation")
+        for name in ("resnet18", "resnet101", "mobilenet_v2")
+    },
     "pifpaf_resnet50": DenseSpec("pose", "resnet50", "keypoints"),
     **{f"depth_{name}": DenseSpec("depth", name, "depth") for name in ("resnet18", "resnet50")},
 }
