@@ -50,7 +50,7 @@ class Dataset(Settings):
     """A dataset and what is done to its images."""
 
     name: str = Field(description="one of kt.data.DATASETS")
-    task: Literal["classification", "segmentation", "detection", "pedestrians", "keypoints"]
+    task: Literal["classification", "segmentation", "detection", "pedestrians", "keypoints", "depth"]
     num_classes: Count | None = Field(None, description="null: as many as the data have")
     image_size: Annotated[int, Ge(8)] | list[Count] = Field(description="pixels a side, or [height, width]")
     crop_size: list[Count] | None = Field(
@@ -75,6 +75,14 @@ class Dataset(Settings):
     resident: bool | None = Field(None, description="kept in memory (or on the device); null: when small enough")
     stand_in: str | None = Field(
         None, description="the embedded dataset that replaces this one in tables at a scale that has stand-ins"
+    )
+
+
+class DepthDataset(Dataset):
+    """A dataset of depth."""
+
+    depth_samples: Whole = Field(
+        0, description="pixels of known depth that a network is given beside an image's colours; 0: none, Table 6: 200"
     )
 
 
@@ -109,6 +117,7 @@ class Method(Settings):
     Attributes:
         needs_teacher: Whether there is no training without a teacher.
         dense: Whether it teaches detectors and segmentors too.
+        depth: Whether it teaches depth networks as well where it teaches no others of these.
         accumulates: Whether its losses are means over images of what each image gives, so that an update may be
             accumulated from passes; not where images depend on one another, or are weighed by the whole batch.
         only_for: The one task that it is for; None: classification, and others as `dense` says.
@@ -127,6 +136,7 @@ class Method(Settings):
 
     needs_teacher: ClassVar[bool] = True
     dense: ClassVar[bool] = False
+    depth: ClassVar[bool] = False
     only_for: ClassVar[str | None] = None
     whole_teacher: ClassVar[bool] = False
     accumulates: ClassVar[bool] = False
@@ -138,6 +148,11 @@ class Method(Settings):
     base_alone: ClassVar[str | None] = None
     module: ClassVar[str | None] = None
     free_layer: ClassVar[str | None] = None
+
+    @classmethod
+    def teaches(cls, task: str) -> bool:
+        """Whether it may teach networks for a task; what `only_for` rules out is another matter."""
+        return cls.dense or task == "classification" or (cls.depth and task == "depth")
 
     @classmethod
     def accumulates_with(cls, options: Mapping[str, Any]) -> bool:
@@ -191,17 +206,24 @@ class FixedFeature(Method):
 
 
 class KD(Method):
-    """Hinton, Vinyals, Dean 2015: task_weight * cross-entropy + alpha * soft target (with temperature squared)."""
+    """Hinton, Vinyals, Dean 2015: task_weight * cross-entropy + alpha * soft target (with temperature squared).
 
+    For depth, the soft target is the mean absolute difference from the teacher's depth (DistPro, section 4.3), and both
+    weights are 1 in its table.
+    """
+
+    depth: ClassVar[bool] = True
+    whole_teacher: ClassVar[bool] = True
     accumulates: ClassVar[bool] = True
     temperature: Positive = Field(4.0, description="of both softmaxes")
     alpha: NotNegative = Field(0.9, description="weight of the soft target")
-    task_weight: NotNegative = Field(0.1, description="weight of the cross-entropy")
+    task_weight: NotNegative = Field(0.1, description="weight of the task's loss")
 
 
 class KDFixedFeature(KD):
     """Stage by stage, Table 1: KD, then a fresh classifier on the features that it gave."""
 
+    depth: ClassVar[bool] = False
     frozen: Literal["features", "first_block"] = Field("features", description="what stays fixed")
     retrain: Literal["kd", "task"] = Field(
         "kd",

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kt.errors import UserError, nearest
-from kt.settings import Dataset, kinds, shown
+from kt.settings import Dataset, DepthDataset, kinds, shown
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,9 @@ IMAGE_ENDS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 # The pattern of all that is below a folder.
 ANY = "**/*"
 
+# Files that hold an image with its truth, of which so many may be read that none is read whole for the state.
+PACKED_ENDS = (".h5",)
+
 # Folders are listed for their names, which are classes.
 _CLASS_FOLDERS = tuple(f"{{folder}}/{split}/{inner}" for split in ("train", "val") for inner in ("*", "*/*"))
 CITY_IMAGES = "*/*_leftImg8bit.png"  # of a split
@@ -69,6 +72,13 @@ def _city_labels(*ends: str) -> tuple[str, ...]:
 _AT_224 = {"task": CLASSIFICATION, "image_size": 224, "augmentation": "imagenet"}
 # Unstated by the MAS paper: as the released code of Jang et al. 2019 (Learning what and where to transfer).
 _WHAT_AND_WHERE = {"epochs": 200, "batch_size": 64, "lr": 0.1, "weight_decay": 1e-4, "policy": "cosine"}
+
+# As the released code of Sparse-to-Dense, to which DistPro defers.
+_DEPTH = {"task": "depth", "augmentation": "approach"}
+_SPARSE_TO_DENSE = {
+    **{"epochs": 15, "batch_size": 8, "lr": 0.01, "weight_decay": 1e-4},
+    **{"policy": "step", "milestones": [1 / 3, 2 / 3]},
+}
 
 _SMALL_SCENES = {
     **{"task": CLASSIFICATION, "image_size": 48, "augmentation": "crop_flip"},
@@ -227,6 +237,38 @@ DATASETS: dict[str, DatasetSpec] = {
         images=_CITIES,
         labels={"pedestrians": ("citypersons/annotations/anno_*.mat",)},
     ),
+    "scenes_depth": DatasetSpec(
+        {"depth": "kt.data.depth:read_scenes"},
+        ("style", "train_size", "test_size"),
+        defaults={
+            **{"task": "depth", "image_size": [64, 128], "augmentation": "flip"},
+            **{"train_size": 400, "test_size": 100},
+        },
+        # The decoder starts from scratch even where a backbone does not.
+        schedule={"defaults": ["scenes_seg", "_self_"], "lr": 0.004},
+        code=("kt.data.scenes", "kt.data.depth"),
+        embedded=True,
+        settings=DepthDataset,
+    ),
+    "nyuv2": DatasetSpec(
+        {"depth": "kt.data.depth:read_nyuv2"},
+        defaults={**_DEPTH, "image_size": [228, 304], "stand_in": "scenes_depth"},
+        schedule=_SPARSE_TO_DENSE,
+        images=("nyudepthv2/*/*/*.h5",),
+        settings=DepthDataset,
+    ),
+    "depthfolder": DatasetSpec(
+        {"depth": "kt.data.depth:read_depthfolder"},
+        ("folder", "train_split", "test_split"),
+        defaults={
+            **{**_DEPTH, "image_size": [240, 320], "folder": "depth"},
+            **{"train_split": "train", "test_split": "val"},
+        },
+        schedule=_SPARSE_TO_DENSE,
+        images=("{folder}/images/{train_split}/*", "{folder}/images/{test_split}/*"),
+        labels={"depth": ("{folder}/depth/{train_split}/*.png", "{folder}/depth/{test_split}/*.png")},
+        settings=DepthDataset,
+    ),
     "coco": DatasetSpec(
         {"detection": "kt.data.dense_folders:read_coco"},
         ("folder", "train_split", "test_split"),
@@ -263,7 +305,8 @@ def augmentations(task: str) -> tuple[str, ...]:
     """What can be done to the training images of a task."""
     if task == CLASSIFICATION:
         return "none", "crop_flip", "imagenet"
-    return ("none", "flip", "scale_flip") if task == "segmentation" else ("none", "flip")
+    more = {"segmentation": ("scale_flip",), "depth": ("approach",)}
+    return "none", "flip", *more.get(task, ())
 
 
 def folder_of(dataset: Mapping[str, Any]) -> str | None:
