@@ -95,13 +95,16 @@ def _register() -> None:
         if schema is KCD:
             del node["base"]
             ConfigStore.instance().store(group="method", name="_kcd", node=node, provider="kt")
+        elif inner := name.partition("+")[2]:
+            del node["base"]
+            _make("method", name, {"defaults": [f"{inner}@base", "_self_"], "name": name, **node})
         else:
             chosen = {"defaults": ["_self_", *({key: choice} for key, choice in schema.choices.items())]}
             _make("method", name, {**(chosen if schema.choices else {}), "name": name, **node})
     ConfigStore.instance().store(group="dataset", name="_base", node=defaults(Dataset), provider="kt")
     for name, spec in DATASETS.items():
         if spec.defaults:
-            _make("dataset", name, {**defaults(spec.settings), **spec.defaults, "name": name})
+            _make("dataset", name, {**defaults(spec.settings), "name": name, **spec.defaults})
             _make("schedule", name, _recipe(spec.schedule))
     _make("teacher", "none", {**NO_TEACHER})
     own = {key: value for key, value in NO_TEACHER.items() if key != "network"}

@@ -97,7 +97,7 @@ def _check_task(network: Config, dataset: Config, key: str) -> None:
     else:
         wanted = "detection" if task == "pedestrians" else task
         fitting = [other for other, spec in DENSE_NETWORKS.items() if spec.task == wanted]
-        fitting += [CONFIG_NETWORK] if wanted != "keypoints" else []
+        fitting += [CONFIG_NETWORK] if wanted in ("detection", "segmentation") else []
     if name not in fitting:
         raise UserError(f"{key}={name}: not a network for {task}{nearest(name, fitting)}; choose {', '.join(fitting)}")
 
@@ -142,9 +142,11 @@ def settle(config: Mapping[str, Any]) -> Config:
     method, dataset = settled["method"]["name"], settled["dataset"]
     _check_task(settled["student"]["network"], dataset, "student")
     _check_batch(settled)
-    if dataset["task"] != "classification" and not METHODS[method].dense:
-        able = ", ".join(name for name, kind in METHODS.items() if kind.dense)
+    if not METHODS[method].teaches(dataset["task"]):
+        able = ", ".join(name for name, kind in METHODS.items() if kind.teaches(dataset["task"]))
         raise UserError(f"method={method}: teaches classifiers only; for {dataset['task']} choose {able}")
+    if METHODS[method].only_for not in (None, dataset["task"]):
+        raise UserError(f"method={method}: for {METHODS[method].only_for} only; this dataset is for {dataset['task']}")
     if not METHODS[method].needs_teacher:
         settled["teacher"] = copy.deepcopy(NO_TEACHER)
     elif settled["teacher"]["network"] is None:
@@ -302,6 +304,8 @@ def _telling_method(settings: Mapping[str, Any]) -> Config:
 def _method_content(settings: Config) -> Config:
     """A method's settings with the decisive keys alone of the dataset among them, without what its needs tell."""
     own = {key: value for key, value in settings.items() if key not in METHODS[settings["name"]].told_by_needs}
+    if own.get("base"):
+        own["base"] = _method_content(own["base"])
     return {**own, SOURCE: content(own[SOURCE])} if own.get(SOURCE) else own
 
 

@@ -206,6 +206,8 @@ def _collect_cell(
         evaluation = row.get("evaluation")
         folder = folder_of(output_root, cell["id"])
         metrics = read_evaluation(folder, evaluation) if evaluation else result.get("metrics")
+        # A column of some tables.
+        metrics = {"epochs": _config(result).get("schedule", {}).get("epochs"), **(metrics or {})}
         found, best = (
             {name: _finite((scores or {}).get(name, (scores or {}).get(SYNONYMS.get(name, name)))) for name in names}
             for scores in (metrics, None if evaluation else result.get("best"))

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import layouts
 import numpy as np
 import pytest
 import torch
@@ -453,6 +454,23 @@ def test_mistakes_in_pickles_are_one_line(tmp_path: Path) -> None:
         (folder / name).write_bytes(pickle.dumps({b"data": np.zeros((2, 3072), np.uint8)}))
     with pytest.raises(UserError, match="the pickles lack b'fine_labels'"):
         build(tmp_path, name="cifar100")
+
+
+@pytest.mark.parametrize("augmentation", ["none", "crop_flip", "imagenet"])
+def test_small_images_are_enlarged_as_they_are_read(augmentation: str, tmp_path: Path) -> None:
+    """Linearly between the centres of pixels, to the border's colour beyond; images are moved before that."""
+    settings = layouts.make("cifar100", "classification", tmp_path)
+    plain, enlarged = (
+        build(tmp_path, **{**settings, "image_size": size, "augmentation": augmentation}) for size in (32, 80)
+    )
+    assert enlarged.spec.image_size == 80
+    before, after = (next(iter(data.train.epoch(1)))["inputs"] for data in (plain, enlarged))
+    assert after.shape == (10, 3, 80, 80) and after.is_contiguous(memory_format=torch.channels_last)
+    if augmentation != "imagenet":
+        expected, places = before.numpy(), (np.arange(80) + 0.5) * 32 / 80 - 0.5
+        for axis in (2, 3):
+            expected = np.apply_along_axis(lambda line: np.interp(places, np.arange(32), line), axis, expected)
+        np.testing.assert_allclose(after.numpy(), expected, atol=1e-5)
 
 
 def test_real_cifar100(data_root: Path) -> None:

@@ -18,7 +18,7 @@ from experiments.meaning import semantics
 from kt.data import build_data, fingerprint, image_lists
 from kt.data.names import CLASSIFICATION, DATASETS, IMAGE_ENDS, augmentations
 from kt.errors import UserError
-from kt.settings import Dataset, defaults, kinds
+from kt.settings import defaults, kinds
 
 # Without labels there are no scores: such a folder is a method's, see the tests of auxiliary subspaces.
 CASES = [(name, task) for name, spec in DATASETS.items() for task in spec.readers if name != "unlabelled"]
@@ -42,6 +42,7 @@ OTHERS: dict[str, list[Any]] = {
     "test_split": ["train"],
     "resident": [True, False],
     "stand_in": ["scenes_small"],
+    "depth_samples": [0, 3],
 }
 # Keys of whose other values there may be no data.
 ABSENT = ("name", "task", "domain", "folder", "train_split", "test_split")
@@ -55,7 +56,8 @@ def _few_images(monkeypatch: pytest.MonkeyPatch) -> None:
 def make(name: str, task: str, root: Path) -> dict[str, Any]:
     if task != CLASSIFICATION:
         pytest.importorskip("mmdet", reason="dense tasks need mmdet and mmseg (the extra `mm`)")
-    return {**defaults(Dataset), "augmentation": "none", "num_classes": None, **layouts.make(name, task, root)}
+    settings = DATASETS[name].settings
+    return {**defaults(settings), "augmentation": "none", "num_classes": None, **layouts.make(name, task, root)}
 
 
 def build(dataset: dict[str, Any], root: Path) -> Any:
@@ -85,7 +87,7 @@ def contents(value: Any) -> Iterator[bytes]:
 
 
 def test_every_key_has_other_values() -> None:
-    assert OTHERS.keys() == kinds(Dataset).keys()
+    assert OTHERS.keys() == {key for spec in DATASETS.values() for key in kinds(spec.settings)}
 
 
 @pytest.mark.parametrize(("name", "task"), CASES)
@@ -94,7 +96,7 @@ def test_a_key_decides_the_id_or_no_pixel_or_is_refused(name: str, task: str, tm
     config = composed(f"data_root={tmp_path}")
     wanted = digest(dataset, tmp_path)
     for key, values in OTHERS.items():
-        for value in values:
+        for value in values if key in dataset else ():
             changed = {**dataset, key: value}
             try:
                 validate({**config, "dataset": changed})

@@ -162,6 +162,19 @@ def test_each_update_moves_its_own_side_alone(name: str, batch: Any, tmp_path: P
     assert {key.partition(".")[0] for key in dict(model.named_parameters())} == {"student", "method"}
 
 
+@pytest.mark.parametrize(("name", "options"), [("mas", META), ("l2t", {})])
+def test_a_meta_network_learns_at_every_so_many_updates(
+    name: str, options: dict[str, Any], batch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = make_loop(make_model(name, 10, meta_interval=2, **options), batch, tmp_path)
+    learning = []
+    for step in range(5):
+        monkeypatch.setattr(loop, "numbered", lambda each, step=step: {**each, "step": step, "total": 5})
+        with watched(loop, lambda update, _: learning.append(step) if update == "meta" else None):  # noqa: B023
+            loop.step(batch)
+    assert learning == [0, 2, 4]
+
+
 def test_the_first_epochs_train_the_student_alone(batch: Any, tmp_path: Path) -> None:
     model, plain = make_model("m2as", 10), make_model("none", 10)
     loop = make_loop(model, batch, tmp_path)

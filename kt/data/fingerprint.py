@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kt.data.names import DATASETS, IMAGE_ENDS, folder_of
+from kt.data.names import DATASETS, IMAGE_ENDS, PACKED_ENDS, folder_of
 from kt.errors import UserError
 from kt.files import checksum, find, read_json, write_bytes
 from kt.settings import Dataset, kinds
@@ -189,7 +189,7 @@ def _look(root: Path, images: Iterable[str], labels: Iterable[str], cache: Path)
                 name = path.relative_to(root).as_posix()
                 if path.is_dir():
                     sizes[name] = None
-                elif path.suffix.lower() in IMAGE_ENDS and name not in seen:
+                elif path.suffix.lower() in (*IMAGE_ENDS, *PACKED_ENDS) and name not in seen:
                     sizes[name] = path.stat().st_size
         files = [name for name, size in sizes.items() if size is not None]
         sample = heapq.nsmallest(SAMPLE, files, key=lambda name: (zlib.crc32(name.encode()), name))

@@ -223,7 +223,7 @@ def _loader(
     own, indices = torch.from_numpy(labels[chosen]), torch.from_numpy(chosen.astype(np.int64))
     common = {**common, "labels": own, "indices": indices, "augmentation": augmentation, "shuffle": shuffle}
     if isinstance(part, Labelled):
-        return ResidentLoader(torch.from_numpy(part.images[chosen]), **common)
+        return ResidentLoader(torch.from_numpy(part.images[chosen]), size=size, **common)
     files = _Files([path for path, _ in part], size, is_random=augmentation == "imagenet")
     if resident is None:
         resident = files.fit(chosen)
@@ -286,10 +286,8 @@ CIFAR_LAYOUT = (
 
 
 def read_cifar100(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> Images:
-    """The official pickles."""
+    """The official pickles; images of 32 pixels a side, which the loaders enlarge to `image_size`."""
     folder = root / "cifar-100-python"
-    if dataset["image_size"] != 32:
-        raise UserError(f"dataset.image_size={dataset['image_size']}: CIFAR-100 images are 32 pixels wide")
     records = {}
     for name in ("train", "test", "meta"):
         try:

@@ -207,6 +207,7 @@ class ImageLoader:
         rank, world: This process among all.
         indices: Numbers of the samples if they are not 0..n-1 (subsets).
         device_batch: Images of a pass, see `kt.settings.count_passes`.
+        size: Side to which images are resized, between `crop_flip` and `imagenet`; None leaves them as they are.
     """
 
     def __init__(
@@ -221,13 +222,14 @@ class ImageLoader:
         world: int = 1,
         indices: Tensor | None = None,
         device_batch: int | None = None,
+        size: int | None = None,
     ):
         self.device, self.labels = device, labels.to(device)
         # On the CPU, where augmentation is drawn.
         self.indices = torch.arange(len(labels)) if indices is None else indices
         self.passes = count_passes(batch_size, device_batch, world)
         self.batch_size, self.augmentation, self.shuffle = batch_size, augmentation, shuffle
-        self.seed, self.rank, self.world = seed, rank, world
+        self.seed, self.rank, self.world, self.size = seed, rank, world, size
 
     def _read(self, batches: list[Tensor], epoch: int) -> Iterator[Tensor]:
         """The images at the positions of each batch, uint8 (n, h, w, 3)."""
@@ -254,6 +256,8 @@ class ImageLoader:
                 images = crop_flip(images, drawn)
             # Permuting height-width-channel storage is channels_last already.
             inputs = images.permute(0, 3, 1, 2).float().div_(255)
+            if self.size is not None and self.size != inputs.shape[2]:
+                inputs = F.interpolate(inputs, size=(self.size,) * 2, mode="bilinear", antialias=True)
             if self.augmentation == "imagenet":
                 inputs = resized_crop_flip(inputs, drawn).contiguous(memory_format=torch.channels_last)
             yield {"inputs": inputs, "labels": self.labels[chosen.to(device)], "indices": own.to(device)}
