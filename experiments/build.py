@@ -88,7 +88,8 @@ def build_dense_model(
 def build_teacher(config: Mapping[str, Any], spec: Any, path: Path | None) -> Classifier | Backbone | None:
     """The teacher with its weights; its classes and normalisation are those it was trained with.
 
-    A detector's or segmentor's teacher gives its backbone alone, whatever its own task is.
+    A detector's or segmentor's teacher gives its backbone alone, whatever its own task is, unless the method needs all
+    of it.
     """
     teacher = config["teacher"]
     if not teacher or not teacher.get("network"):
@@ -97,12 +98,21 @@ def build_teacher(config: Mapping[str, Any], spec: Any, path: Path | None) -> Cl
     if path is None:
         raise UserError(f"teacher={network['name']}: it has neither a checkpoint nor a cell to take it from")
     if path.with_name(DESCRIPTION).exists():
-        return _as_hidden(load_model(path, "teacher.checkpoint", network), spec)
+        found = _as_hidden(load_model(path, "teacher.checkpoint", network), spec)
+        if isinstance(found, Backbone) and found.normaliser.sparse and len(spec.mean) == 3:
+            raise UserError(
+                f"teacher={network['name']}: was trained with measured depth beside colours, of which the student's "
+                "images have none; expected a teacher trained with dataset.depth_samples=0"
+            )
+        return found
     if network["name"] not in NETWORKS:
         model, _ = build_dense_model(network, spec.num_classes, config["dataset"]["image_size"], IMAGENET)
-        load_backbone(model.network.backbone, path, "teacher.checkpoint")
+        if SETTINGS[config["method"]["name"]].whole_teacher:
+            load_weights(model.network, path, "teacher.checkpoint")
+        else:
+            load_backbone(model.network.backbone, path, "teacher.checkpoint")
         return model
-    built = build_classifier(network, spec.num_classes, spec.image_size, (spec.mean, spec.std))
+    built = build_classifier(network, spec.num_classes, spec.image_size, (spec.mean[:3], spec.std[:3]))
     load_weights(built.network, path, "teacher.checkpoint")
     return _as_hidden(built, spec)
 
@@ -158,6 +168,15 @@ def _copy_features(student: Classifier, teacher: Classifier, method: str) -> Non
     student.mean, student.std = teacher.mean.clone(), teacher.std.clone()
 
 
+def options_of(method: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's settings as `build_method` takes them: without its name and what says which cells are needed."""
+    unused = ("name", *SETTINGS[method["name"]].cell_keys)
+    found = {key: value for key, value in method.items() if key not in unused}
+    if base := found.get("base"):
+        found["base"] = {"name": base["name"], **options_of(base)}
+    return found
+
+
 def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], progress: Any = None) -> dict[str, Any]:
     """Trains, or goes on training, one cell.
 
@@ -180,8 +199,7 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
     name = config["method"]["name"]
     if source := config["method"].get(SOURCE):
         data.further[SOURCE] = read_source(config, source, device)
-    unused = ("name", *SETTINGS[name].cell_keys)
-    method = {key: value for key, value in config["method"].items() if key not in unused}
+    method = options_of(config["method"])
     teacher = build_teacher(config, spec, needs.get("teacher")) if SETTINGS[name].needs_teacher else None
     # Before the student's seed: drawing the weights that are then replaced shifts nobody's random numbers.
     hidden = needed_networks(needs, spec) | ({} if teacher is None else {"teacher": teacher})
@@ -320,6 +338,7 @@ def describe_student(
             "StagedBackbone": "kt.models.backbone",
             "DeepLabV2Head": "kt.models.backbone",
             "PoseNetwork": "kt.models.pose",
+            "DepthNetwork": "kt.models.depth",
         }
         used = sorted({module for name, module in own.items() if f'"{name}"' in json.dumps(model_config, default=str)})
         imports = {"custom_imports": {"imports": used, "allow_failed_imports": False}} if used else {}

@@ -17,7 +17,6 @@ from experiments.schema import ANALYSES, Config, Student, Teacher
 from kt.data.names import DATASETS, check_dataset, own_keys, settings_of
 from kt.errors import UserError, nearest
 from kt.settings import (
-    KCD,
     METHODS,
     SOURCE,
     Dataset,
@@ -26,6 +25,7 @@ from kt.settings import (
     Settings,
     check_settings,
     check_value,
+    epochs_of,
     kinds,
     missing,
     shown,
@@ -49,7 +49,7 @@ def known_keys(method: str | None = None) -> Iterator[str]:
                 inner = prefix != ""
                 kinds_known = [METHODS[method]] if method in METHODS and not inner else METHODS.values()
                 for known in kinds_known:
-                    if not inner or known is not KCD:
+                    if not inner or "base" not in kinds(known):
                         yield from walk(known, f"{prefix}{key}.")
             elif nested is Dataset:
                 yield from datasets(f"{prefix}{key}.")
@@ -85,7 +85,7 @@ def unknown(key: str, method: str | None = None) -> UserError:
 def _check(node: Any, schema: type[Settings], prefix: str, method: str | None) -> None:
     """Compares a node with a class of settings, key by key."""
     if not isinstance(node, Mapping):
-        raise UserError(f"{prefix[:-1]}={node!r}: expected a group of keys")
+        raise UserError(f"{prefix[:-1]}={shown(node)}: expected a group of keys")
     wanted = kinds(schema)
     for key in node:
         if key not in wanted:
@@ -95,11 +95,13 @@ def _check(node: Any, schema: type[Settings], prefix: str, method: str | None) -
         if key not in node:
             raise missing(prefix + key, kind)
         value = node[key]
-        if nested is Method and value is not None:
+        if nested is Method and not (value is None and prefix):
             inner = value.get("name") if isinstance(value, Mapping) else None
-            if inner not in METHODS or (prefix and METHODS[str(inner)] is KCD):
-                able = [name for name, known in METHODS.items() if not prefix or known is not KCD]
-                raise UserError(f"{prefix}{key}.name={inner}: expected one of {', '.join(able)}{nearest(inner, able)}")
+            able = [name for name, known in METHODS.items() if not prefix or "base" not in kinds(known)]
+            if inner not in able:
+                raise UserError(
+                    f"{prefix}{key}.name={shown(inner)}: expected one of {', '.join(able)}{nearest(inner, able)}"
+                )
             nested = METHODS[str(inner)]
         if nested is Dataset and isinstance(value, Mapping):
             nested = settings_of(value, prefix + key)
@@ -118,7 +120,7 @@ def validate(config: Mapping[str, Any]) -> None:
     node = config.get("method")
     method = node.get("name") if isinstance(node, Mapping) else None
     if method not in METHODS:
-        raise UserError(f"method.name={method}: expected one of {', '.join(METHODS)}{nearest(method, METHODS)}")
+        raise UserError(f"method.name={shown(method)}: expected one of {', '.join(METHODS)}{nearest(method, METHODS)}")
     _check(config, Config, "", method)
     check_dataset(config["dataset"])
     if own := config["teacher"]["dataset"]:
@@ -136,10 +138,11 @@ def validate(config: Mapping[str, Any]) -> None:
         if network is not None and network["name"] not in choices("network"):
             hint = nearest(network["name"], choices("network"))
             raise UserError(f"{who}.network.name={network['name']}: there is no such network{hint}")
-    for who, whose in (("teacher", Teacher), ("student", Student)):
-        searched = (config["method"].get("search") or {}).get(who)
-        if searched is not None:
-            _check(searched, whose, f"method.search.{who}.", method)
+    for prefix, settings in (("method", config["method"]), ("method.base", config["method"].get("base") or {})):
+        for who, whose in (("teacher", Teacher), ("student", Student)):
+            searched = (settings.get("search") or {}).get(who)
+            if searched is not None:
+                _check(searched, whose, f"{prefix}.search.{who}.", method)
     schedule = config["schedule"]
     if (schedule["epochs"] is None) == (schedule["iterations"] is None):
         given = f"schedule.epochs={shown(schedule['epochs'])}, schedule.iterations={shown(schedule['iterations'])}"
@@ -149,13 +152,16 @@ def validate(config: Mapping[str, Any]) -> None:
         hint = nearest(config["evaluation"], known)
         raise UserError(f"evaluation={config['evaluation']}: expected a dataset or one of {', '.join(ANALYSES)}{hint}")
     _check_base(method, config["method"])
+    METHODS[method].check(config["method"], epochs_of(schedule))
 
 
 def _check_base(method: str, settings: Mapping[str, Any]) -> None:
     """Refuses a method around another one than its name says."""
-    wanted = method.partition("+")[2] or "l2"
-    if "base" in settings and settings["base"]["name"] != wanted:
-        raise UserError(f"method.base.name={settings['base']['name']}: expected {wanted} with method={method}")
+    if "base" not in settings:
+        return
+    wanted, given = method.partition("+")[2] or METHODS[method].base_alone, (settings["base"] or {}).get("name")
+    if given != wanted:
+        raise UserError(f"method.base.name={shown(given)}: expected {shown(wanted)} with method={method}")
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

@@ -95,6 +95,9 @@ def _register() -> None:
         if schema is KCD:
             del node["base"]
             ConfigStore.instance().store(group="method", name="_kcd", node=node, provider="kt")
+        elif inner := name.partition("+")[2]:
+            del node["base"]
+            _make("method", name, {"defaults": [f"{inner}@base", "_self_"], "name": name, **node})
         else:
             chosen = {"defaults": ["_self_", *({key: choice} for key, choice in schema.choices.items())]}
             _make("method", name, {**(chosen if schema.choices else {}), "name": name, **node})

@@ -33,7 +33,9 @@ def sign(key: str) -> str:
 
 TEACHER_DATA, TEACHER_SCHEDULE = "dataset@teacher.dataset", "schedule@teacher.schedule"
 SEARCH_DATA, SEARCH_SCHEDULE = "dataset@method.search.dataset", "schedule@method.search.schedule"
-CHOSEN = (SEARCH_SCHEDULE,)  # of the keys of methods, those that are in a defaults list
+# The same where a method around another one searches.
+BASE_DATA, BASE_SCHEDULE = (key.replace("method.", "method.base.") for key in (SEARCH_DATA, SEARCH_SCHEDULE))
+CHOSEN = (SEARCH_SCHEDULE, BASE_SCHEDULE)  # of the keys of methods, those that are in a defaults list
 SOURCE_DATA = f"dataset@method.{SOURCE}"
 
 
@@ -52,7 +54,8 @@ def with_recipe(chosen: Mapping[str, str], default: str = "scenes", stand_in: bo
     if stand_in:
         found["dataset"] = student = stood_in(student)
     embedded = student in choices("dataset") and DATASETS[dataset_choice(student)["name"]].embedded
-    for data, schedule in ((TEACHER_DATA, TEACHER_SCHEDULE), (SEARCH_DATA, SEARCH_SCHEDULE), (SOURCE_DATA, None)):
+    recipes = {TEACHER_DATA: TEACHER_SCHEDULE, SEARCH_DATA: SEARCH_SCHEDULE, BASE_DATA: BASE_SCHEDULE}
+    for data, schedule in {**recipes, SOURCE_DATA: None}.items():
         if embedded and data in found:
             found[data] = stood_in(found[data])
         if schedule is not None and found.get(data) in choices("dataset"):

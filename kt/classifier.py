@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,20 +14,36 @@ from torch import Tensor, nn
 from kt.stages import Head, Stage, head_of, normalisation_of, run_stages, stages_of
 
 
+class Pixels(NamedTuple):
+    """What a segmentor's decode head knows of each pixel.
+
+    Attributes:
+        features: What its last layer reads, (n, c, h, w).
+        logits: What it gives, class scores (n, classes, h, w).
+    """
+
+    features: Tensor
+    logits: Tensor
+
+
 @dataclass
 class TaskOutput:
     """What the student's own head makes of a list of stage outputs.
 
     Attributes:
-        loss: The task loss, a scalar: a classifier's mean cross-entropy, the sum of a detector's or segmentor's losses.
+        loss: The task loss, a scalar: a classifier's mean cross-entropy, the sum of another network's losses.
         logits: Class scores of a classifier, (n, classes).
         scalars: What else is worth logging, on the device: a classifier's top-1 `accuracy` of this batch in percent,
             the single losses of a detector or segmentor.
+        pixels: Of a segmentor.
+        depth: Of a depth network, (n, h, w) in metres.
     """
 
     loss: Tensor
     logits: Tensor | None
     scalars: dict[str, Tensor]
+    pixels: Pixels | None = None
+    depth: Tensor | None = None
 
 
 class Classifier(BaseModel):

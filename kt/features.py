@@ -15,7 +15,7 @@ from kt.stages import STEM, as_map
 from kt.transfer import evaluating, frozen_statistics
 
 if TYPE_CHECKING:
-    from kt.classifier import TaskOutput
+    from kt.classifier import Pixels, TaskOutput
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,22 @@ class Features:
             return self._task.logits
         with self._recording():
             return self.network.head(self.level(-1))
+
+    @property
+    def depth(self) -> Tensor:
+        """A depth network's answer in metres, (n, h, w): that of `task` where it has been asked for."""
+        if self._task is not None and self._task.depth is not None:
+            return self._task.depth
+        with self._recording():
+            return self.network.depth(self.levels, self.inputs)
+
+    @property
+    def pixels(self) -> Pixels:
+        """What a segmentor's decode head knows of each pixel: of `task` where it has been asked for."""
+        if self._task is not None and self._task.pixels is not None:
+            return self._task.pixels
+        with self._recording():
+            return self.network.pixels(self.levels)
 
     def task(self, batch: Mapping[str, Any]) -> TaskOutput:
         """The network's own task loss on these features, computed once."""

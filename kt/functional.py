@@ -17,6 +17,7 @@ NORMALISATIONS = ("biased_softmax", "softmax", "biased_l1", "l1", "sigmoid")
 # Rows of a memory over rows chosen of it, from where on gathering rows beats a product with all of them.
 GATHER_ABOVE = 40
 CONTRAST_EPSILON = 1e-7
+SMALLEST_NORM = 1e-8  # of vectors in cosine similarities, torch's
 FPPI_POINTS = np.logspace(-2, 0, 9)
 
 
@@ -82,6 +83,78 @@ def soft_target(student_logits: Tensor, teacher_logits: Tensor, temperature: flo
     ours = F.log_softmax(student_logits / temperature, dim=1)
     theirs = F.log_softmax(teacher_logits / temperature, dim=1)
     return F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * temperature**2
+
+
+def depth_error(found: Tensor, truth: Tensor) -> Tensor:
+    """Mean absolute difference of depths over the pixels of a batch whose truth is known; 0 if there are none.
+
+    Args:
+        found: (n, h, w), in metres.
+        truth: (n, h, w), in metres; 0 where nobody knows it.
+
+    Source: Ma and Karaman, "Sparse-to-Dense", 2018, section III-B (L1), on valid pixels as its released code does.
+    """
+    _same_shape(found, truth)
+    known = truth > 0
+    return ((found - truth).abs() * known).sum() / known.sum().clamp(min=1)
+
+
+def pixel_soft_target(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """`KL(teacher || student)` of each pixel's class distributions, mean over pixels and classes.
+
+    Args:
+        student_logits: (n, classes, h, w).
+        teacher_logits: (n, classes, h, w).
+
+    Source: Wang et al. 2020 (IFVD), eq. 4; that its sum over classes is a mean is the released code's.
+    """
+    _maps(student_logits, teacher_logits)
+    _same_shape(student_logits, teacher_logits)
+    ours, theirs = (F.log_softmax(logits, dim=1) for logits in (student_logits, teacher_logits))
+    return F.kl_div(ours, theirs, reduction="none", log_target=True).mean()
+
+
+def class_similarity(feature: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Cosine similarity of each pixel's feature with the mean feature of its class in its image.
+
+    Args:
+        feature: (n, c, h, w).
+        labels: Integers (n, h, w); pixels of other values than 0 to `classes` - 1 are ignored.
+        classes: Their number.
+
+    Returns:
+        (n, h, w), 1 at pixels that are ignored.
+
+    Source: Wang et al. 2020 (IFVD), eqs. 1 and 2.
+    """
+    _maps(feature)
+    if labels.shape != (feature.shape[0], *feature.shape[2:]):
+        raise ValueError(f"expected labels (n, h, w) of features {tuple(feature.shape)}, got {tuple(labels.shape)}")
+    pixels, index = feature.flatten(2), labels.flatten(1)
+    counted = (index >= 0) & (index < classes)
+    index = torch.where(counted, index, 0)[:, None]
+    # Sums over the pixels of each class, and products of pixels with each centre, take no map for every class.
+    members = torch.zeros(len(pixels), classes, pixels.shape[2], dtype=pixels.dtype, device=pixels.device)
+    members.scatter_(1, index, counted[:, None].to(pixels.dtype))
+    centres = members @ pixels.transpose(1, 2) / members.sum(2).clamp(min=1)[:, :, None]
+    products = (centres @ pixels).gather(1, index)[:, 0]
+    lengths = [each.norm(dim=dim).clamp(min=SMALLEST_NORM) for each, dim in ((pixels, 1), (centres, 2))]
+    cosines = products / (lengths[0] * lengths[1].gather(1, index[:, 0]))
+    return torch.where(counted, cosines, 1).view(labels.shape)
+
+
+def intra_class_variation(student: Tensor, teacher: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Mean squared difference of two networks' class similarities over all pixels, of which ignored ones give 0.
+
+    Args:
+        student: Features (n, c_s, h, w).
+        teacher: Features (n, c_t, h, w).
+        labels: See `class_similarity`.
+        classes: See `class_similarity`.
+
+    Source: Wang et al. 2020 (IFVD), eq. 3.
+    """
+    return F.mse_loss(class_similarity(student, labels, classes), class_similarity(teacher, labels, classes))
 
 
 def attention_map(feature: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from mmengine.runner import load_checkpoint
@@ -66,7 +67,10 @@ class KnowledgeTransfer(BaseModel):
         """Mode `loss` gives the method's loss and what it logs; every other mode is the plain student's."""
         if mode != "loss":
             return self.transfer.student(inputs, data_samples, mode=mode)
-        loss, logged = self.transfer(inputs, mode="loss", data_samples=data_samples)
+        # Where in the training it is, for methods whose loss changes over it.
+        hub = MessageHub.get_current_instance()
+        numbered = {"step": hub.get_info("iter", 0), "total": hub.get_info("max_iters", 1)}
+        loss, logged = self.transfer(inputs, mode="loss", data_samples=data_samples, **numbered)
         # mmengine adds up everything that has `loss` in its name.
         terms: dict[str, Tensor] = {f"kt/{name.replace('loss_', '')}": value for name, value in logged.items()}
         return {"loss": loss, **terms}

@@ -50,7 +50,7 @@ class Dataset(Settings):
     """A dataset and what is done to its images."""
 
     name: str = Field(description="one of kt.data.DATASETS")
-    task: Literal["classification", "segmentation", "detection", "pedestrians", "keypoints"]
+    task: Literal["classification", "segmentation", "detection", "pedestrians", "keypoints", "depth"]
     num_classes: Count | None = Field(None, description="null: as many as the data have")
     image_size: Annotated[int, Ge(8)] | list[Count] = Field(description="pixels a side, or [height, width]")
     crop_size: list[Count] | None = Field(
@@ -75,6 +75,14 @@ class Dataset(Settings):
     resident: bool | None = Field(None, description="kept in memory (or on the device); null: when small enough")
     stand_in: str | None = Field(
         None, description="the embedded dataset that replaces this one in tables at a scale that has stand-ins"
+    )
+
+
+class DepthDataset(Dataset):
+    """A dataset of depth."""
+
+    depth_samples: Whole = Field(
+        0, description="pixels of known depth that a network is given beside an image's colours; 0: none, Table 6: 200"
     )
 
 
@@ -109,32 +117,59 @@ class Method(Settings):
     Attributes:
         needs_teacher: Whether there is no training without a teacher.
         dense: Whether it teaches detectors and segmentors too.
+        depth: Whether it teaches depth networks as well where it teaches no others of these.
         accumulates: Whether its losses are means over images of what each image gives, so that an update may be
             accumulated from passes; not where images depend on one another, or are weighed by the whole batch.
+        only_for: The one task that it is for; None: classification, and others as `dense` says.
+        whole_teacher: Whether of a segmentor that teaches the decode head is needed too, not its backbone alone.
         passes: Time of a training over that of the student alone, roughly, to order cells by.
         own_network: Whether its teacher is the student itself, as it was trained before.
         cell_keys: Keys that say which cells are needed; the method itself lacks them.
         told_by_needs: Of these, keys that the ids of the needed cells tell in full, and no other id.
         choices: What keys are at first chosen from other groups, as Hydra's defaults lists have it.
+        base_alone: Of a method around others: its base under its own name alone; None is none.
         module: What to import so that the method is registered; None: it is kt's own.
+        free_layer: The key that puts a free layer between the maps that are compared, unless it is of `AS_IT_IS`.
     """
 
     name: str
 
     needs_teacher: ClassVar[bool] = True
     dense: ClassVar[bool] = False
+    depth: ClassVar[bool] = False
+    only_for: ClassVar[str | None] = None
+    whole_teacher: ClassVar[bool] = False
     accumulates: ClassVar[bool] = False
     passes: ClassVar[float] = 1.5
     own_network: ClassVar[bool] = False
     cell_keys: ClassVar[tuple[str, ...]] = ()
     told_by_needs: ClassVar[tuple[str, ...]] = ()
     choices: ClassVar[Mapping[str, str]] = {}
+    base_alone: ClassVar[str | None] = None
     module: ClassVar[str | None] = None
+    free_layer: ClassVar[str | None] = None
+
+    @classmethod
+    def teaches(cls, task: str) -> bool:
+        """Whether it may teach networks for a task; what `only_for` rules out is another matter."""
+        return cls.dense or task == "classification" or (cls.depth and task == "depth")
 
     @classmethod
     def accumulates_with(cls, options: Mapping[str, Any]) -> bool:
         """`accumulates` under some options; those left out have their defaults."""
         return cls.accumulates
+
+    @classmethod
+    def check(cls, options: Mapping[str, Any], epochs: int | None = None) -> None:
+        """Refuses settings that do not go together, so that no teacher is trained for them.
+
+        Args:
+            options: All of them.
+            epochs: The length of the training, where that is known; 0: there is none.
+
+        Raises:
+            UserError: Names a key, its value and what was expected.
+        """
 
     @staticmethod
     def needs(config: Mapping[str, Any]) -> Mapping[str, Need | Path]:
@@ -171,17 +206,24 @@ class FixedFeature(Method):
 
 
 class KD(Method):
-    """Hinton, Vinyals, Dean 2015: task_weight * cross-entropy + alpha * soft target (with temperature squared)."""
+    """Hinton, Vinyals, Dean 2015: task_weight * cross-entropy + alpha * soft target (with temperature squared).
 
+    For depth, the soft target is the mean absolute difference from the teacher's depth (DistPro, section 4.3), and both
+    weights are 1 in its table.
+    """
+
+    depth: ClassVar[bool] = True
+    whole_teacher: ClassVar[bool] = True
     accumulates: ClassVar[bool] = True
     temperature: Positive = Field(4.0, description="of both softmaxes")
     alpha: NotNegative = Field(0.9, description="weight of the soft target")
-    task_weight: NotNegative = Field(0.1, description="weight of the cross-entropy")
+    task_weight: NotNegative = Field(0.1, description="weight of the task's loss")
 
 
 class KDFixedFeature(KD):
     """Stage by stage, Table 1: KD, then a fresh classifier on the features that it gave."""
 
+    depth: ClassVar[bool] = False
     frozen: Literal["features", "first_block"] = Field("features", description="what stays fixed")
     retrain: Literal["kd", "task"] = Field(
         "kd",
@@ -189,6 +231,7 @@ class KDFixedFeature(KD):
     )
 
 
+AS_IT_IS = ("none", "first")
 _AS_IT_IS = "none (as it is, so the channels have to agree) | first (as it is, with the teacher's first channels)"
 
 
@@ -198,6 +241,7 @@ class FitNet(Method):
     added: ClassVar[Mapping[str, Any]] = {"init_fraction": None, "temperature": 4.0, "alpha": 1.0}
     dense: ClassVar[bool] = True
     accumulates: ClassVar[bool] = True
+    free_layer: ClassVar[str | None] = "regressor"
     weight: NotNegative = Field(100.0, description="of the hint")
     hint_layer: Annotated[int, Ge(-1)] | list[Whole] | Literal["all", "last", "blocks"] | None = Field(
         None, description="stage, from 0; null: the middle one; -1: the last; blocks: each end of a block, no stem"
@@ -255,6 +299,7 @@ class AB(Method):
 
     added: ClassVar[Mapping[str, Any]] = {"connector": "conv_bn"}
     accumulates: ClassVar[bool] = True
+    free_layer: ClassVar[str | None] = "connector"
     weight: NotNegative = Field(1.0, description="of the boundaries' loss")
     margin: Positive = Field(1.0, description="distance from the boundary that is asked for")
     init_fraction: Share = Field(0.125, description="length of the initialisation: 30 of 240 epochs")
@@ -349,15 +394,17 @@ class Pathways(Settings):
     transforms: list[Literal["conv1", "conv2", "conv3", "complex"]] | None = Field(
         None,
         description="what the student's maps go through, the figure being lost: blocks of the released code; null: the "
-        "first three on networks for small images (27 pathways of 3 x 3 maps), `complex` on others (15 of 5)",
+        "first three on networks for small images (27 pathways of 3 x 3 maps), `complex` on others (15 of 5 maps; 16 "
+        "of 4 x 4 for a task other than classification)",
     )
-    connections: Literal["all", "rising"] | None = Field(
+    connections: Literal["all", "rising"] | list[list[Count]] | None = Field(
         None,
         description="all pairs of maps | rising: none from a shallower map of the student to a deeper one of the "
-        "teacher; null: all on networks for small images, rising on others",
+        "teacher | pairs [teacher's map, student's map] from 1, such as [[4,1],[4,2]]; null: rising on classifiers for "
+        "large images, all on others",
     )
     pooled: bool | None = Field(
-        None, description="whether the penultimate feature is one of the maps; null: on networks for large images"
+        None, description="whether the penultimate feature is one of the maps; null: of classifiers for large images"
     )
     factor: Literal["pathways"] | NotNegative = Field(
         "pathways",
@@ -381,6 +428,7 @@ class Searching(Settings):
 class DistProSearch(Pathways, Searching, Method):
     """Deng et al., DistPro, first phase: a student's training that finds and leaves a distillation process."""
 
+    dense: ClassVar[bool] = True
     passes: ClassVar[float] = 8.0
 
 
@@ -399,6 +447,7 @@ class Search(Searching):
 class DistPro(Pathways, Method):
     """Deng et al., DistPro: distillation along many pathways whose weights follow a searched process."""
 
+    dense: ClassVar[bool] = True
     passes: ClassVar[float] = 3.0
     cell_keys: ClassVar[tuple[str, ...]] = ("search", "file")
     told_by_needs: ClassVar[tuple[str, ...]] = ("search", "file")
@@ -456,6 +505,15 @@ class AS(Method):
         "fc", description="a fully connected layer, at each position of a map | with squeeze and excitation before it"
     )
 
+    @classmethod
+    def check(cls, options: Mapping[str, Any], epochs: int | None = None) -> None:
+        """Refuses a training that ends before the first round."""
+        if epochs and epochs <= options["first_epochs"]:
+            raise UserError(
+                f"method.first_epochs={options['first_epochs']}: the training has {epochs} in all; expected fewer, "
+                "or a longer schedule"
+            )
+
 
 class MAS(AS):
     """MAKD's MAS: from one auxiliary network to every layer of the student."""
@@ -467,6 +525,7 @@ class MAS(AS):
     )
     meta_lr: Positive = Field(1e-4, description="of the meta network's Adam, constant; as in L2T")
     meta_weight_decay: NotNegative = Field(1e-4, description="of the meta network; as in L2T")
+    meta_interval: Count = Field(1, description="updates of the student for each of the meta network, the costly one")
 
 
 class M2AS(MAS):
@@ -514,11 +573,15 @@ class L2T(Method):
         1e-4, description="learning rate (Adam) of the meta-networks; the paper's Stanford40: 1e-3"
     )
     meta_weight_decay: NotNegative = Field(1e-4, description="of the meta-networks")
+    meta_interval: Count = Field(
+        1, description="updates of the student for each of the meta-networks, the costly one; the paper: 1"
+    )
 
 
 class ReviewKD(Method):
     """Chen et al. 2021: every level of the student, fused with all deeper ones, learns a level of the teacher."""
 
+    dense: ClassVar[bool] = True
     accumulates: ClassVar[bool] = True
     passes: ClassVar[float] = 2.5
     weight: NotNegative = Field(
@@ -533,7 +596,7 @@ class ReviewKD(Method):
         False, description="of the student's maps; the teacher's always are before their ReLU. ImageNet: true"
     )
     width: Count | None = Field(
-        None, description="channels of the fused maps; null: the pooled feature's, at most 512. MobileNet: 256"
+        None, description="channels of the fused maps; null: the last level's, at most 512. MobileNet: 256"
     )
 
 
@@ -552,10 +615,43 @@ class OFD(Method):
     )
 
 
+class IFVD(Method):
+    """Wang et al. 2020: intra-class feature variation and soft labels of a segmentor, maybe around another method."""
+
+    dense: ClassVar[bool] = True
+    only_for: ClassVar[str | None] = "segmentation"
+    whole_teacher: ClassVar[bool] = True
+    accumulates: ClassVar[bool] = True
+    passes: ClassVar[float] = 2.0
+    weight: NotNegative = Field(200.0, description="of the intra-class feature variation")
+    soft_weight: NotNegative = Field(10.0, description="of the soft labels, a mean over pixels and classes")
+    base: Method | None = Field(None, description="the method whose loss these terms are added to; null: none")
+
+    @classmethod
+    def accumulates_with(cls, options: Mapping[str, Any]) -> bool:
+        """As its base."""
+        base = options.get("base")
+        return cls.accumulates and (not base or accumulates(base))
+
+    @staticmethod
+    def needs(config: Mapping[str, Any]) -> Mapping[str, Need | Path]:
+        """What the base needs; a cell that searches for it does so under this method as well."""
+        settings = config["method"]
+        base = settings["base"]
+        found = dict(METHODS[base["name"]].needs({**config, "method": base}) if base else {})
+        for name, need in found.items():
+            if isinstance(need, Need) and f"ifvd+{need.config['method']['name']}" in METHODS:
+                inner = need.config["method"]
+                around = {**settings, "name": f"ifvd+{inner['name']}", "base": inner}
+                found[name] = Need({**need.config, "method": around}, need.file)
+        return found
+
+
 class KCD(Method):
     """Han et al., "Fixing the Teacher-Student Knowledge Discrepancy in Distillation", around another method."""
 
     dense: ClassVar[bool] = True
+    base_alone: ClassVar[str | None] = "l2"
     cell_keys: ClassVar[tuple[str, ...]] = ("teacher_state", "solo_offset", "teacher_offset")
     accumulates: ClassVar[bool] = True
     strategy: Literal["bipartite", "greedy", "random", "identity", "subnet_fc", "subnet_res"] = Field(
@@ -596,6 +692,24 @@ class KCD(Method):
         """As its base; a learned transform's loss correlates channels over the images of a batch."""
         learned = str(options.get("strategy")).startswith("subnet")
         return cls.accumulates and not learned and accumulates(options.get("base") or {"name": "l2"})
+
+    @classmethod
+    def check(cls, options: Mapping[str, Any], epochs: int | None = None) -> None:
+        """Refuses a base with a free layer before its loss, and an adapter beside one that has none."""
+        base = options["base"] or {"name": "l2"}
+        schema = METHODS.get(base["name"])
+        if schema is None or schema.free_layer is None:
+            return
+        how = {**defaults(schema), **base}[schema.free_layer]
+        if how not in AS_IT_IS:
+            raise UserError(
+                f"method.base.{schema.free_layer}={how}: a free 1x1 convolution takes channels in any order, so that "
+                f"no transform would change the student; expected {' or '.join(AS_IT_IS)}"
+            )
+        if options["match"] == "adapter":
+            raise UserError(
+                f"method.match=adapter: {base['name']} has no adapter of its own here; expected rectangular"
+            )
 
     @staticmethod
     def needs(config: Mapping[str, Any]) -> Mapping[str, Need | Path]:
@@ -640,6 +754,7 @@ METHODS: dict[str, type[Method]] = {
     "l2t": L2T,
     "reviewkd": ReviewKD,
     "ofd": OFD,
+    **dict.fromkeys(("ifvd", "ifvd+reviewkd", "ifvd+distpro_search", "ifvd+distpro"), IFVD),
     **dict.fromkeys(("kcd", "kcd+fitnet", "kcd+ab", "kcd+rkd", "kcd+rco"), KCD),
 }
 
@@ -673,6 +788,21 @@ def count_passes(batch_size: int, device_batch: int | None, processes: int) -> i
             f"schedule.batch_size={batch_size}{shared}"
         )
     return passes
+
+
+def epochs_of(schedule: Mapping[str, Any]) -> int:
+    """The length of a schedule in epochs; of one in iterations, `interval` updates are one, by default all.
+
+    Raises:
+        UserError: The interval does not divide the iterations.
+    """
+    iterations, interval = schedule["iterations"], schedule["interval"]
+    if iterations is None:
+        return int(schedule["epochs"])
+    epochs, rest = divmod(iterations, interval or iterations)
+    if rest:
+        raise UserError(f"schedule.interval={interval}: expected a divisor of schedule.iterations={iterations}")
+    return int(epochs)
 
 
 def device_batch(schedule: Mapping[str, Any], processes: int) -> int:
@@ -847,7 +977,7 @@ def complete(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         options: As its constructor has them; a tuple is as good as a list.
 
     Raises:
-        UserError: An option is unknown, or its value is none that it may have.
+        UserError: An option is unknown, its value is none that it may have, or some do not go together.
     """
     schema = settings_of(name)
     if schema is None:
@@ -862,6 +992,7 @@ def complete(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         # Another method's settings are checked where that one is built.
         if not isinstance(value, Mapping):
             check_value(found[key], schema, key, f"method.{key}")
+    schema.check(found)
     return found
 
 

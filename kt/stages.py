@@ -287,6 +287,15 @@ def make_stage(name: str, stride: int, *steps: Step, channels: int | None = None
     return Stage(name, stride, channels, steps, **rest)
 
 
+def without_widening(stages: Sequence[Stage]) -> list[Stage]:
+    """Stages without a last layer that only widens the last map for a classifier, if there is one (MobileNet v2's)."""
+    *others, last = stages
+    *blocks, final = last.steps
+    if blocks and isinstance(final, nn.Sequential) and isinstance(final[0], nn.Conv2d):
+        last = make_stage(last.name, last.stride, *blocks)
+    return [*others, last]
+
+
 def flatten() -> Piece:
     """`torch.flatten(x, 1)` as a step."""
     return Piece(partial(torch.flatten, start_dim=1))

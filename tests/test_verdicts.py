@@ -354,6 +354,8 @@ EXPECTED = {
     "imagenet_distpro": {"c9": "unknown unknown fails unknown fails"},
     "distpro_transfer": dict.fromkeys(("c7", "c8"), "holds holds holds holds unknown"),
     "distpro_epochs": {"c6": "holds holds holds holds fails"},
+    "cityscapes_distpro": {"c10": "unknown unknown fails unknown fails"},
+    "distpro_pathway_direction": {"c13": "holds unknown fails unknown holds"},
 }
 # Judged from training curves, sweeps and costs, of which the papers print no numbers.
 UNPRINTED = {
@@ -416,6 +418,6 @@ def test_the_size_of_a_printed_lead_counts_where_numbers_compare(tmp_path: Path)
 
 
 def test_a_paper_s_seeds() -> None:
-    several = {"distpro_cifar100", "distpro_normalization"}
+    several = {"distpro_cifar100", "distpro_normalization", "cityscapes_distpro", "distpro_pathway_direction"}
     assert {find_table(name).seeds for name in several} == {5}
     assert {find_table(name).seeds for name in EXPECTED.keys() - several} == {1}

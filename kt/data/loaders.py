@@ -87,18 +87,15 @@ class _Stretches:
         return self.loader.plain(by_class)
 
 
-def by_iterations(loader: Loader, iterations: int, interval: int | None) -> tuple[Loader, int]:
-    """A loader and a number of epochs that together make `iterations` updates, each epoch `interval` of them.
+def by_iterations(loader: Loader, iterations: int, epochs: int) -> Loader:
+    """A loader whose `epochs` make `iterations` updates, see `kt.settings.epochs_of`.
 
     Raises:
-        UserError: The interval does not divide the iterations.
+        UserError: There is not one batch.
     """
-    interval = interval or iterations
-    if iterations % interval:
-        raise UserError(f"schedule.interval={interval}: expected a divisor of schedule.iterations={iterations}")
     if len(loader) == 0:
         raise UserError("schedule.batch_size: the training set is smaller than one batch")
-    return _Stretches(loader, interval * loader.passes), iterations // interval
+    return _Stretches(loader, iterations // epochs * loader.passes)
 
 
 def epoch_order(

@@ -35,7 +35,15 @@ Teacher = Classifier | DenseModel | Backbone
 # A loss that reads the student and its target: `(ours, theirs, batch) -> (loss, scalars to log)`.
 Compare: TypeAlias = Callable[[Features, Features, Batch], tuple[Tensor, dict[str, Tensor]]]
 
+# Adds terms to a loss: `(loss, ours, theirs, batch) -> (loss, scalars to log)`.
+AddTerms: TypeAlias = Callable[[Tensor, Features, Features, Batch], tuple[Tensor, dict[str, Tensor]]]
+
 METHODS = Registry("method", scope="kt", locations=["kt.methods"])
+
+
+def add_nothing(loss: Tensor, ours: Features, theirs: Features, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """A loss as it is."""
+    return loss, {}
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,7 @@ class Method(nn.Module):
         accumulates: Whether its losses are means over images, see `kt.settings.accumulates`.
         hidden: The names of the networks that the model it is part of keeps hidden.
         facts: What a method wants the result file to say about the pair it was built for.
+        around: Adds the terms of a method around this one to a loss, as its `add_terms` does; by itself nothing.
     """
 
     starts_from_teacher: ClassVar[bool] = False
@@ -81,6 +90,13 @@ class Method(nn.Module):
         super().__init__()
         self.facts: dict[str, object] = {}
         self.weights: dict[str, float] = {}
+        self.around: AddTerms = add_nothing
+
+    @property
+    def takes_terms(self) -> bool:
+        """Whether a method around this one can add terms to its main phase's loss, by `around`."""
+        loss = self.loss
+        return isinstance(loss, Compared) and loss.method is self and type(self).terms is not Method.terms
 
     def phases(self) -> list[Phase]:
         """The phases in order; the last one is `train` and yields the student."""
@@ -113,6 +129,8 @@ class Method(nn.Module):
         output = ours.task(batch)
         loss = self.weights["task"] * output.loss if "task" in self.weights else output.loss
         loss, logged = self.add_terms(loss, ours, theirs, batch)
+        loss, further = self.around(loss, ours, theirs, batch)
+        logged |= further
         return loss, ({"loss_task": output.loss} if logged else {}) | logged | output.scalars
 
     def weighted(self, terms: Mapping[str, Tensor]) -> Tensor:
@@ -244,9 +262,11 @@ def build_method(
             teacher and there is none, or it cannot teach such a student.
     """
     kind, inner, schema = find_method(name), name.partition("+")[2], settings_of(name)
-    if schema is not None and not schema.dense and isinstance(student, DenseModel):
-        able = ", ".join(sorted(other for other, known in SETTINGS.items() if known.dense and "+" not in other))
-        raise UserError(f"method={name}: teaches classifiers only; for detectors and segmentors choose {able}")
+    if schema is not None and isinstance(student, DenseModel):
+        task, whom = ("depth", "depth") if student.gives_depth else ("detection", "detectors and segmentors")
+        if not schema.teaches(task):
+            able = sorted(other for other, known in SETTINGS.items() if known.teaches(task) and "+" not in other)
+            raise UserError(f"method={name}: teaches classifiers only; for {whom} choose {', '.join(able)}")
     if schema is not None and schema.needs_teacher and teacher is None:
         raise UserError(f"teacher=none: {name} needs a teacher; name a network, for example teacher=resnet56")
     if inner:

@@ -14,7 +14,7 @@ from kt.classifier import Classifier
 from kt.errors import UserError
 from kt.features import Features, Level, pair_levels
 from kt.functional import hierarchical_context, interpolate_process
-from kt.methods.base import METHODS, Method
+from kt.methods.base import METHODS, Method, Student, Teacher
 from kt.methods.blocks import SMALL_IMAGE_STRIDE, nearest_size
 from kt.models.cifar import initialise
 from kt.phase import MAIN, Batch, Loop, Phase
@@ -93,6 +93,27 @@ class Pathway:
         return f"t{self.theirs + 1}-s{self.ours + 1}-{self.transform}"
 
 
+def connected(connections: str | Sequence[Sequence[int]], theirs: int, ours: int) -> list[tuple[int, int]]:
+    """Pairs (teacher's level, student's level), counted from 0 and sorted.
+
+    Args:
+        connections: See `Pathways`.
+        theirs, ours: How many levels there are.
+
+    Raises:
+        UserError: A pair names a level that there is not.
+    """
+    if isinstance(connections, str):
+        return [(i, j) for i in range(theirs) for j in range(i if connections == "rising" else 0, ours)]
+    for pair in connections:
+        if len(pair) != 2 or not (1 <= pair[0] <= theirs and 1 <= pair[1] <= ours):
+            raise UserError(
+                f"method.connections={list(pair)}: expected pairs [teacher's map, student's map] of 1 to {theirs} and "
+                f"1 to {ours}"
+            )
+    return sorted({(i - 1, j - 1) for i, j in connections})
+
+
 class Pathways(Method):
     """Distances of transformed student maps from teacher maps, before their last ReLU, along many pathways.
 
@@ -100,34 +121,31 @@ class Pathways(Method):
         student: The student.
         teacher: The teacher.
         transforms: Kinds, each for every pair of levels; None: by the size of images that the networks are for.
-        connections: `all` pairs of levels, or `rising`: to no deeper level of the teacher than the student's; or None.
+        connections: `all` pairs of levels, or `rising`: to no deeper level of the teacher than the student's; pairs
+            [teacher's, student's] of levels counted from 1; or None.
         pooled: Whether the penultimate features are a level, or None.
         factor: On the weighted sum of distances: a number, or `pathways` for their number.
     """
 
     def __init__(
         self,
-        student: Classifier,
-        teacher: Classifier | None,
+        student: Student,
+        teacher: Teacher | None,
         transforms: Sequence[str] | None,
-        connections: str | None,
+        connections: str | Sequence[Sequence[int]] | None,
         pooled: bool | None,
         factor: str | float,
     ):
         super().__init__(student, teacher)
         assert teacher is not None
         small = student.stages[-1].stride <= SMALL_IMAGE_STRIDE
+        large = isinstance(student, Classifier) and not small
         kinds = transforms or (("conv1", "conv2", "conv3") if small else ("complex",))
-        rising = connections == "rising" or (connections is None and not small)
         self.ours: list[Level]
         self.theirs: list[Level]
-        self.ours, self.theirs = pair_levels(student, teacher, not small if pooled is None else pooled)
-        self.pathways = [
-            Pathway(i, j, kind)
-            for i in range(len(self.theirs))
-            for j in range(i if rising else 0, len(self.ours))
-            for kind in kinds
-        ]
+        self.ours, self.theirs = pair_levels(student, teacher, large if pooled is None else pooled)
+        chosen = connected(connections or ("rising" if large else "all"), len(self.theirs), len(self.ours))
+        self.pathways = [Pathway(i, j, kind) for i, j in chosen for kind in kinds]
         self.transforms = nn.ModuleList(
             Transform(each.transform, self.ours[each.ours].channels, self.theirs[each.theirs].channels)
             for each in self.pathways
@@ -202,8 +220,8 @@ class DistPro(Pathways):
 
     def __init__(
         self,
-        student: Classifier,
-        teacher: Classifier | None,
+        student: Student,
+        teacher: Teacher | None,
         process: str,
         clip: float | None,
         files: Mapping[str, Path] | None = None,

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from kt import ranks
-from kt.classifier import Classifier
 from kt.data.loaders import split
 from kt.features import Features
 from kt.functional import pathway_weights
 from kt.hypergradient import directional, lookahead, with_values
-from kt.methods.base import METHODS, student_update, task_alone
+from kt.methods.base import METHODS, Student, Teacher, student_update, task_alone
 from kt.methods.distpro import Pathways
 from kt.needs import PROCESS
 from kt.phase import CONSTANT, MAIN, TRAIN, Batch, Loop, Phase, Trained
@@ -54,10 +53,12 @@ class DistProSearch(Pathways):
         data: What the process file says of the data.
     """
 
+    takes_terms = True
+
     def __init__(
         self,
-        student: Classifier,
-        teacher: Classifier | None,
+        student: Student,
+        teacher: Teacher | None,
         normalisation: str,
         alpha_lr: float,
         validation: float,
@@ -130,7 +131,8 @@ class DistProSearch(Pathways):
         targets = self.targets(theirs, self.everything)
         distances = self.all_distances(ours, targets)
         output = ours.task(batch)
-        before = output.loss + self.factor * (self.weigh().detach() * distances).sum()
+        supervised, further = self.around(output.loss, ours, theirs, batch)
+        before = supervised + self.factor * (self.weigh().detach() * distances).sum()
         with torch.autocast(loop.device.type, enabled=False):
             gradients = torch.autograd.grad(before, own, retain_graph=True)
         slope, validation = self.hypergradient(model, batch, targets, loop.next(VALIDATION), optimizer, gradients)
@@ -138,11 +140,12 @@ class DistProSearch(Pathways):
         weights = self.weigh().detach()
         self._recent.append(self.logits.detach().clone())
         distillation = (weights * distances).sum()
-        loss = output.loss + self.factor * distillation
+        loss = supervised + self.factor * distillation
         loop.update(MAIN, loss)
         logged = {"loss": loss, "loss_task": output.loss, "loss_pathways": distillation, "loss_validation": validation}
-        levels = {f"weight_t{level + 1}": self._level(weights, level) for level in range(len(self.theirs))}
-        return {**logged, **levels, **output.scalars}
+        reached = sorted({pathway.theirs for pathway in self.pathways})
+        levels = {f"weight_t{level + 1}": self._level(weights, level) for level in reached}
+        return {**logged, **further, **levels, **output.scalars}
 
     def all_distances(self, ours: Features, targets: Mapping[int, Tensor]) -> Tensor:
         """The distances along all pathways, (pathways,)."""

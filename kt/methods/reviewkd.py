@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kt.classifier import Classifier
 from kt.features import Features
 from kt.functional import hierarchical_context
-from kt.methods.base import METHODS
+from kt.methods.base import METHODS, Student, Teacher
 from kt.methods.blocks import LevelTransfer, nearest_size
 from kt.phase import Batch
 
@@ -55,26 +55,27 @@ class KnowledgeReview(LevelTransfer):
     """Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021.
 
     Args:
-        student: The student.
+        student: The student; a classifier's pooled feature is the last level.
         teacher: The teacher.
         weight: Weight of the sum of the hierarchical context losses.
         ramp: Share of the length over which the weight rises from 0.
         preactivation: Whether the student's maps are read before their last ReLU, as the teacher's are.
-        width: Channels of the fused maps; None takes as many as the student's pooled feature has, at most 512.
+        width: Channels of the fused maps; None takes as many as the student's last level has, at most 512.
     """
 
     term = "review"
 
     def __init__(
         self,
-        student: Classifier,
-        teacher: Classifier | None,
+        student: Student,
+        teacher: Teacher | None,
         weight: float,
         ramp: float,
         preactivation: bool,
         width: int | None,
     ):
-        super().__init__(student, teacher, weight, pooled=True, preactivation=preactivation)
+        pooled = isinstance(student, Classifier)
+        super().__init__(student, teacher, weight, pooled, preactivation)
         self.ramp = ramp
         width = width or min(512, self.levels[-1].channels)
         self.fusions = nn.ModuleList(

@@ -64,7 +64,7 @@ NETWORKS: dict[str, NetworkSpec] = {
     "resnet101": _resnet("resnet101", "bottleneck", 3, 4, 23, 3),
     "resnet152": _resnet("resnet152", "bottleneck", 3, 8, 36, 3),
     "vgg16": NetworkSpec("torchvision_vgg", library="vgg16", weights="IMAGENET1K_V1"),
-    "mobilenet_v2": NetworkSpec("torchvision_mobilenet_v2", library="mobilenet_v2"),
+    "mobilenet_v2": NetworkSpec("torchvision_mobilenet_v2", library="mobilenet_v2", weights="IMAGENET1K_V1"),
     "mobilenet_v2_half": NetworkSpec("torchvision_mobilenet_v2", {"multiplier": 0.5}),
     "shufflenet_v2": NetworkSpec("torchvision_shufflenet_v2", library="shufflenet_v2_x1_0"),
     # ImageNet networks, timm
@@ -104,12 +104,12 @@ NETWORKS: dict[str, NetworkSpec] = {
 
 @dataclass(frozen=True)
 class DenseSpec:
-    """A detector, segmentor or pose network.
+    """A detector, segmentor, pose or depth network.
 
     Attributes:
         architecture: A key of `kt.models.dense.ARCHITECTURES`.
         backbone: A key of `NETWORKS`.
-        task: What it does: detection, segmentation or keypoints.
+        task: What it does: detection, segmentation, keypoints or depth.
     """
 
     architecture: str
@@ -127,7 +127,12 @@ DENSE_NETWORKS: dict[str, DenseSpec] = {
     "deeplabv2_resnet101": DenseSpec("deeplabv2", "resnet101", "segmentation"),
     "deeplabv3_resnet50": DenseSpec("deeplabv3", "resnet50", "segmentation"),
     "deeplabv3_resnet101": DenseSpec("deeplabv3", "resnet101", "segmentation"),
+    **{
+        f"pspnet_{name}": DenseSpec("pspnet", name, "segmentation")
+        for name in ("resnet18", "resnet101", "mobilenet_v2")
+    },
     "pifpaf_resnet50": DenseSpec("pose", "resnet50", "keypoints"),
+    **{f"depth_{name}": DenseSpec("depth", name, "depth") for name in ("resnet18", "resnet50")},
 }
 # The name of a network that a config file of mmdet or mmseg describes.
 CONFIG_NETWORK = "config"
