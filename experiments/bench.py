@@ -46,7 +46,7 @@ from kt.store import Records, records_file
 from kt.transfer import TransferModel
 
 CLASSES, SIZE = 100, 32
-DENSE_CLASSES = {"detection": 8, "segmentation": 13, "keypoints": 7}
+DENSE_CLASSES = {"detection": 8, "segmentation": 13, "keypoints": 7, "depth": 1}
 DENSE_SIZE = (128, 256)
 
 
@@ -99,7 +99,8 @@ def make_dense_model(name: str, arguments: argparse.Namespace, **options: Any) -
 def dense_batch(arguments: argparse.Namespace) -> dict[str, Any]:
     """Embedded scenes for the student's task."""
     task = DENSE_NETWORKS[arguments.student].task
-    dataset = {**dataset_choice("scenes_seg"), "task": task, "image_size": list(DENSE_SIZE)}
+    choice = "scenes_depth" if task == "depth" else "scenes_seg"
+    dataset = {**dataset_choice(choice), "task": task, "image_size": list(DENSE_SIZE)}
     dataset |= {"train_size": arguments.batch, "test_size": 1, "augmentation": "none"}
     data = build_data(dataset, ".", batch_size=arguments.batch, seed=0)
     return next(data.train.epoch(0))
@@ -288,7 +289,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     dense = arguments.student in DENSE_NETWORKS
     arguments.batch = arguments.batch or (4 if dense else 128)
     arguments.lr = 1e-4 if dense else 0.05
-    known = sorted(name for name, kind in METHODS.items() if "+" not in name and (kind.dense or not dense))
+    task = DENSE_NETWORKS[arguments.student].task if dense else "classification"
+    known = sorted(name for name, kind in METHODS.items() if "+" not in name and kind.teaches(task))
     for name in arguments.methods:
         if name not in known:
             raise UserError(f"method {name!r}: expected one of {', '.join(known)}{nearest(name, known)}")

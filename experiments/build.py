@@ -98,7 +98,13 @@ def build_teacher(config: Mapping[str, Any], spec: Any, path: Path | None) -> Cl
     if path is None:
         raise UserError(f"teacher={network['name']}: it has neither a checkpoint nor a cell to take it from")
     if path.with_name(DESCRIPTION).exists():
-        return _as_hidden(load_model(path, "teacher.checkpoint", network), spec)
+        found = _as_hidden(load_model(path, "teacher.checkpoint", network), spec)
+        if isinstance(found, Backbone) and found.normaliser.sparse and len(spec.mean) == 3:
+            raise UserError(
+                f"teacher={network['name']}: was trained with measured depth beside colours, of which the student's "
+                "images have none; expected a teacher trained with dataset.depth_samples=0"
+            )
+        return found
     if network["name"] not in NETWORKS:
         model, _ = build_dense_model(network, spec.num_classes, config["dataset"]["image_size"], IMAGENET)
         if SETTINGS[config["method"]["name"]].whole_teacher:
@@ -106,7 +112,7 @@ def build_teacher(config: Mapping[str, Any], spec: Any, path: Path | None) -> Cl
         else:
             load_backbone(model.network.backbone, path, "teacher.checkpoint")
         return model
-    built = build_classifier(network, spec.num_classes, spec.image_size, (spec.mean, spec.std))
+    built = build_classifier(network, spec.num_classes, spec.image_size, (spec.mean[:3], spec.std[:3]))
     load_weights(built.network, path, "teacher.checkpoint")
     return _as_hidden(built, spec)
 
@@ -332,6 +338,7 @@ def describe_student(
             "StagedBackbone": "kt.models.backbone",
             "DeepLabV2Head": "kt.models.backbone",
             "PoseNetwork": "kt.models.pose",
+            "DepthNetwork": "kt.models.depth",
         }
         used = sorted({module for name, module in own.items() if f'"{name}"' in json.dumps(model_config, default=str)})
         imports = {"custom_imports": {"imports": used, "allow_failed_imports": False}} if used else {}

@@ -31,17 +31,19 @@ class TaskOutput:
     """What the student's own head makes of a list of stage outputs.
 
     Attributes:
-        loss: The task loss, a scalar: a classifier's mean cross-entropy, the sum of a detector's or segmentor's losses.
+        loss: The task loss, a scalar: a classifier's mean cross-entropy, the sum of another network's losses.
         logits: Class scores of a classifier, (n, classes).
         scalars: What else is worth logging, on the device: a classifier's top-1 `accuracy` of this batch in percent,
             the single losses of a detector or segmentor.
         pixels: Of a segmentor.
+        depth: Of a depth network, (n, h, w) in metres.
     """
 
     loss: Tensor
     logits: Tensor | None
     scalars: dict[str, Tensor]
     pixels: Pixels | None = None
+    depth: Tensor | None = None
 
 
 class Classifier(BaseModel):

@@ -57,34 +57,48 @@ def tapped(layer: nn.Module | None) -> Iterator[list[Pixels]]:
 class Normaliser(nn.Module):
     """Images as a network wants them, from images (n, 3, h, w) in RGB, 0..1, whose padding is NaN.
 
-    Padding has no colour: every network fills it with its own value after normalising, as its own preprocessor does.
+    Padding has no colour: every network fills it with its own value after normalising, as its own preprocessor does. A
+    fourth channel, measured depth in metres, goes as it is to networks that read it.
 
     Args:
         mean, std: Per channel in the network's channel order, for values in 0..255.
         bgr: Whether the network reads BGR.
         pad_value: What the network's padding holds after normalising.
+        sparse: Whether the network reads measured depth.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], bgr: bool = False, pad_value: float = 0.0):
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        bgr: bool = False,
+        pad_value: float = 0.0,
+        sparse: bool = False,
+    ):
         super().__init__()
         # Not persistent: state dicts stay the plain network's.
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
-        self.bgr, self.pad_value = bgr, pad_value
+        self.bgr, self.pad_value, self.sparse = bgr, pad_value, sparse
 
     def in_rgb(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation per RGB channel for images in 0..1; single precision holds six decimals."""
+        """Mean and standard deviation per RGB channel for images in 0..1; single precision holds six decimals.
+
+        Where the network reads measured depth, 0 and 1 follow, as `kt.models.dense.dense_config` has it.
+        """
         found = ([round(value / 255, 6) for value in each.flatten().tolist()] for each in (self.mean, self.std))
         mean, std = (values[::-1] if self.bgr else values for values in found)
-        return mean, std
+        return (mean + [0.0], std + [1.0]) if self.sparse else (mean, std)
 
     def forward(self, images: Tensor) -> Tensor:
         """The network's input."""
-        images = images.flip(1) if self.bgr else images
-        return torch.nan_to_num((images * 255 - self.mean) / self.std, nan=self.pad_value)
+        colours, measured = images[:, :3], images[:, 3:]
+        colours = colours.flip(1) if self.bgr else colours
+        colours = torch.nan_to_num((colours * 255 - self.mean) / self.std, nan=self.pad_value)
+        return torch.cat([colours, measured], 1) if self.sparse else colours
 
 
 def _read_preprocessor(preprocessor: Any) -> Normaliser:
@@ -93,7 +107,8 @@ def _read_preprocessor(preprocessor: Any) -> Normaliser:
     if preprocessor._enable_normalize:
         mean, std = preprocessor.mean.flatten().tolist(), preprocessor.std.flatten().tolist()
     pad_value = getattr(preprocessor, "pad_val", preprocessor.pad_value)
-    return Normaliser(mean, std, not preprocessor._channel_conversion, float(pad_value))
+    sparse = getattr(preprocessor, "sparse", False)
+    return Normaliser(mean, std, not preprocessor._channel_conversion, float(pad_value), sparse)
 
 
 def _neutral(preprocessor: Any) -> Any:
@@ -223,11 +238,16 @@ class DenseModel(Backbone):
             levels: One map per stage; those that the network does not read are ignored.
             batch: A prepared batch.
         """
-        with self._routed(levels), tapped(self.pixel_classifier) as seen:
-            losses = self.network.loss(batch["inputs"], batch["data_samples"])
+        seen, depth = list[Pixels](), None
+        if self.gives_depth:
+            depth = self.depth(levels, batch["inputs"])
+            losses = self.network.compare(depth, batch["data_samples"])
+        else:
+            with self._routed(levels), tapped(self.pixel_classifier) as seen:
+                losses = self.network.loss(batch["inputs"], batch["data_samples"])
         total, terms = self.network.parse_losses(losses)
         scalars = {name: value for name, value in terms.items() if name != "loss"}
-        return TaskOutput(total, None, scalars, seen[-1] if seen else None)
+        return TaskOutput(total, None, scalars, seen[-1] if seen else None, depth)
 
     @property
     def pixel_classifier(self) -> nn.Conv2d | None:
@@ -244,6 +264,15 @@ class DenseModel(Backbone):
     def _routed(self, levels: Sequence[Tensor]) -> contextlib.AbstractContextManager:
         """Within, the backbone returns those of its stages' outputs that it always does."""
         return routed(self.network.backbone, tuple(levels[index] for index in self.outputs))
+
+    @property
+    def gives_depth(self) -> bool:
+        """Whether it is a depth network (`kt.models.depth`)."""
+        return hasattr(self.network, "decode_depth")
+
+    def depth(self, levels: Sequence[Tensor], inputs: Tensor) -> Tensor:
+        """A depth network's answer in metres, (n, h, w), on stage outputs for images (n, c, h, w)."""
+        return self.network.decode_depth([levels[index] for index in self.outputs], inputs.shape[-2:])
 
     def predict(self, batch: Mapping[str, Any]) -> list:
         """Data samples with predictions: exactly the plain network's `test_step`."""

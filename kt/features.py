@@ -158,6 +158,14 @@ class Features:
             return self.network.head(self.level(-1))
 
     @property
+    def depth(self) -> Tensor:
+        """A depth network's answer in metres, (n, h, w): that of `task` where it has been asked for."""
+        if self._task is not None and self._task.depth is not None:
+            return self._task.depth
+        with self._recording():
+            return self.network.depth(self.levels, self.inputs)
+
+    @property
     def pixels(self) -> Pixels:
         """What a segmentor's decode head knows of each pixel: of `task` where it has been asked for."""
         if self._task is not None and self._task.pixels is not None:

@@ -85,6 +85,20 @@ def soft_target(student_logits: Tensor, teacher_logits: Tensor, temperature: flo
     return F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * temperature**2
 
 
+def depth_error(found: Tensor, truth: Tensor) -> Tensor:
+    """Mean absolute difference of depths over the pixels of a batch whose truth is known; 0 if there are none.
+
+    Args:
+        found: (n, h, w), in metres.
+        truth: (n, h, w), in metres; 0 where nobody knows it.
+
+    Source: Ma and Karaman, "Sparse-to-Dense", 2018, section III-B (L1), on valid pixels as its released code does.
+    """
+    _same_shape(found, truth)
+    known = truth > 0
+    return ((found - truth).abs() * known).sum() / known.sum().clamp(min=1)
+
+
 def pixel_soft_target(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """`KL(teacher || student)` of each pixel's class distributions, mean over pixels and classes.
 

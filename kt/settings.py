@@ -50,7 +50,7 @@ class Dataset(Settings):
     """A dataset and what is done to its images."""
 
     name: str = Field(description="one of kt.data.DATASETS")
-    task: Literal["classification", "segmentation", "detection", "pedestrians", "keypoints"]
+    task: Literal["classification", "segmentation", "detection", "pedestrians", "keypoints", "depth"]
     num_classes: Count | None = Field(None, description="null: as many as the data have")
     image_size: Annotated[int, Ge(8)] | list[Count] = Field(description="pixels a side, or [height, width]")
     crop_size: list[Count] | None = Field(
@@ -75,6 +75,14 @@ class Dataset(Settings):
     resident: bool | None = Field(None, description="kept in memory (or on the device); null: when small enough")
     stand_in: str | None = Field(
         None, description="the embedded dataset that replaces this one in tables at a scale that has stand-ins"
+    )
+
+
+class DepthDataset(Dataset):
+    """A dataset of depth."""
+
+    depth_samples: Whole = Field(
+        0, description="pixels of known depth that a network is given beside an image's colours; 0: none, Table 6: 200"
     )
 
 
@@ -109,6 +117,7 @@ class Method(Settings):
     Attributes:
         needs_teacher: Whether there is no training without a teacher.
         dense: Whether it teaches detectors and segmentors too.
+        depth: Whether it teaches depth networks as well where it teaches no others of these.
         accumulates: Whether its losses are means over images of what each image gives, so that an update may be
             accumulated from passes; not where images depend on one another, or are weighed by the whole batch.
         only_for: The one task that it is for; None: classification, and others as `dense` says.
@@ -120,12 +129,14 @@ class Method(Settings):
         choices: What keys are at first chosen from other groups, as Hydra's defaults lists have it.
         base_alone: Of a method around others: its base under its own name alone; None is none.
         module: What to import so that the method is registered; None: it is kt's own.
+        free_layer: The key that puts a free layer between the maps that are compared, unless it is of `AS_IT_IS`.
     """
 
     name: str
 
     needs_teacher: ClassVar[bool] = True
     dense: ClassVar[bool] = False
+    depth: ClassVar[bool] = False
     only_for: ClassVar[str | None] = None
     whole_teacher: ClassVar[bool] = False
     accumulates: ClassVar[bool] = False
@@ -136,11 +147,29 @@ class Method(Settings):
     choices: ClassVar[Mapping[str, str]] = {}
     base_alone: ClassVar[str | None] = None
     module: ClassVar[str | None] = None
+    free_layer: ClassVar[str | None] = None
+
+    @classmethod
+    def teaches(cls, task: str) -> bool:
+        """Whether it may teach networks for a task; what `only_for` rules out is another matter."""
+        return cls.dense or task == "classification" or (cls.depth and task == "depth")
 
     @classmethod
     def accumulates_with(cls, options: Mapping[str, Any]) -> bool:
         """`accumulates` under some options; those left out have their defaults."""
         return cls.accumulates
+
+    @classmethod
+    def check(cls, options: Mapping[str, Any], epochs: int | None = None) -> None:
+        """Refuses settings that do not go together, so that no teacher is trained for them.
+
+        Args:
+            options: All of them.
+            epochs: The length of the training, where that is known; 0: there is none.
+
+        Raises:
+            UserError: Names a key, its value and what was expected.
+        """
 
     @staticmethod
     def needs(config: Mapping[str, Any]) -> Mapping[str, Need | Path]:
@@ -177,17 +206,24 @@ class FixedFeature(Method):
 
 
 class KD(Method):
-    """Hinton, Vinyals, Dean 2015: task_weight * cross-entropy + alpha * soft target (with temperature squared)."""
+    """Hinton, Vinyals, Dean 2015: task_weight * cross-entropy + alpha * soft target (with temperature squared).
 
+    For depth, the soft target is the mean absolute difference from the teacher's depth (DistPro, section 4.3), and both
+    weights are 1 in its table.
+    """
+
+    depth: ClassVar[bool] = True
+    whole_teacher: ClassVar[bool] = True
     accumulates: ClassVar[bool] = True
     temperature: Positive = Field(4.0, description="of both softmaxes")
     alpha: NotNegative = Field(0.9, description="weight of the soft target")
-    task_weight: NotNegative = Field(0.1, description="weight of the cross-entropy")
+    task_weight: NotNegative = Field(0.1, description="weight of the task's loss")
 
 
 class KDFixedFeature(KD):
     """Stage by stage, Table 1: KD, then a fresh classifier on the features that it gave."""
 
+    depth: ClassVar[bool] = False
     frozen: Literal["features", "first_block"] = Field("features", description="what stays fixed")
     retrain: Literal["kd", "task"] = Field(
         "kd",
@@ -195,6 +231,7 @@ class KDFixedFeature(KD):
     )
 
 
+AS_IT_IS = ("none", "first")
 _AS_IT_IS = "none (as it is, so the channels have to agree) | first (as it is, with the teacher's first channels)"
 
 
@@ -204,6 +241,7 @@ class FitNet(Method):
     added: ClassVar[Mapping[str, Any]] = {"init_fraction": None, "temperature": 4.0, "alpha": 1.0}
     dense: ClassVar[bool] = True
     accumulates: ClassVar[bool] = True
+    free_layer: ClassVar[str | None] = "regressor"
     weight: NotNegative = Field(100.0, description="of the hint")
     hint_layer: Annotated[int, Ge(-1)] | list[Whole] | Literal["all", "last", "blocks"] | None = Field(
         None, description="stage, from 0; null: the middle one; -1: the last; blocks: each end of a block, no stem"
@@ -261,6 +299,7 @@ class AB(Method):
 
     added: ClassVar[Mapping[str, Any]] = {"connector": "conv_bn"}
     accumulates: ClassVar[bool] = True
+    free_layer: ClassVar[str | None] = "connector"
     weight: NotNegative = Field(1.0, description="of the boundaries' loss")
     margin: Positive = Field(1.0, description="distance from the boundary that is asked for")
     init_fraction: Share = Field(0.125, description="length of the initialisation: 30 of 240 epochs")
@@ -466,6 +505,15 @@ class AS(Method):
         "fc", description="a fully connected layer, at each position of a map | with squeeze and excitation before it"
     )
 
+    @classmethod
+    def check(cls, options: Mapping[str, Any], epochs: int | None = None) -> None:
+        """Refuses a training that ends before the first round."""
+        if epochs and epochs <= options["first_epochs"]:
+            raise UserError(
+                f"method.first_epochs={options['first_epochs']}: the training has {epochs} in all; expected fewer, "
+                "or a longer schedule"
+            )
+
 
 class MAS(AS):
     """MAKD's MAS: from one auxiliary network to every layer of the student."""
@@ -477,6 +525,7 @@ class MAS(AS):
     )
     meta_lr: Positive = Field(1e-4, description="of the meta network's Adam, constant; as in L2T")
     meta_weight_decay: NotNegative = Field(1e-4, description="of the meta network; as in L2T")
+    meta_interval: Count = Field(1, description="updates of the student for each of the meta network, the costly one")
 
 
 class M2AS(MAS):
@@ -524,6 +573,9 @@ class L2T(Method):
         1e-4, description="learning rate (Adam) of the meta-networks; the paper's Stanford40: 1e-3"
     )
     meta_weight_decay: NotNegative = Field(1e-4, description="of the meta-networks")
+    meta_interval: Count = Field(
+        1, description="updates of the student for each of the meta-networks, the costly one; the paper: 1"
+    )
 
 
 class ReviewKD(Method):
@@ -641,6 +693,24 @@ class KCD(Method):
         learned = str(options.get("strategy")).startswith("subnet")
         return cls.accumulates and not learned and accumulates(options.get("base") or {"name": "l2"})
 
+    @classmethod
+    def check(cls, options: Mapping[str, Any], epochs: int | None = None) -> None:
+        """Refuses a base with a free layer before its loss, and an adapter beside one that has none."""
+        base = options["base"] or {"name": "l2"}
+        schema = METHODS.get(base["name"])
+        if schema is None or schema.free_layer is None:
+            return
+        how = {**defaults(schema), **base}[schema.free_layer]
+        if how not in AS_IT_IS:
+            raise UserError(
+                f"method.base.{schema.free_layer}={how}: a free 1x1 convolution takes channels in any order, so that "
+                f"no transform would change the student; expected {' or '.join(AS_IT_IS)}"
+            )
+        if options["match"] == "adapter":
+            raise UserError(
+                f"method.match=adapter: {base['name']} has no adapter of its own here; expected rectangular"
+            )
+
     @staticmethod
     def needs(config: Mapping[str, Any]) -> Mapping[str, Need | Path]:
         """The student trained alone, and the teacher that the transform is computed from if it is another one."""
@@ -718,6 +788,21 @@ def count_passes(batch_size: int, device_batch: int | None, processes: int) -> i
             f"schedule.batch_size={batch_size}{shared}"
         )
     return passes
+
+
+def epochs_of(schedule: Mapping[str, Any]) -> int:
+    """The length of a schedule in epochs; of one in iterations, `interval` updates are one, by default all.
+
+    Raises:
+        UserError: The interval does not divide the iterations.
+    """
+    iterations, interval = schedule["iterations"], schedule["interval"]
+    if iterations is None:
+        return int(schedule["epochs"])
+    epochs, rest = divmod(iterations, interval or iterations)
+    if rest:
+        raise UserError(f"schedule.interval={interval}: expected a divisor of schedule.iterations={iterations}")
+    return int(epochs)
 
 
 def device_batch(schedule: Mapping[str, Any], processes: int) -> int:
@@ -892,7 +977,7 @@ def complete(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         options: As its constructor has them; a tuple is as good as a list.
 
     Raises:
-        UserError: An option is unknown, or its value is none that it may have.
+        UserError: An option is unknown, its value is none that it may have, or some do not go together.
     """
     schema = settings_of(name)
     if schema is None:
@@ -907,6 +992,7 @@ def complete(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         # Another method's settings are checked where that one is built.
         if not isinstance(value, Mapping):
             check_value(found[key], schema, key, f"method.{key}")
+    schema.check(found)
     return found
 
 

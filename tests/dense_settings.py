@@ -44,12 +44,17 @@ DATASET = {
     "test_split": None,
     "num_classes": None,
 }
-CLASSES = {"segmentation": 13, "detection": 8, "pedestrians": 1, "keypoints": 7}
+CLASSES = {"segmentation": 13, "detection": 8, "pedestrians": 1, "keypoints": 7, "depth": 1}
+SPARSE = ", sparse"
+SAMPLES = 200
 
 
 @dataclass
 class Setting:
-    """A student on a task, its method and teacher (a network and the task it was made for)."""
+    """A student on a task, its method and teacher (a network and the task it was made for).
+
+    `<network>, sparse` reads 200 measured pixels beside colours.
+    """
 
     student: str
     task: str
@@ -65,6 +70,7 @@ DETECTOR, SEGMENTOR, POSE = (
 )
 WIDER = ("fasterrcnn_resnet50", "detection")
 PSPNET = ("pspnet_resnet18", "segmentation")
+DEPTH = ("depth_resnet50", "depth")
 DYNAMIC = {"balance": "dynamic"}
 FEW = {"base": {"connections": [[4, 1], [4, 3], [2, 4]], "validation": 0.4}}
 EQUAL = {"base": {"connections": [[4, 1], [4, 2], [4, 3]], "process": "equal"}}
@@ -96,12 +102,18 @@ SETTINGS: dict[str, Setting] = {
     "faster r-cnn kcd learned": Setting(
         "fasterrcnn_resnet18", "detection", "kcd", WIDER, {"strategy": "subnet_fc", "match": "adapter"}
     ),
+    "depth kd": Setting("depth_resnet18, sparse", "depth", "kd", ("depth_resnet50, sparse", "depth")),
+    "depth hybrid_forward": Setting("depth_resnet18", "depth", "hybrid_forward", DEPTH, DYNAMIC),
+    "depth reviewkd": Setting("depth_resnet18, sparse", "depth", "reviewkd", DETECTOR),
+    "depth distpro_search": Setting("depth_resnet18", "depth", "distpro_search", DEPTH, FEW["base"]),
     "retinanet hybrid_forward": Setting("retinanet_resnet18", "detection", "hybrid_forward", SEGMENTOR, DYNAMIC),
 }
 
 
 def make_data(task: str, rank: int = 0, world: int = 1, **changes: Any) -> Data:
-    """A few embedded scenes."""
+    """A few embedded scenes, those of depth with measured pixels for who wants them."""
+    if task == "depth":
+        changes = {"name": "scenes_depth", "depth_samples": SAMPLES, **changes}
     batch_size = changes.pop("batch_size", SCHEDULE["batch_size"])
     dataset = {**DATASET, "task": task, **changes}
     return build_data(dataset, Path("."), batch_size=batch_size, seed=0, rank=rank, world=world)
@@ -110,13 +122,21 @@ def make_data(task: str, rank: int = 0, world: int = 1, **changes: Any) -> Data:
 def make_network(name: str, task: str, seed: int) -> DenseModel:
     """A slim network with weights drawn from a seed."""
     seed_everything(seed)
-    return DenseModel(build_dense(dense_config(name, CLASSES[task], WIDTH, SIZE, NORMALISATION)))
+    return DenseModel(build_dense(config_of(name, task)))
+
+
+def config_of(name: str, task: str) -> dict[str, Any]:
+    """The config that it is built from."""
+    mean, std = NORMALISATION
+    if name.endswith(SPARSE):
+        name, mean, std = name.removesuffix(SPARSE), (*mean, 0.0), (*std, 1.0)
+    return dense_config(name, CLASSES[task], WIDTH, SIZE, (mean, std))
 
 
 def make_teacher(name: str, task: str) -> DenseModel:
     """A network whose running statistics fit images, as a trained one's do."""
     teacher = make_network(name, task, seed=1)
-    images = torch.rand(8, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(8, 3 + name.endswith(SPARSE), *SIZE, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for _ in range(10):
             teacher.train().extract(images)

@@ -153,6 +153,33 @@ def coco(root: Path, classes: tuple[str, ...] = ("cat", "dog"), **box: Any) -> d
     return {**settings, "train_split": "train", "test_split": "val", "augmentation": "none"}
 
 
+def plain_depth(height: int, width: int, seed: int) -> np.ndarray:
+    """Depth in millimetres between half a metre and ten, with pixels that have none."""
+    depth = np.random.default_rng(seed).integers(500, 10_000, (height, width), np.uint16)
+    depth[:4] = 0
+    return depth
+
+
+def depthfolder(root: Path) -> dict[str, Any]:
+    for split, count in (("train", 4), ("val", 3)):
+        for i in range(count):
+            picture(root / "rooms" / "images" / split / f"{i}.{'png' if i % 2 else 'jpg'}", seed=i, size=(24, 32))
+            picture(root / "rooms" / "depth" / split / f"{i}.png", plain_depth(24, 32, i))
+    settings = {"name": "depthfolder", "task": "depth", "folder": "rooms", "image_size": [24, 32]}
+    return {**settings, "train_split": "train", "test_split": "val", "augmentation": "none"}
+
+
+def nyuv2(root: Path) -> dict[str, Any]:
+    h5py = pytest.importorskip("h5py", reason="the files of nyuv2 are HDF5")
+    for i, place in enumerate(("train/kitchen_0001", "train/study_0002", "val/official")):
+        path = root / "nyudepthv2" / place / f"{i:05d}.h5"
+        path.parent.mkdir(parents=True)
+        with h5py.File(path, "w") as file:
+            file["rgb"] = np.random.default_rng(i).integers(0, 256, (3, 48, 64), np.uint8)
+            file["depth"] = plain_depth(48, 64, i).astype(np.float32) / 1000
+    return {"name": "nyuv2", "task": "depth", "image_size": [24, 32], "augmentation": "none"}
+
+
 # Dataset -> its lists and images; of every text file the content, of every image its mode. Orders are odd on purpose.
 LISTED: dict[str, dict[str, str]] = {
     "cub200": {

@@ -18,7 +18,7 @@ from experiments.meaning import semantics
 from kt.data import build_data, fingerprint, image_lists
 from kt.data.names import CLASSIFICATION, DATASETS, IMAGE_ENDS, augmentations
 from kt.errors import UserError
-from kt.settings import Dataset, defaults, kinds
+from kt.settings import defaults, kinds
 
 # Without labels there are no scores: such a folder is a method's, see the tests of auxiliary subspaces.
 CASES = [(name, task) for name, spec in DATASETS.items() for task in spec.readers if name != "unlabelled"]
@@ -38,10 +38,11 @@ OTHERS: dict[str, list[Any]] = {
     "test_size": [3],
     "domain": ["clipart"],
     "folder": ["elsewhere", "/elsewhere"],
-    "train_split": ["val"],
+    "train_split": ["val", "../train", "train/"],
     "test_split": ["train"],
     "resident": [True, False],
     "stand_in": ["scenes_small"],
+    "depth_samples": [0, 3],
 }
 # Keys of whose other values there may be no data.
 ABSENT = ("name", "task", "domain", "folder", "train_split", "test_split")
@@ -49,13 +50,14 @@ ABSENT = ("name", "task", "domain", "folder", "train_split", "test_split")
 
 @pytest.fixture(autouse=True)
 def _few_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_lists, "CLEANED", dict.fromkeys(image_lists.CLEANED, 3))
+    monkeypatch.setattr(image_lists, "CLEANED", dict.fromkeys(image_lists.CLEANED, (3, 1)))
 
 
 def make(name: str, task: str, root: Path) -> dict[str, Any]:
     if task != CLASSIFICATION:
         pytest.importorskip("mmdet", reason="dense tasks need mmdet and mmseg (the extra `mm`)")
-    return {**defaults(Dataset), "augmentation": "none", "num_classes": None, **layouts.make(name, task, root)}
+    settings = DATASETS[name].settings
+    return {**defaults(settings), "augmentation": "none", "num_classes": None, **layouts.make(name, task, root)}
 
 
 def build(dataset: dict[str, Any], root: Path) -> Any:
@@ -85,7 +87,7 @@ def contents(value: Any) -> Iterator[bytes]:
 
 
 def test_every_key_has_other_values() -> None:
-    assert OTHERS.keys() == kinds(Dataset).keys()
+    assert OTHERS.keys() == {key for spec in DATASETS.values() for key in kinds(spec.settings)}
 
 
 @pytest.mark.parametrize(("name", "task"), CASES)
@@ -94,7 +96,7 @@ def test_a_key_decides_the_id_or_no_pixel_or_is_refused(name: str, task: str, tm
     config = composed(f"data_root={tmp_path}")
     wanted = digest(dataset, tmp_path)
     for key, values in OTHERS.items():
-        for value in values:
+        for value in values if key in dataset else ():
             changed = {**dataset, key: value}
             try:
                 validate({**config, "dataset": changed})
@@ -174,3 +176,16 @@ def test_a_file_decides_the_state(name: str, task: str, tmp_path: Path, monkeypa
             path.mkdir()
         assert state() != whole, f"{also}, added"
         whole = state()
+
+
+@pytest.mark.parametrize(
+    ("name", "spelt"),
+    [("imagefolder", ["own", "own/", "./own", "own//."]), ("imagenet", [None, "imagenet", "./imagenet/"])],
+)
+def test_a_folder_is_one_however_it_is_spelt(name: str, spelt: list[str | None], tmp_path: Path) -> None:
+    layouts.imagefolder(tmp_path, folder=spelt[0] or name)
+    config = composed(f"dataset={name}", f"data_root={tmp_path}")
+    datasets = [{**config["dataset"], "folder": folder, "image_size": 24, "num_classes": None} for folder in spelt]
+    assert len({str(semantics({**config, "dataset": dataset})) for dataset in datasets}) == 1
+    assert len({fingerprint.state_of(dataset, tmp_path, tmp_path / "cache").key for dataset in datasets}) == 1
+    assert len({digest(dataset, tmp_path) for dataset in datasets}) == 1

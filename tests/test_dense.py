@@ -17,12 +17,12 @@ from mmengine.registry import DefaultScope
 
 from checks import Interrupt, bits, rows, two_processes, without_speed
 from dense_settings import (
-    CLASSES,
     NORMALISATION,
     SCHEDULE,
     SETTINGS,
     SIZE,
     WIDTH,
+    config_of,
     make_cell,
     make_data,
     make_model,
@@ -123,7 +123,7 @@ def test_exports_into_the_plain_model(name: str, trained: Any, tmp_path: Path) -
     """What mmdet or mmseg build from the student's config takes the weights strictly and predicts the same."""
     folder, model, _, data = trained(name)
     setting = SETTINGS[name]
-    own = dense_config(setting.student, CLASSES[setting.task], WIDTH, SIZE, NORMALISATION)
+    own = config_of(setting.student, setting.task)
     config = {"student": {"network": {"name": setting.student}}, "dataset": {"image_size": SIZE}}
     describe_student(tmp_path, config, model.student, own, data.spec)
     from mmdet.registry import MODELS as DETECTION
@@ -139,7 +139,9 @@ def test_exports_into_the_plain_model(name: str, trained: Any, tmp_path: Path) -
     theirs = plain.eval().test_step(copy.deepcopy(data_of))
     ours = model.student.eval().predict(copy.deepcopy(data_of))
     for one, other in zip(theirs, ours, strict=True):
-        if setting.task == "segmentation":
+        if setting.task == "depth":
+            assert torch.equal(one.pred_depth, other.pred_depth)
+        elif setting.task == "segmentation":
             assert torch.equal(one.pred_sem_seg.data, other.pred_sem_seg.data)
         else:
             assert torch.equal(one.pred_instances.bboxes, other.pred_instances.bboxes)

@@ -40,6 +40,8 @@ MISTAKES = {
     "type": (["schedule.epochs=many"], ["schedule.epochs=many", "an integer"]),
     "type in a table": ([TABLE, "schedule.epochs=many"], ["schedule.epochs=many", "an integer"]),
     "type in an axis": ([TABLE, "seed=0,x"], ["seed=x", "an integer"]),
+    "null": (["dataset.name=null"], ["dataset.name=null", "expected one of"]),
+    "null for a network": (["student=config"], ["student.network.config=null", "goes with student=config"]),
     "range": (["schedule.lr=-1"], ["schedule.lr=-1", "> 0"]),
     "range in a table": ([TABLE, "method.temperature=0"], ["method.temperature=0", "> 0"]),
     "checkpoint": (

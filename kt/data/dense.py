@@ -1,4 +1,4 @@
-"""From the config of a dense task's dataset to loaders and scores: segmentation, detection, pedestrians, keypoints.
+"""From the config of a dense task's dataset to loaders and scores: all tasks but classification.
 
 Datasets, augmentation and metrics are those of mmdet and mmseg. Added are order and augmentation that are pure
 functions of (seed, epoch, sample), the embedded scenes, and what the libraries do not know (GTA5, CityPersons and its
@@ -30,10 +30,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from kt.data.dense_scenes import HEATMAP_STRIDE, PackKeypoints, mirrored_keypoints
 from kt.data.dense_source import Source, quiet
+from kt.data.depth import Approach, CutMiddle, PackDepth
 from kt.data.loaders import _mix, epoch_order, told_in_one_line
 from kt.data.names import read_dataset
 from kt.data.spec import Data, DataSpec
 from kt.errors import UserError
+from kt.evaluation.depth import depth_errors
 from kt.evaluation.miss_rate import Pedestrians, miss_rates
 from kt.evaluation.outcomes import Outcomes, joined
 from kt.models.names import IMAGENET
@@ -196,7 +198,8 @@ def dense_data(
         `spec` (whose `image_size` is the longer side, whose classes of keypoints are the keypoints), `train` and `test`
         (`DenseLoader`), and `score`: from a model with `predict(batch) -> data samples` to metrics in percent of the
         whole test set over all processes: `miou`; `ap`, `ap50`, `ap75` and, for sizes that there are, `ap_s`, `ap_m`,
-        `ap_l`; the four of `kt.evaluation.miss_rate`; or `pck`.
+        `ap_l`; the four of `kt.evaluation.miss_rate`; `pck`; or the means over images of `kt.evaluation.depth`, not
+        all of which are in percent.
 
     Raises:
         UserError: Something is wrong with the config or with the files.
@@ -205,10 +208,11 @@ def dense_data(
     size = tuple(dataset["image_size"])
     crop = dataset["crop_size"] and tuple(dataset["crop_size"])
     source: Source = read_dataset({**dataset, "image_size": list(size)}, data_root, cache_root)
-    training = source.open("train", _pipeline(task, source, size, crop, augmentation, True), True)
+    samples = dataset.get("depth_samples", 0)
+    training = source.open("train", _pipeline(task, source, size, crop, augmentation, True, samples), True)
     chosen, held_out = _choose(len(training), dataset["subset"], dataset["validation"])
     testing = source.open(
-        "train" if len(held_out) else "test", _pipeline(task, source, size, None, "none", False), False
+        "train" if len(held_out) else "test", _pipeline(task, source, size, None, "none", False, samples), False
     )
     tested = held_out if len(held_out) else np.arange(len(testing))
     common: dict[str, Any] = {"batch_size": batch_size, "device_batch": device_batch, "seed": seed}
@@ -217,7 +221,7 @@ def dense_data(
 
     def unaugmented() -> BaseDataset:
         # Crops go as well: their size is that of the whole image.
-        return source.open("train", _pipeline(task, source, size, None, "none", True), True)
+        return source.open("train", _pipeline(task, source, size, None, "none", True, samples), True)
 
     train = DenseLoader(training, chosen, shuffle=True, unaugmented=unaugmented, **common)
     test = DenseLoader(testing, tested, shuffle=False, **common)
@@ -225,7 +229,7 @@ def dense_data(
         dataset["name"],
         len(source.class_names),
         max(size),
-        *IMAGENET,
+        *((*IMAGENET.mean, 0.0), (*IMAGENET.std, 1.0)) if samples else IMAGENET,
         len(chosen),
         len(tested),
         source.class_names,
@@ -255,10 +259,22 @@ def _choose(size: int, subset: int | None, validation: float) -> tuple[NDArray[n
 
 
 def _pipeline(
-    task: str, source: Source, size: tuple[int, int], crop: tuple[int, int] | None, augmentation: str, training: bool
+    task: str,
+    source: Source,
+    size: tuple[int, int],
+    crop: tuple[int, int] | None,
+    augmentation: str,
+    training: bool,
+    samples: int = 0,
 ) -> list[Any]:
-    """The libraries' usual pipelines. In tests the ground truth stays as large as the original image."""
+    """The libraries' usual pipelines. In tests the ground truth stays as large as the original image, but for depth."""
     scale = (size[1], size[0])
+    if task == "depth":
+        moved: list[Any] = [Approach()] if augmentation == "approach" else []
+        moved += [RandomFlip(prob=0.5)] if augmentation != "none" else []
+        fitted = [CutMiddle(size), Resize(scale=scale, keep_ratio=False)]
+        pack = PackDepth(samples, fixed=augmentation == "none")
+        return [source.load_image, *source.load_labels, *fitted, *moved, pack]
     if task == "keypoints":
         flip: list[BaseTransform] = [RandomFlip(prob=0.5)] if augmentation == "flip" else []
         pack = PackKeypoints(mirrored_keypoints())
@@ -337,6 +353,30 @@ class Pck(BaseMetric):
         return {"pck": 100.0 * float(correct) / max(1, int(total))}
 
 
+class DepthErrors(BaseMetric):
+    """`kt.evaluation.depth` for data samples that have `pred_depth` and `gt_depth`, as means over the images."""
+
+    def __init__(self) -> None:
+        super().__init__(collect_device="gpu", prefix="kt")
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+        """Keeps each image's errors."""
+        for sample in data_samples:
+            found, truth = (sample[key].float().cpu().numpy() for key in ("pred_depth", "gt_depth"))
+            self.results.append(depth_errors(found, truth) or {})
+
+    def compute_metrics(self, results: list[dict[str, float]]) -> dict[str, float]:
+        """Means over the images with any known depth.
+
+        Raises:
+            UserError: There are none.
+        """
+        known = [errors for errors in results if errors]
+        if not known:
+            raise UserError("dataset: no test image has a pixel of known depth")
+        return {name: float(np.mean([errors[name] for errors in known])) for name in known[0]}
+
+
 def count_correct(maps: NDArray[Any], points: NDArray[Any], boxes: NDArray[Any]) -> tuple[int, int]:
     """Keypoints that heatmaps (k, h / 4, w / 4) show where they are, and all of them; see `Pck`."""
     correct = total = 0
@@ -361,6 +401,8 @@ def _metric(task: str, source: Source) -> BaseMetric:
         return IoUMetric(iou_metrics=["mIoU"], collect_device="gpu", prefix="kt")
     if task == "detection":
         return CocoMetric(metric="bbox", collect_device="gpu", prefix="kt")
+    if task == "depth":
+        return DepthErrors()
     return MissRate(source.height_unit) if task == "pedestrians" else Pck()
 
 
@@ -370,7 +412,8 @@ def _score(
 ) -> dict[str, float]:
     """Metrics of the plain student on a whole loader, over all processes; its modes are put back afterwards.
 
-    `outcomes`, where given, gets each image's areas in segmentation; other scores are not made of those of images.
+    `outcomes`, where given, gets each image's areas in segmentation and its error in depth; other scores are not made
+    of those of images.
     """
     metric = _metric(task, source)
     evaluator = Evaluator(metric)
@@ -388,6 +431,9 @@ def _score(
     if outcomes is not None and task == "segmentation":
         intersect, union = (np.stack([image[k].numpy() for image in metric.results]).astype(np.int32) for k in (0, 1))
         outcomes.update(joined({"indices": torch.cat(indices).numpy(), "intersect": intersect, "union": union}))
+    if outcomes is not None and task == "depth":
+        errors = np.array([image.get("rmse", np.nan) for image in metric.results], np.float32)
+        outcomes.update(joined({"indices": torch.cat(indices).numpy(), "rmse": errors}))
     with quiet():
         found = {
             key.removeprefix("kt/"): float(value) for key, value in evaluator.evaluate(len(loader.indices)).items()

@@ -20,10 +20,11 @@ from torchvision.transforms import v2
 from kt.data import scenes
 from kt.data.cache import Arrays, drawn
 from kt.data.loaders import Loader, ResidentLoader, StreamingLoader
-from kt.data.names import IMAGE_ENDS, read_dataset
+from kt.data.names import ANY, IMAGE_ENDS, folder_of, read_dataset
 from kt.data.spec import Data, DataSpec
 from kt.errors import UserError
 from kt.evaluation.accuracy import evaluate_accuracy
+from kt.files import find
 from kt.models.names import IMAGENET
 
 CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
@@ -308,7 +309,7 @@ def read_cifar100(dataset: Mapping[str, Any], root: Path, cache: Path | None) ->
 
 def read_imagenet(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> Images:
     """ILSVRC 2012, as a folder of images."""
-    return _folders(root / (dataset["folder"] or "imagenet"), "https://www.image-net.org, ILSVRC 2012")
+    return _folders(root / str(folder_of(dataset)), "https://www.image-net.org, ILSVRC 2012")
 
 
 def read_imagefolder(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> Images:
@@ -323,7 +324,7 @@ def read_unlabelled(dataset: Mapping[str, Any], root: Path, cache: Path | None) 
     if not dataset["folder"]:
         raise UserError("method.source.folder=null: expected the folder of images below data_root")
     folder = root / dataset["folder"]
-    files = sorted(path for path in folder.glob("**/*") if path.suffix.lower() in IMAGE_ENDS)
+    files = sorted(path for path in find(folder, ANY) if path.suffix.lower() in IMAGE_ENDS)
     if not files:
         raise UserError(f"method.source.folder={dataset['folder']}: there are no images in {folder}")
     return Images([(path, 0) for path in files], [], ("unlabelled",))

@@ -262,9 +262,11 @@ def build_method(
             teacher and there is none, or it cannot teach such a student.
     """
     kind, inner, schema = find_method(name), name.partition("+")[2], settings_of(name)
-    if schema is not None and not schema.dense and isinstance(student, DenseModel):
-        able = ", ".join(sorted(other for other, known in SETTINGS.items() if known.dense and "+" not in other))
-        raise UserError(f"method={name}: teaches classifiers only; for detectors and segmentors choose {able}")
+    if schema is not None and isinstance(student, DenseModel):
+        task, whom = ("depth", "depth") if student.gives_depth else ("detection", "detectors and segmentors")
+        if not schema.teaches(task):
+            able = sorted(other for other, known in SETTINGS.items() if known.teaches(task) and "+" not in other)
+            raise UserError(f"method={name}: teaches classifiers only; for {whom} choose {', '.join(able)}")
     if schema is not None and schema.needs_teacher and teacher is None:
         raise UserError(f"teacher=none: {name} needs a teacher; name a network, for example teacher=resnet56")
     if inner:

@@ -5,43 +5,56 @@ from __future__ import annotations
 from torch import Tensor
 
 from kt.classifier import Classifier
+from kt.dense import DenseModel
 from kt.errors import UserError
 from kt.features import Features
 from kt.functional import soft_target
-from kt.methods.base import METHODS, Method
+from kt.methods.base import METHODS, Method, Student, Teacher
 from kt.phase import Batch
 
 
 @METHODS.register_module(name="kd")
 class KnowledgeDistillation(Method):
-    """Cross-entropy and the soft targets of the teacher.
+    """The task's loss and the soft targets of the teacher.
+
+    A depth network has no distributions to soften: there the teacher's depth is a second truth, which every pixel has
+    and which has the task's own measure, the mean absolute difference (Deng et al., DistPro, section 4.3).
 
     Args:
         student: The student.
-        teacher: A teacher with the same classes.
+        teacher: A teacher with the same classes, or a depth network for one.
         temperature: Softens both distributions; the loss contains its square.
         alpha: Weight of the soft targets.
-        task_weight: Weight of the cross-entropy.
+        task_weight: Weight of the task's loss.
+
+    Raises:
+        UserError: The teacher gives another kind of answer.
     """
 
     def __init__(
         self,
-        student: Classifier,
-        teacher: Classifier | None,
+        student: Student,
+        teacher: Teacher | None,
         temperature: float,
         alpha: float,
         task_weight: float,
     ):
         super().__init__(student, teacher)
-        assert teacher is not None
+        self.temperature = temperature
+        self.weights = {"task": task_weight, "soft": alpha}
+        if isinstance(student, DenseModel):
+            if not (isinstance(teacher, DenseModel) and teacher.gives_depth):
+                raise UserError("method=kd: the teacher gives no depth; expected a depth network, as the student is")
+            return
+        assert isinstance(teacher, Classifier)
         ours, theirs = student.head.classifier.out_features, teacher.head.classifier.out_features
         if ours != theirs:
             raise UserError(
                 f"method=kd: the teacher knows {theirs} classes, the student {ours}; soft targets need the same ones"
             )
-        self.temperature = temperature
-        self.weights = {"task": task_weight, "soft": alpha}
 
     def terms(self, ours: Features, theirs: Features, batch: Batch) -> dict[str, Tensor]:
         """The soft targets."""
+        if isinstance(ours.network, DenseModel):
+            return {"soft": (ours.depth - theirs.depth).abs().mean()}
         return {"soft": soft_target(ours.logits.float(), theirs.logits.float(), self.temperature)}

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from kt.errors import UserError
 from kt.models import build_network
+from kt.models.cifar import initialise
 from kt.stages import Stage, outputs_of, stages_of, without_widening
 
 
@@ -35,6 +36,7 @@ class StagedBackbone(BaseModule):
         widening: Keep a last layer that only widens the last map for a classifier, as a MobileNet v2 has one.
         frozen_stride: Stages up to this nominal stride never change; 0 for none. 4 is mmdet's `frozen_stages=1`.
         pretrained: The library's name of its ImageNet weights, see `kt.models.build_network`.
+        in_channels: Of the input. What reads those behind the colours is drawn afresh, whatever weights the rest has.
         init_cfg: mmengine's initialisation; the network comes initialised.
 
     Raises:
@@ -52,10 +54,13 @@ class StagedBackbone(BaseModule):
         widening: bool = True,
         frozen_stride: int = 0,
         pretrained: str | None = None,
+        in_channels: int = 3,
         init_cfg: Any = None,
     ):
         super().__init__(init_cfg)
         network = build_network(name, num_classes=1, width=width, pretrained=pretrained)
+        if in_channels != 3:
+            _widen_input(network, in_channels)
         original = {id(tensor): key for key, tensor in network.state_dict(keep_vars=True).items()}
         stages = stages_of(network) if widening else without_widening(stages_of(network))
         ends = {stage.stride: index for index, stage in enumerate(stages)}
@@ -114,6 +119,19 @@ def _(network: StagedBackbone) -> list[Stage]:
 @outputs_of.register
 def _(network: StagedBackbone) -> list[int]:
     return network.outputs
+
+
+def _widen_input(network: nn.Module, channels: int) -> None:
+    """Lets a network read further channels behind the colours."""
+    name, first = next((name, each) for name, each in network.named_modules() if isinstance(each, nn.Conv2d))
+    options = {key: getattr(first, key) for key in ("kernel_size", "stride", "padding")}
+    wide = nn.Conv2d(channels, first.out_channels, bias=first.bias is not None, **options)
+    initialise(wide)
+    with torch.no_grad():
+        wide.weight[:, : first.in_channels] = first.weight
+        if wide.bias is not None and first.bias is not None:
+            wide.bias.copy_(first.bias)
+    network.set_submodule(name, wide)
 
 
 def _dilate(stages: Sequence[Stage], output_stride: int) -> None:

@@ -19,9 +19,12 @@ from kt.stages import STEM, Head, Stage, flatten, head_of, make_stage, stages_of
 
 
 def initialise(network: nn.Module) -> None:
-    """He initialisation by fan-out for convolutions, ones and zeros for normalisation."""
+    """He initialisation by fan-out for convolutions, ones and zeros for normalisation.
+
+    Of a transposed convolution it is by the fan-in, which torch takes for its fan-out.
+    """
     for module in network.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)

@@ -1,4 +1,4 @@
-"""Detectors, segmentors and pose networks by name or by a config file of mmdet or mmseg, at any width."""
+"""Detectors, segmentors, pose and depth networks by name or by a config file of mmdet or mmseg, at any width."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ ModelConfig = dict[str, Any]
 # Anchors of a Faster R-CNN are 8 strides large on images of this height. Smaller images have smaller objects, but
 # anchors smaller than two strides would leave gaps between them.
 ANCHOR_HEIGHT, LEAST_ANCHOR = 800, 2.0
+COLOURS = 3
 
 
 def _backbone(name: str, width: float, strides: Sequence[int], **options: Any) -> ModelConfig:
@@ -277,6 +278,11 @@ def _pose(backbone: ModelConfig, channels: list[int], classes: int, width: float
     return {"type": "PoseNetwork", "backbone": backbone, "in_channels": channels, "num_keypoints": classes}
 
 
+def _depth(backbone: ModelConfig, channels: list[int], classes: int, width: float, height: int) -> ModelConfig:
+    """Sparse-to-Dense: Ma and Karaman 2018."""
+    return {"type": "DepthNetwork", "backbone": backbone, "in_channels": channels[-1]}
+
+
 Architecture = Callable[[ModelConfig, list[int], int, float, int], ModelConfig]
 ARCHITECTURES: dict[str, Architecture] = {
     "fasterrcnn": _fasterrcnn,
@@ -286,6 +292,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "deeplabv3": _deeplabv3,
     "pspnet": _pspnet,
     "pose": _pose,
+    "depth": _depth,
 }
 # How many of the deepest maps they read of a backbone that is dilated from stride 8 on.
 DILATED = {"deeplabv2": 1, "deeplabv3": 1, "pspnet": 2}
@@ -303,13 +310,14 @@ def dense_config(
 
     Args:
         name: One of `kt.models.names.DENSE_NETWORKS`.
-        num_classes: Classes without background; number of keypoints of a pose network.
+        num_classes: Classes without background; number of keypoints of a pose network; of no account for depth.
         width: Factor on every channel count.
         image_size: Height and width of the images.
-        normalisation: `(mean, std)` per RGB channel for images in 0..1, where no pretrained weights have their own.
-        pretrained: ImageNet weights of the backbone, whose batch normalisation then stays fixed but in a PSPNet, and in
-            a detector its stem and first stage as well: mmdet's and Detectron's setting, and no good for weights that
-            are random.
+        normalisation: `(mean, std)` per RGB channel for images in 0..1, where no pretrained weights have their own;
+            behind them 0 and 1 for a fourth channel of measured depth, which stays as it is.
+        pretrained: ImageNet weights of the backbone, whose batch normalisation then stays fixed but in a PSPNet and for
+            depth, and in a detector its stem and first stage as well: mmdet's and Detectron's setting, and no good for
+            weights that are random.
 
     Raises:
         UserError: There is no such network.
@@ -318,17 +326,22 @@ def dense_config(
         raise UserError(f"network.name={name!r}: there is no such network{nearest(name, list(DENSE_NETWORKS))}")
     spec = DENSE_NETWORKS[name]
     options: dict[str, Any] = {}
+    inputs = len(normalisation[0])
     if pretrained:
         normalisation = normalisation_of_weights(spec.backbone, pretrained)
-        options = {"pretrained": pretrained, "norm_eval": spec.architecture != "pspnet"}
+        options = {"pretrained": pretrained, "norm_eval": spec.architecture not in ("pspnet", "depth")}
         if spec.task == "detection":
             options["frozen_stride"] = 4
-    mean, std = ([255 * float(value) for value in values] for values in normalisation)
+    if inputs > COLOURS:
+        options["in_channels"] = inputs
+    mean, std = ([255 * float(value) for value in values[:COLOURS]] for values in normalisation)
     if spec.architecture == "pspnet":
         options["widening"] = False
     channels = _channels(spec.backbone, width, options.get("widening", True))
     if spec.architecture in DILATED:
         strides, options["output_stride"] = sorted(channels)[-DILATED[spec.architecture] :], 8
+    elif spec.task == "depth":
+        strides = [max(channels)]
     else:
         # What a feature pyramid takes, as far as the network has it.
         strides = sorted(stride for stride in channels if 4 <= stride <= 32)
@@ -347,6 +360,8 @@ def dense_config(
             "seg_pad_val": 255,
             "size_divisor": 32,
         }
+    if spec.task == "depth":
+        model["data_preprocessor"] |= {"type": "DepthPreprocessor", "size_divisor": 1, "sparse": inputs > COLOURS}
     return model
 
 
@@ -402,6 +417,7 @@ def build_dense(model: ModelConfig, key: str = "network") -> Any:
     from mmseg.registry import MODELS as SEGMENTATION
 
     import kt.models.backbone
+    import kt.models.depth
     import kt.models.pose  # noqa: F401 - as above
 
     kind = str(model.get("type"))
@@ -437,12 +453,12 @@ def names_for(task: str) -> list[str]:
     """The networks for a task."""
     wanted = "detection" if task == "pedestrians" else task
     return [name for name, spec in DENSE_NETWORKS.items() if spec.task == wanted] + (
-        [CONFIG_NETWORK] if wanted != "keypoints" else []
+        [CONFIG_NETWORK] if wanted in ("detection", "segmentation") else []
     )
 
 
 def backbone_of(name: str) -> str | None:
-    """The backbone of a detector, segmentor or pose network of `kt`; None for a classifier or a config file."""
+    """The backbone of a detector, segmentor, pose or depth network of `kt`; None for a classifier or a config file."""
     spec = DENSE_NETWORKS.get(name)
     return spec.backbone if spec and spec.backbone in NETWORKS else None
 

@@ -104,12 +104,12 @@ NETWORKS: dict[str, NetworkSpec] = {
 
 @dataclass(frozen=True)
 class DenseSpec:
-    """A detector, segmentor or pose network.
+    """A detector, segmentor, pose or depth network.
 
     Attributes:
         architecture: A key of `kt.models.dense.ARCHITECTURES`.
         backbone: A key of `NETWORKS`.
-        task: What it does: detection, segmentation or keypoints.
+        task: What it does: detection, segmentation, keypoints or depth.
     """
 
     architecture: str
@@ -132,6 +132,7 @@ DENSE_NETWORKS: dict[str, DenseSpec] = {
         for name in ("resnet18", "resnet101", "mobilenet_v2")
     },
     "pifpaf_resnet50": DenseSpec("pose", "resnet50", "keypoints"),
+    **{f"depth_{name}": DenseSpec("depth", name, "depth") for name in ("resnet18", "resnet50")},
 }
 # The name of a network that a config file of mmdet or mmseg describes.
 CONFIG_NETWORK = "config"
