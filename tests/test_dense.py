@@ -17,7 +17,6 @@ from mmengine.registry import DefaultScope
 
 from checks import Interrupt, bits, rows, two_processes, without_speed
 from dense_settings import (
-    CLASSES,
     NORMALISATION,
     SCHEDULE,
     SETTINGS,
