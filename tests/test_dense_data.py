@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -140,6 +141,20 @@ def test_flips_change_from_epoch_to_epoch_and_take_the_truth_along(cache: Path) 
     assert 15 < len(seen) < 24
     plain = build(augmentation="none", cache_root=cache)
     assert not any(sample.get("flip") for batch in plain.train.epoch(0) for sample in batch["data_samples"])
+
+
+def test_scaled_images_have_scaled_truth(cache: Path) -> None:
+    data = build(style="synthetic", augmentation="scale_flip", cache_root=cache)
+    heights = set()
+    for batch in data.train.epoch(0):
+        for image, sample, index in zip(batch["inputs"], batch["data_samples"], batch["indices"].tolist(), strict=True):
+            height, width = image.shape[1:]
+            heights.add(height)
+            assert 0.7 * 48 - 1 <= height <= 2.1 * 48 + 1 and abs(width - 2 * height) <= 2
+            scene = draw_scene(scene_seed("segmentation", "synthetic", "train"), index, 48, 96, "synthetic")
+            truth = cv2.resize(scene.semantic, (width, height), interpolation=cv2.INTER_NEAREST)
+            np.testing.assert_array_equal(sample.gt_sem_seg.data[0].numpy(), truth[:, ::-1] if sample.flip else truth)
+    assert len(heights) > 6 and max(heights) > 60 and min(heights) < 48
 
 
 def test_subset_and_validation(cache: Path) -> None:

@@ -216,7 +216,7 @@ OF_IMAGES = ("top1", "top5")
 def at_chance(metric: str, classes: int) -> float:
     if metric in OF_IMAGES:
         return 100 * {"top1": 1, "top5": 5}[metric] / classes
-    return 100.0 if metric.startswith("mr_") else 0.0
+    return {"rmse": 1.0}.get(metric, 100.0 if metric.startswith("mr_") else 0.0)
 
 
 def equal(values: Values) -> Values:
@@ -341,6 +341,9 @@ EXPECTED = {
         "c6": "holds unknown fails unknown holds",
         "c7": "unknown unknown fails unknown fails",
     },
+    "cityscapes_distpro": {"c10": "unknown unknown fails unknown fails"},
+    "nyuv2_distpro": {"c11": "unknown unknown fails unknown fails"},
+    "distpro_pathway_direction": {"c13": "holds unknown fails unknown holds"},
 }
 # Judged from training curves, sweeps and costs, of which the papers print no numbers.
 UNPRINTED = {
@@ -402,4 +405,4 @@ def test_the_size_of_a_printed_lead_counts_where_numbers_compare(tmp_path: Path)
 
 def test_a_paper_s_seeds() -> None:
     assert find_table("distpro_cifar100").seeds == 5
-    assert {find_table(name).seeds for name in EXPECTED} == {1}
+    assert {find_table(name).seeds for name in EXPECTED if find_table(name).paper != "distpro"} == {1}

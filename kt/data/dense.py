@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmcv.transforms import BaseTransform, RandomFlip, Resize
+from mmcv.transforms import BaseTransform, RandomFlip, RandomResize, Resize
 from mmdet.datasets.transforms import PackDetInputs
 from mmdet.datasets.transforms import RandomFlip as RandomFlipBoxes
 from mmdet.datasets.transforms import Resize as ResizeBoxes
@@ -45,6 +45,8 @@ Batch = dict[str, Any]
 
 # A keypoint is found within this share of the person's height, in persons of at least so many pixels.
 PCK_SHARE, PCK_LEAST_HEIGHT = 0.2, 4 * HEATMAP_STRIDE
+
+SCALES = (0.7, 2.1)  # of the augmentation `scale_flip`, that of IFVD's released code
 
 # What COCO's protocol calls average precision, by the names under which mmdet gives them.
 AVERAGE_PRECISIONS = {
@@ -289,7 +291,9 @@ def _pipeline(
         pack = PackDetInputs(meta_keys=meta if training else (*meta, "instances"))
     if not training:
         return [source.load_image, resize, *source.load_labels, pack]
-    if augmentation == "flip":
+    if augmentation == "scale_flip":
+        resize = RandomResize(scale=scale, ratio_range=SCALES, keep_ratio=False)
+    if augmentation != "none":
         steps.append(flipped)
     return [source.load_image, *source.load_labels, resize, *steps, pack]
 

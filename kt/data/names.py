@@ -299,7 +299,8 @@ def augmentations(task: str) -> tuple[str, ...]:
     """What can be done to the training images of a task."""
     if task == CLASSIFICATION:
         return "none", "crop_flip", "imagenet"
-    return ("none", "flip", "approach") if task == "depth" else ("none", "flip")
+    further = {"segmentation": ("scale_flip",), "depth": ("approach",)}
+    return ("none", "flip", *further.get(task, ()))
 
 
 def content(dataset: Mapping[str, Any]) -> dict[str, Any]:

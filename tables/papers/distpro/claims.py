@@ -20,6 +20,7 @@ from tables.judging import (
     Verdict,
     beside,
     better,
+    chain,
     compared,
     demand_done,
     most_hold,
@@ -96,6 +97,18 @@ def final_weights_often_suffice(context: Context) -> Verdict:
     return sound(context, verdict, seen, "top1")
 
 
+@JUDGES.of("c10")
+def best_under_ifvd(context: Context) -> Verdict:
+    """mIoU on Cityscapes down the ranks that the table prints; what is only cited has no run to compare with."""
+    return compared(context, chain("ifvd_distpro", "ifvd_reviewkd", "ifvd_equal", "ifvd", "baseline"), "miou")
+
+
+@JUDGES.of("c11")
+def lowest_error_of_depth(context: Context) -> Verdict:
+    """RMSE on NYUv2 down the ranks that the claim names; KD, which is printed worst, is not among them."""
+    return compared(context, chain("distpro", "reviewkd", "equal", "baseline"), "rmse")
+
+
 @JUDGES.of("c12")
 def low_levels_come_first(context: Context) -> Verdict:
     """The step at which the summed weights of a teacher's map peak, which is to rise with the map's depth."""
@@ -113,6 +126,12 @@ def low_levels_come_first(context: Context) -> Verdict:
     rising = all(first < second for found in peaks for first, second in zip(found, found[1:], strict=False))
     shown = "; ".join(", ".join(f"{100 * peak:.0f} %" for peak in found) for found in peaks)
     return Verdict(HOLDS if rising else FAILS, f"From the lowest map on, weights peak after {shown} of the search.")
+
+
+@JUDGES.of("c13")
+def direction_is_open(context: Context) -> Verdict:
+    """mIoU of pathways from the teacher's last map alone against those of knowledge review."""
+    return compared(context, [("last_to_first_three", "low_to_high")], "miou")
 
 
 @JUDGES.of("c15")
