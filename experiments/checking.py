@@ -25,6 +25,7 @@ from kt.settings import (
     Settings,
     check_settings,
     check_value,
+    epochs_of,
     kinds,
     missing,
     shown,
@@ -84,7 +85,7 @@ def unknown(key: str, method: str | None = None) -> UserError:
 def _check(node: Any, schema: type[Settings], prefix: str, method: str | None) -> None:
     """Compares a node with a class of settings, key by key."""
     if not isinstance(node, Mapping):
-        raise UserError(f"{prefix[:-1]}={node!r}: expected a group of keys")
+        raise UserError(f"{prefix[:-1]}={shown(node)}: expected a group of keys")
     wanted = kinds(schema)
     for key in node:
         if key not in wanted:
@@ -98,7 +99,9 @@ def _check(node: Any, schema: type[Settings], prefix: str, method: str | None) -
             inner = value.get("name") if isinstance(value, Mapping) else None
             able = [name for name, known in METHODS.items() if not prefix or "base" not in kinds(known)]
             if inner not in able:
-                raise UserError(f"{prefix}{key}.name={inner}: expected one of {', '.join(able)}{nearest(inner, able)}")
+                raise UserError(
+                    f"{prefix}{key}.name={shown(inner)}: expected one of {', '.join(able)}{nearest(inner, able)}"
+                )
             nested = METHODS[str(inner)]
         if nested is Dataset and isinstance(value, Mapping):
             nested = settings_of(value, prefix + key)
@@ -117,7 +120,7 @@ def validate(config: Mapping[str, Any]) -> None:
     node = config.get("method")
     method = node.get("name") if isinstance(node, Mapping) else None
     if method not in METHODS:
-        raise UserError(f"method.name={method}: expected one of {', '.join(METHODS)}{nearest(method, METHODS)}")
+        raise UserError(f"method.name={shown(method)}: expected one of {', '.join(METHODS)}{nearest(method, METHODS)}")
     _check(config, Config, "", method)
     check_dataset(config["dataset"])
     if own := config["teacher"]["dataset"]:
@@ -149,6 +152,7 @@ def validate(config: Mapping[str, Any]) -> None:
         hint = nearest(config["evaluation"], known)
         raise UserError(f"evaluation={config['evaluation']}: expected a dataset or one of {', '.join(ANALYSES)}{hint}")
     _check_base(method, config["method"])
+    METHODS[method].check(config["method"], epochs_of(schedule))
 
 
 def _check_base(method: str, settings: Mapping[str, Any]) -> None:

@@ -30,6 +30,7 @@ from kt.settings import (
     check_accumulation,
     count_passes,
     device_batch,
+    shown,
 )
 from kt.store import (
     DESCRIPTION,
@@ -88,7 +89,9 @@ def _check_task(network: Config, dataset: Config, key: str) -> None:
     """
     task, name = dataset["task"], network["name"]
     if (name == CONFIG_NETWORK) != (network["config"] is not None):
-        raise UserError(f"{key}.network.config={network['config']}: goes with {key}={CONFIG_NETWORK}, which needs it")
+        raise UserError(
+            f"{key}.network.config={shown(network['config'])}: goes with {key}={CONFIG_NETWORK}, which needs it"
+        )
     if task == "classification":
         fitting = list(NETWORKS)
     else:
@@ -150,6 +153,10 @@ def settle(config: Mapping[str, Any]) -> Config:
         raise UserError(f"method={method}: needs a teacher; add teacher=<network>, for example teacher=resnet56")
     else:
         teacher = settled["teacher"]
+        if not teacher["checkpoint"]:  # a file says nothing of its data
+            _check_task(teacher["network"], teacher_dataset(settled), "teacher")
+        if dataset["task"] == "classification":  # a detector's backbone teaches detectors and segmentors
+            _check_task(teacher["network"], dataset, "teacher")
         teacher["network"] = _settled_network(teacher["network"], teacher_dataset(settled), settled)
         teacher["pretrained"] = _settled_pretrained(teacher["pretrained"], teacher["network"], settled)
     if SOURCE in settled["method"]:
@@ -394,6 +401,7 @@ class Identified:
         states: Of the data that it and all cells that it needs read, its own first.
         scored: Of the other dataset that its student is scored on, if that is asked for.
         told: What there is to say of all these, in lines: what looking costs, what has changed, what is absent.
+        absent: What has to be there before there can be a result, in lines.
         unverified: Whether it has a result, or such a score, of data that are not there.
     """
 
@@ -401,6 +409,7 @@ class Identified:
     states: tuple[State, ...]
     scored: State | None
     told: tuple[str, ...]
+    absent: tuple[str, ...]
     unverified: bool
 
     @property
@@ -422,11 +431,12 @@ def identify(config: Mapping[str, Any]) -> Identified:
         weights = f"{config['student']['pretrained']} of {config['student']['network']['name']}"
         told.append(f"there are no data of {config['dataset']['name']}: the weights {weights} teach without a score")
     cell_id, unverified = settings, False
+    absent = [f"{state}: is not there" for state in states if state.summary is None]
     if fingerprint is None:
         cell_id = newest_state(root, settings)
         if unverified := read_result(folder_of(root, cell_id)) is not None:
-            absent = (state for state in states if state.summary is None)
-            told += [f"{state}: is not there; the newest result is shown, unverified" for state in absent]
+            told += [f"{line}; the newest result is shown, unverified" for line in absent]
+            absent = []
     elif (first := read_data(folder_of(root, settings))) and first["fingerprint"] not in (None, fingerprint):
         cell_id = f"{settings}-{fingerprint[:8]}"
         if read_result(folder_of(root, cell_id)) is None:
@@ -442,7 +452,10 @@ def identify(config: Mapping[str, Any]) -> Identified:
                 told.append(f"{scored}: is not there; the newest score is shown, unverified")
             elif line := changes(scored, kept["data"]["datasets"].get(scored.key), cache):
                 told.append(f"{line}; students are scored on it anew")
-    return Identified(cell_id, tuple(states), scored, tuple(line for line in told if line), unverified)
+        elif scored.summary is None:
+            absent.append(f"{scored}: is not there")
+    lines = tuple(line for line in told if line)
+    return Identified(cell_id, tuple(states), scored, lines, tuple(absent), unverified)
 
 
 def cell_id(config: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ class Job:
     """A cell to launch, with the overrides that mean it.
 
     Attributes:
-        told: What there is to say of its data (`experiments.meaning.Identified`).
+        told, absent: What there is to say of its data (`experiments.meaning.Identified`).
         scored_on: The fingerprint of the other dataset that its score has to be of.
     """
 
@@ -30,6 +30,7 @@ class Job:
     needs: list[str]
     status: Config = field(default_factory=dict)
     told: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
     scored_on: str | None = None
 
     @property
@@ -200,6 +201,7 @@ def plan_lines(jobs: Mapping[str, Job], output_root: str, workers: int) -> list[
     for job in jobs.values():
         lines.append(f"{job.id}  {job.text:{width}}  {job.status['status']:11}  {', '.join(job.needs) or '-'}")
     lines += dict.fromkeys(line for job in jobs.values() for line in job.told)
+    lines += dict.fromkeys(f"{line}; needed to train" for job in jobs.values() for line in job.absent)
     todo = [job for job in jobs.values() if not job.is_done]
     times = expected(todo, output_root)
     if not todo:
@@ -223,7 +225,7 @@ def print_plan(configs: Sequence[Config], config: Config) -> None:
     def add(settled: Config, text: str) -> str:
         found = identify(settled)
         needs = list(dict.fromkeys(add(need, name) for name, need in needed_cells(settled).items()))
-        job = Job(found.id, [], settled, text, needs, told=found.told, scored_on=found.scored_on)
+        job = Job(found.id, [], settled, text, needs, told=found.told, absent=found.absent, scored_on=found.scored_on)
         job.status = job.read_status(config["output_root"])
         jobs[found.id] = job
         return found.id

@@ -380,7 +380,7 @@ class Table:
 
     def _add_job(self, cell: Identified, overrides: list[str], config: Config, text: str) -> None:
         """Adds a cell and the cells that it needs, each once."""
-        job = Job(cell.id, overrides, config, text, [], told=cell.told, scored_on=cell.scored_on)
+        job = Job(cell.id, overrides, config, text, [], told=cell.told, absent=cell.absent, scored_on=cell.scored_on)
         known = self.jobs.get(job.id)
         if known is not None:
             if known.config["evaluation"] is None:

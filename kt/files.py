@@ -73,6 +73,32 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else {}
 
 
+# Names
+
+
+def find(root: Path, pattern: str) -> Iterator[Path]:
+    """What matches a pattern of `Path.glob` below a folder; `**` follows links too, but none into a folder it is in."""
+    top, deep, rest = pattern.partition("**/")
+    if not deep:
+        yield from root.glob(pattern)
+        return
+    for start in root.glob(top) if top else (root,):
+        for folder in _folders(start):
+            yield from folder.glob(rest)
+
+
+def _folders(top: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """A folder and all below it."""
+    real = os.path.realpath(top)
+    if real in above or not os.path.isdir(real):
+        return
+    yield top
+    with os.scandir(top) as entries:
+        inner = [Path(entry) for entry in entries if entry.is_dir()]
+    for path in inner:
+        yield from _folders(path, (*above, real))
+
+
 # Checksums
 
 _SUM = "sha256"

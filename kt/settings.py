@@ -129,6 +129,7 @@ class Method(Settings):
         choices: What keys are at first chosen from other groups, as Hydra's defaults lists have it.
         base_alone: Of a method around others: its base under its own name alone; None is none.
         module: What to import so that the method is registered; None: it is kt's own.
+        free_layer: The key that puts a free layer between the maps that are compared, unless it is of `AS_IT_IS`.
     """
 
     name: str
@@ -146,6 +147,7 @@ class Method(Settings):
     choices: ClassVar[Mapping[str, str]] = {}
     base_alone: ClassVar[str | None] = None
     module: ClassVar[str | None] = None
+    free_layer: ClassVar[str | None] = None
 
     @classmethod
     def teaches(cls, task: str) -> bool:
@@ -156,6 +158,18 @@ class Method(Settings):
     def accumulates_with(cls, options: Mapping[str, Any]) -> bool:
         """`accumulates` under some options; those left out have their defaults."""
         return cls.accumulates
+
+    @classmethod
+    def check(cls, options: Mapping[str, Any], epochs: int | None = None) -> None:
+        """Refuses settings that do not go together, so that no teacher is trained for them.
+
+        Args:
+            options: All of them.
+            epochs: The length of the training, where that is known; 0: there is none.
+
+        Raises:
+            UserError: Names a key, its value and what was expected.
+        """
 
     @staticmethod
     def needs(config: Mapping[str, Any]) -> Mapping[str, Need | Path]:
@@ -217,6 +231,7 @@ class KDFixedFeature(KD):
     )
 
 
+AS_IT_IS = ("none", "first")
 _AS_IT_IS = "none (as it is, so the channels have to agree) | first (as it is, with the teacher's first channels)"
 
 
@@ -226,6 +241,7 @@ class FitNet(Method):
     added: ClassVar[Mapping[str, Any]] = {"init_fraction": None, "temperature": 4.0, "alpha": 1.0}
     dense: ClassVar[bool] = True
     accumulates: ClassVar[bool] = True
+    free_layer: ClassVar[str | None] = "regressor"
     weight: NotNegative = Field(100.0, description="of the hint")
     hint_layer: Annotated[int, Ge(-1)] | list[Whole] | Literal["all", "last", "blocks"] | None = Field(
         None, description="stage, from 0; null: the middle one; -1: the last; blocks: each end of a block, no stem"
@@ -283,6 +299,7 @@ class AB(Method):
 
     added: ClassVar[Mapping[str, Any]] = {"connector": "conv_bn"}
     accumulates: ClassVar[bool] = True
+    free_layer: ClassVar[str | None] = "connector"
     weight: NotNegative = Field(1.0, description="of the boundaries' loss")
     margin: Positive = Field(1.0, description="distance from the boundary that is asked for")
     init_fraction: Share = Field(0.125, description="length of the initialisation: 30 of 240 epochs")
@@ -488,6 +505,15 @@ class AS(Method):
         "fc", description="a fully connected layer, at each position of a map | with squeeze and excitation before it"
     )
 
+    @classmethod
+    def check(cls, options: Mapping[str, Any], epochs: int | None = None) -> None:
+        """Refuses a training that ends before the first round."""
+        if epochs and epochs <= options["first_epochs"]:
+            raise UserError(
+                f"method.first_epochs={options['first_epochs']}: the training has {epochs} in all; expected fewer, "
+                "or a longer schedule"
+            )
+
 
 class MAS(AS):
     """MAKD's MAS: from one auxiliary network to every layer of the student."""
@@ -499,6 +525,7 @@ class MAS(AS):
     )
     meta_lr: Positive = Field(1e-4, description="of the meta network's Adam, constant; as in L2T")
     meta_weight_decay: NotNegative = Field(1e-4, description="of the meta network; as in L2T")
+    meta_interval: Count = Field(1, description="updates of the student for each of the meta network, the costly one")
 
 
 class M2AS(MAS):
@@ -546,6 +573,9 @@ class L2T(Method):
         1e-4, description="learning rate (Adam) of the meta-networks; the paper's Stanford40: 1e-3"
     )
     meta_weight_decay: NotNegative = Field(1e-4, description="of the meta-networks")
+    meta_interval: Count = Field(
+        1, description="updates of the student for each of the meta-networks, the costly one; the paper: 1"
+    )
 
 
 class ReviewKD(Method):
@@ -663,6 +693,24 @@ class KCD(Method):
         learned = str(options.get("strategy")).startswith("subnet")
         return cls.accumulates and not learned and accumulates(options.get("base") or {"name": "l2"})
 
+    @classmethod
+    def check(cls, options: Mapping[str, Any], epochs: int | None = None) -> None:
+        """Refuses a base with a free layer before its loss, and an adapter beside one that has none."""
+        base = options["base"] or {"name": "l2"}
+        schema = METHODS.get(base["name"])
+        if schema is None or schema.free_layer is None:
+            return
+        how = {**defaults(schema), **base}[schema.free_layer]
+        if how not in AS_IT_IS:
+            raise UserError(
+                f"method.base.{schema.free_layer}={how}: a free 1x1 convolution takes channels in any order, so that "
+                f"no transform would change the student; expected {' or '.join(AS_IT_IS)}"
+            )
+        if options["match"] == "adapter":
+            raise UserError(
+                f"method.match=adapter: {base['name']} has no adapter of its own here; expected rectangular"
+            )
+
     @staticmethod
     def needs(config: Mapping[str, Any]) -> Mapping[str, Need | Path]:
         """The student trained alone, and the teacher that the transform is computed from if it is another one."""
@@ -740,6 +788,21 @@ def count_passes(batch_size: int, device_batch: int | None, processes: int) -> i
             f"schedule.batch_size={batch_size}{shared}"
         )
     return passes
+
+
+def epochs_of(schedule: Mapping[str, Any]) -> int:
+    """The length of a schedule in epochs; of one in iterations, `interval` updates are one, by default all.
+
+    Raises:
+        UserError: The interval does not divide the iterations.
+    """
+    iterations, interval = schedule["iterations"], schedule["interval"]
+    if iterations is None:
+        return int(schedule["epochs"])
+    epochs, rest = divmod(iterations, interval or iterations)
+    if rest:
+        raise UserError(f"schedule.interval={interval}: expected a divisor of schedule.iterations={iterations}")
+    return int(epochs)
 
 
 def device_batch(schedule: Mapping[str, Any], processes: int) -> int:
@@ -914,7 +977,7 @@ def complete(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         options: As its constructor has them; a tuple is as good as a list.
 
     Raises:
-        UserError: An option is unknown, or its value is none that it may have.
+        UserError: An option is unknown, its value is none that it may have, or some do not go together.
     """
     schema = settings_of(name)
     if schema is None:
@@ -929,6 +992,7 @@ def complete(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         # Another method's settings are checked where that one is built.
         if not isinstance(value, Mapping):
             check_value(found[key], schema, key, f"method.{key}")
+    schema.check(found)
     return found
 
 

@@ -23,7 +23,7 @@ from kt.hooks import CheckpointHook, EvaluateHook, ProgressHook, RecordHook, Syn
 from kt.hooks.checkpoint import NEWEST, last_checkpoint, load_checkpoint
 from kt.needs import WEIGHTS
 from kt.phase import TRAIN, Phase, phase_folder
-from kt.settings import Schedule, check_accumulation, check_settings, defaults
+from kt.settings import Schedule, check_accumulation, check_settings, defaults, epochs_of
 from kt.store import Records, evaluation_file, outcomes_file, read_records, records_file
 from kt.transfer import TransferModel, export_student
 
@@ -75,8 +75,9 @@ def fit(
     phases: list[Phase] = model.method.phases() if settings["epochs"] != 0 else []
     loaders = [{TRAIN: data.train, **{name: made(data) for name, made in each.loaders.items()}} for each in phases]
     if settings["iterations"]:
+        settings["epochs"] = epochs_of(settings)
         for each in loaders:
-            each[TRAIN], settings["epochs"] = by_iterations(each[TRAIN], settings["iterations"], settings["interval"])
+            each[TRAIN] = by_iterations(each[TRAIN], settings["iterations"], settings["epochs"])
     for phase, each in zip(phases, loaders, strict=True):
         exact = phase.step is None and model.method.accumulates
         check_accumulation(each[TRAIN].passes, exact, data.spec.task)

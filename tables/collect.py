@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from kt.errors import UserError
+from kt.settings import shown
 from kt.store import folder_of, read_evaluation, read_results, read_status
 from tables.judging import Context, judge_all, mixed_data
 from tables.records import TableRecord, find_table, metric_label
@@ -205,6 +206,8 @@ def _collect_cell(
         evaluation = row.get("evaluation")
         folder = folder_of(output_root, cell["id"])
         metrics = read_evaluation(folder, evaluation) if evaluation else result.get("metrics")
+        # A column of some tables.
+        metrics = {"epochs": _config(result).get("schedule", {}).get("epochs"), **(metrics or {})}
         found, best = (
             {name: _finite((scores or {}).get(name, (scores or {}).get(SYNONYMS.get(name, name)))) for name in names}
             for scores in (metrics, None if evaluation else result.get("best"))
@@ -257,12 +260,8 @@ def differences(rows: Sequence[Mapping[str, Any]]) -> list[Json]:
     found: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
         for key, (own, papers) in row["differs"].items():
-            found.setdefault((key, _shown(own), _shown(papers)), []).append(row["id"])
+            found.setdefault((key, shown(own), shown(papers)), []).append(row["id"])
     return [{"key": key, "ours": own, "paper": papers, "rows": ids} for (key, own, papers), ids in found.items()]
-
-
-def _shown(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def banner(record: TableRecord, differing: Sequence[Mapping[str, Any]], measured: bool, scale: str) -> str:

@@ -75,9 +75,7 @@ SETTINGS: dict[str, Setting] = {
         {"base": {"hint_layer": -1, "regressor": "none", "init_fraction": 0.5}, "metric": "kl"},
         phases=("solo", "hint", "train"),
     ),
-    "kcd+ab": Setting(
-        {"groups": 2, "match": "adapter", "base": {"connector": "none"}}, phases=("solo", "boundaries", "train")
-    ),
+    "kcd+ab": Setting({"groups": 2, "base": {"connector": "none"}}, phases=("solo", "boundaries", "train")),
     "kcd+rkd": Setting(
         {"strategy": "subnet_res", "beside": {"weight": 1.0}},
         student="resnet20_half",
@@ -150,9 +148,13 @@ def make_model(name: str, num_classes: int, data: DataSpec | None = None, **chan
 def make_cell(name: str, rank: int, world: int) -> tuple[TransferModel, Any, dict[str, Any]]:
     """A setting's model, data and schedule on one of several processes.
 
-    `<setting>, one update` takes a single step, in passes of 4 images.
+    `<setting>, one update` takes a single step, in passes of 4 images; `<setting>, dropout, one update` with dropout.
     """
     setting, _, single = name.partition(", ")
     data = make_data(rank=rank, world=world, device_batch=4 if single else None)
     length = {"epochs": None, "iterations": 1} if single else {}
-    return make_model(setting, data.spec.num_classes), data, {**SCHEDULE, **length}
+    model = make_model(setting, data.spec.num_classes)
+    if "dropout" in single:
+        layer = next(each for each in model.student.modules() if isinstance(each, torch.nn.BatchNorm2d))
+        layer.register_forward_hook(lambda layer, _, output: torch.dropout(output, 0.5, layer.training))
+    return model, data, {**SCHEDULE, **length}

@@ -33,6 +33,7 @@ from kt.data.loaders import (
 )
 from kt.data.scenes import CLASSES, KEYPOINTS, STUFF, STYLES, classification_arrays, draw_scene
 from kt.errors import UserError
+from kt.settings import epochs_of
 from method_settings import DATASET
 
 CPU = torch.device("cpu")
@@ -106,19 +107,22 @@ def test_ranks_share_a_whole_set(world: int) -> None:
 
 def test_stretches_of_iterations_are_the_epochs_batches_in_order() -> None:
     loader = build(train_size=45).train  # four whole batches an epoch
-    stretches, count = by_iterations(loader, 9, 3)
-    assert (count, len(stretches), stretches.batch_size) == (3, 3, 10)
+    stretches = by_iterations(loader, 9, 3)
+    assert (len(stretches), stretches.batch_size) == (3, 10)
     found = [batch for stretch in range(3) for batch in stretches.epoch(stretch)]
     expected = [batch for epoch in range(3) for batch in loader.epoch(epoch)][:9]
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one["indices"], other["indices"]) and torch.equal(one["inputs"], other["inputs"])
     (last,) = stretches.epoch(1, first=2)
     assert torch.equal(last["inputs"], expected[5]["inputs"])
-    assert by_iterations(loader, 9, None)[1] == 1
-    with pytest.raises(UserError, match=r"schedule.interval=4: expected a divisor of schedule.iterations=9"):
-        by_iterations(loader, 9, 4)
     with pytest.raises(UserError, match="smaller than one batch"):
         by_iterations(stretches_of_nothing(), 9, 3)
+
+
+def test_an_interval_divides_the_iterations() -> None:
+    assert [epochs_of({"epochs": None, "iterations": 9, "interval": interval}) for interval in (3, None)] == [3, 1]
+    with pytest.raises(UserError, match=r"schedule.interval=4: expected a divisor of schedule.iterations=9"):
+        epochs_of({"epochs": None, "iterations": 9, "interval": 4})
 
 
 def stretches_of_nothing() -> Any:

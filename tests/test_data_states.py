@@ -94,6 +94,17 @@ def test_more_and_fewer_images_are_other_data(tmp_path: Path, name: str) -> None
     assert len({*ids, run_cell(config)["id"]}) == 3
 
 
+def test_images_behind_a_link_are_told_apart_and_links_in_a_circle_end(tmp_path: Path) -> None:
+    split, config = (make(tmp_path / "data", "coco") / FILES["coco"][-1]).parent, config_of(tmp_path, "coco")
+    more = tmp_path / "more"
+    more.mkdir()
+    (split / "deep").symlink_to(more)
+    (more / "round").symlink_to(split)
+    old = run_cell(config)["id"]
+    (more / "b.png").write_bytes(b"more")
+    assert any("1 images more" in line for line in told(config)) and run_cell(config)["id"] != old
+
+
 def test_where_the_data_lie_is_of_no_account(tmp_path: Path) -> None:
     make(tmp_path / "data", "imagefolder")
     shutil.copytree(tmp_path / "data", tmp_path / "copy")
@@ -289,6 +300,17 @@ def test_a_plan_says_what_has_changed(tmp_path: Path, capsys: pytest.CaptureFixt
     for shown in (lambda: print_plan([config], config), lambda: print("\n".join(plan_lines(job_of(config), "", 1)))):
         shown()
         assert capsys.readouterr().out.count("1 of 3 label files differ; what needs it is trained anew\n") == 1
+
+
+def test_a_plan_says_which_data_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = config_of(tmp_path, "cifar100", "method=kd", "teacher=resnet56")
+    print_plan([config], config)
+    printed = capsys.readouterr().out
+    line = f"dataset cifar100 in {tmp_path / 'data'}: is not there; needed to train\n"
+    assert printed.count(line) == 1 and "2 cells, 0 done, 2 to train" in printed
+    make(tmp_path / "data", "cifar100")
+    print_plan([config], config)
+    assert "is not there" not in capsys.readouterr().out
 
 
 def test_a_table_says_that_data_have_changed_under_it(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ OTHERS: dict[str, list[Any]] = {
     "test_size": [3],
     "domain": ["clipart"],
     "folder": ["elsewhere", "/elsewhere"],
-    "train_split": ["val"],
+    "train_split": ["val", "../train", "train/"],
     "test_split": ["train"],
     "resident": [True, False],
     "stand_in": ["scenes_small"],
@@ -50,7 +50,7 @@ ABSENT = ("name", "task", "domain", "folder", "train_split", "test_split")
 
 @pytest.fixture(autouse=True)
 def _few_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_lists, "CLEANED", dict.fromkeys(image_lists.CLEANED, 3))
+    monkeypatch.setattr(image_lists, "CLEANED", dict.fromkeys(image_lists.CLEANED, (3, 1)))
 
 
 def make(name: str, task: str, root: Path) -> dict[str, Any]:
@@ -176,3 +176,16 @@ def test_a_file_decides_the_state(name: str, task: str, tmp_path: Path, monkeypa
             path.mkdir()
         assert state() != whole, f"{also}, added"
         whole = state()
+
+
+@pytest.mark.parametrize(
+    ("name", "spelt"),
+    [("imagefolder", ["own", "own/", "./own", "own//."]), ("imagenet", [None, "imagenet", "./imagenet/"])],
+)
+def test_a_folder_is_one_however_it_is_spelt(name: str, spelt: list[str | None], tmp_path: Path) -> None:
+    layouts.imagefolder(tmp_path, folder=spelt[0] or name)
+    config = composed(f"dataset={name}", f"data_root={tmp_path}")
+    datasets = [{**config["dataset"], "folder": folder, "image_size": 24, "num_classes": None} for folder in spelt]
+    assert len({str(semantics({**config, "dataset": dataset})) for dataset in datasets}) == 1
+    assert len({fingerprint.state_of(dataset, tmp_path, tmp_path / "cache").key for dataset in datasets}) == 1
+    assert len({digest(dataset, tmp_path) for dataset in datasets}) == 1

@@ -647,6 +647,11 @@ def test_mistakes_in_files(tmp_path: Path) -> None:
     fails(root, settings, r"there is no .*val/0.jpg; expected")
     settings = coco(root)
     path = root / "pets" / "annotations" / "instances_val.json"
+    good = path.read_text()
+    for name, fault in (("../train/0.jpg", "not below the folder"), ("0.gif", "not end as an image does")):
+        path.write_text(good.replace('"0.jpg"', f'"{name}"'))
+        fails(root, settings, rf"instances_val.json: {name} .*{fault}.*; expected .*cocodataset.org")
+    path.write_text(good)
     path.write_text(path.read_text().replace('"cat"', '"cow"'))
     fails(root, settings, r"other classes in train and val: 'cat'")
     path.write_text('{"images": []}')
@@ -673,7 +678,12 @@ def test_mistakes_in_files(tmp_path: Path) -> None:
 
     root = tmp_path / "cityscapes"
     cityscapes(root)
-    fails(root, {"name": "cityscapes", "task": "detection"}, r"gtFine_instanceIds.png; expected .*instances_train.json")
+    boxes = {"name": "cityscapes", "task": "detection"}
+    fails(root, boxes, r"gtFine_instanceIds.png; expected .*instances_train.json")
+    path = root / "cityscapes" / "annotations" / "instances_train.json"
+    path.parent.mkdir()
+    path.write_text(good)
+    fails(root, boxes, r"instances_train.json: 0.jpg is not of the form \*/\*_leftImg8bit.png; expected the official")
     (root / "cityscapes" / "gtFine" / "train" / "ulm" / "ulm_000000_000019_gtFine_labelTrainIds.png").unlink()
     fails(
         root, {"name": "cityscapes"}, r"there is no .*ulm_000000_000019_gtFine_labelTrainIds.png; expected the official"

@@ -29,10 +29,12 @@ FOUND: dict[str, tuple[tuple[str, ...], list[tuple[str, int]], list[tuple[str, i
     "tiny_imagenet": (("n01", "n02"), [("n01_0.JPEG", 0), ("n01_1.JPEG", 0), ("n02_0.JPEG", 1)], [("val_0.JPEG", 1)]),
 }
 
+DOMAINS = {split: LISTED["domainnet"][f"domainnet/painting_{split}.txt"] for split in ("train", "test")}
+
 
 @pytest.fixture(autouse=True)
 def _few_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(image_lists.CLEANED, "painting", 3)
+    monkeypatch.setitem(image_lists.CLEANED, "painting", (3, 1))
 
 
 def config_of(name: str, **changes: Any) -> dict[str, Any]:
@@ -115,9 +117,36 @@ def test_lists_may_lie_beside_the_domains(tmp_path: Path, place: str) -> None:
         ("domainnet", {"domainnet/painting_train.txt": "painting/axe/b.jpg 0\n"}, "names 1 images, the cleaned list 3"),
         (
             "domainnet",
-            {"domainnet/painting_train.txt": "painting/axe/b.jpg 0\n" * 2 + "painting/zebra/a.jpg 2"},
-            "label '2', but 2 classes",
+            {"domainnet/painting_train.txt": "painting/axe/b.jpg 0\n" * 2 + "painting/zebra/a.jpg 345"},
+            "label '345'; expected 0 to 344",
         ),
+        (
+            "domainnet",
+            {"domainnet/painting_test.txt": "painting/zebra/d.jpg 0\n"},
+            "d.jpg is of 'axe', but lies in 'zebra'",
+        ),
+        (
+            "domainnet",
+            {"domainnet/painting_test.txt": "painting/zebra/d.jpg 3\n"},
+            "images of the folder 'zebra' have several labels",
+        ),
+        ("domainnet", {"domainnet/painting_test.txt": "clipart/axe/b.jpg 0\n"}, r"not of the form painting/\*/\*"),
+        (
+            "cub200",
+            {"CUB_200_2011/image_class_labels.txt": "1 1\n2 1\n3 1\n4 2\n"},
+            "c.jpg is of '001.Albatross', but lies in '002.Auklet'",
+        ),
+        ("mit67", {"mit67/TestImages.txt": "bar/../a.jpg"}, "a.jpg is not below the folder of the images"),
+        ("mit67", {"mit67/TestImages.txt": "bar/deep/a.jpg"}, r"not of the form Images/\*/\*"),
+        *(
+            (name, {test: LISTED[name][train]}, "is both a training and a test image")
+            for name, train, test in (
+                ("stanford40", "Stanford40/ImageSplits/train.txt", "Stanford40/ImageSplits/test.txt"),
+                ("mit67", "mit67/TrainImages.txt", "mit67/TestImages.txt"),
+                ("domainnet", "domainnet/painting_train.txt", "domainnet/painting_test.txt"),
+            )
+        ),
+        ("stanford40", {"Stanford40/ImageSplits/test.txt": "applauding_002.jpg\n" * 2}, "applauding_002.jpg twice"),
         ("tiny_imagenet", {"tiny-imagenet-200/train/n02/images/n02_0.JPEG": None}, "no images in .*n02/images"),
     ],
 )
@@ -139,9 +168,44 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
         image_data(config_of("mit67"), root, None, **options, rank=0, world=1, workers=0)
 
 
-@pytest.mark.parametrize("domain", [None, "sketch"])
-def test_a_domain_without_a_cleaned_count_is_refused(tmp_path: Path, domain: str | None) -> None:
-    with pytest.raises(UserError, match=f"dataset.domain={domain}: expected one of clipart, painting, real"):
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("cub200", "5994 and 5794"),
+        ("stanford40", "4000 and 5532"),
+        ("mit67", "5360 and 1340"),
+        ("tiny_imagenet", "100000 and 10000"),
+    ],
+)
+def test_other_counts_than_those_handed_out_are_told(
+    tmp_path: Path, name: str, counts: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    read_dataset(config_of(name), listed(tmp_path, name), None)
+    (line,) = caplog.messages
+    assert "the lists name 3 training and 1 test images" in line and line.endswith(f"handed out are {counts}")
+
+
+@pytest.mark.parametrize(("domain", "count"), [("clipart", 33525), ("painting", 50416), ("real", 120906)])
+def test_cleaned_counts_are_those_that_the_paper_prints(
+    tmp_path: Path, domain: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    lists = {f"domainnet/{domain}_{split}.txt": f"{domain}/axe/a.jpg 0" for split in ("train", "test")}
+    with pytest.raises(UserError, match=f"{domain}_train.txt names 1 images, the cleaned list {count};"):
+        read_dataset(config_of("domainnet", domain=domain), listed(tmp_path, "domainnet", dict(lists)), None)
+
+
+def test_a_class_may_lack_training_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As t-shirts do in the cleaned list of paintings."""
+    changes = {f"domainnet/painting_{split}.txt": text.replace(" 1", " 2") for split, text in DOMAINS.items()}
+    read = read_dataset(config_of("domainnet"), listed(tmp_path, "domainnet", {**changes}), None)
+    assert read.class_names == ("axe", "class 1", "zebra") and [label for _, label in read.train] == [2, 0, 0]
+    assert caplog.messages == [f"{tmp_path / 'domainnet'}: no training images of class 1"]
+
+
+@pytest.mark.parametrize(("domain", "said"), [(None, "null"), ("sketch", "sketch")])
+def test_a_domain_without_a_cleaned_count_is_refused(tmp_path: Path, domain: str | None, said: str) -> None:
+    with pytest.raises(UserError, match=f"dataset.domain={said}: expected one of clipart, painting, real"):
         read_dataset(config_of("domainnet", domain=domain), tmp_path, None)
 
 

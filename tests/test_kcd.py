@@ -28,6 +28,7 @@ from kt.methods import build_method
 from kt.methods.kcd import ChannelTransform, pooled, read_transform, shrunk_groups
 from kt.models import build_network
 from kt.phase import MAIN
+from kt.settings import KCD
 from kt.store import folder_of
 from kt.train import fit
 from kt.transfer import TransferModel
@@ -424,8 +425,9 @@ def distilled(name: str, base: dict[str, Any], best: bool) -> Tensor:
     ],
 )
 def test_another_transform_is_another_student_unless_a_free_layer_absorbs_it(
-    name: str, changes: tuple[str, ...], free: dict[str, Any]
+    name: str, changes: tuple[str, ...], free: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(KCD, "check", lambda *_: None)  # it refuses such a layer
     own = composed(f"method={name}", *changes)["method"]["base"]
     differences = []
     for base in ({**own, **free}, own):
@@ -620,13 +622,30 @@ def test_figure_1_is_drawn_from_the_maps_that_analyses_left(tmp_path: Path) -> N
         ("kcd+at", r"^method\.beside=null: at does not compare channels"),
         ("at+kd", r"^method\.base: unknown key for method at\+kd; it has form, stages, weight"),
         ("kcd+kcd", r"^method\.base\.name=kcd: expected a method that is not itself built around another"),
-        ("kcd+fitnet", r"^method\.base: fitnet compares stage 1 of the student; expected the last one, 2, too"),
+        ("kcd+fitnet", r"^method\.base\.regressor=conv_bn_relu: a free 1x1 convolution .*; expected none or first$"),
+        ("kcd+ab", r"^method\.base\.connector=conv_bn: a free 1x1 convolution .*; expected none or first$"),
     ],
 )
 def test_a_method_around_another_that_does_not_fit_says_so(name: str, words: str) -> None:
     pair = make_model("kd", 10)
     with pytest.raises(UserError, match=words):
         build_method(name, pair.student, pair.teacher)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (("method=kcd+fitnet", "method.base.regressor=conv"), r"^method\.base\.regressor=conv: a free 1x1"),
+        (("method=kcd+ab", "method.base.connector=conv_bn"), r"^method\.base\.connector=conv_bn: a free 1x1"),
+        (
+            ("method=kcd+ab", "method.match=adapter"),
+            r"^method\.match=adapter: ab has no adapter .*expected rectangular$",
+        ),
+    ],
+)
+def test_a_free_layer_is_refused_before_anything_trains(changes: tuple[str, ...], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        composed("teacher=resnet20", "student=resnet8", *changes)
 
 
 @pytest.mark.parametrize(
@@ -637,9 +656,9 @@ def test_a_method_around_another_that_does_not_fit_says_so(name: str, words: str
         ("ab", {"connector": "first"}, "resnet8x4", r"^method\.connector=first: .*; expected a convolution$"),
         (
             "kcd+fitnet",
-            {"match": "adapter", "base": {"hint_layer": -1, "regressor": "none"}},
-            "resnet20_half",
-            r"^method\.regressor=none: the teacher's map has 16 channels, the student's 8",
+            {"base": {"regressor": "none"}},
+            "resnet20",
+            "fitnet compares stage 1 of the student; expected the",
         ),
     ],
 )

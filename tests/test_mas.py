@@ -25,7 +25,7 @@ from kt.data.fingerprint import combined
 from kt.engine import Engine, PhaseLoop, measured_loop
 from kt.errors import UserError
 from kt.functional import image_errors, pair_weights, subspace_loss
-from kt.hypergradient import directional
+from kt.hypergradient import derivatives_ahead
 from kt.methods.mas import AuxiliaryNetworks
 from kt.models.names import IMAGENET
 from kt.settings import Schedule, defaults
@@ -162,6 +162,19 @@ def test_each_update_moves_its_own_side_alone(name: str, batch: Any, tmp_path: P
     assert {key.partition(".")[0] for key in dict(model.named_parameters())} == {"student", "method"}
 
 
+@pytest.mark.parametrize(("name", "options"), [("mas", META), ("l2t", {})])
+def test_a_meta_network_learns_at_every_so_many_updates(
+    name: str, options: dict[str, Any], batch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = make_loop(make_model(name, 10, meta_interval=2, **options), batch, tmp_path)
+    learning = []
+    for step in range(5):
+        monkeypatch.setattr(loop, "numbered", lambda each, step=step: {**each, "step": step, "total": 5})
+        with watched(loop, lambda update, _: learning.append(step) if update == "meta" else None):  # noqa: B023
+            loop.step(batch)
+    assert learning == [0, 2, 4]
+
+
 def test_the_first_epochs_train_the_student_alone(batch: Any, tmp_path: Path) -> None:
     model, plain = make_model("m2as", 10), make_model("none", 10)
     loop = make_loop(model, batch, tmp_path)
@@ -270,7 +283,7 @@ def meta_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The meta network's gradient, that by a backward pass through the update, and that of the update's own loss."""
     if exact:
-        monkeypatch.setattr(kt.methods.mas, "directional", functools.partial(directional, how="jvp"))
+        monkeypatch.setattr(kt.methods.mas, "derivatives_ahead", functools.partial(derivatives_ahead, how="jvp"))
     model = make_model(name, 10, **META, weight=3.0).to(torch.float64)
     loop = make_loop(model, batch, folder, optimizer="sgd", lr=0.05)
     meta = [*model.method.meta.parameters()]
@@ -408,6 +421,14 @@ def test_no_layers_are_one_line() -> None:
 def test_too_short_a_training_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^method.first_epochs=2: the training has 2 in all; expected fewer"):
         fit(make_model("as", 10, first_epochs=2), make_data(), tmp_path, SCHEDULE)
+
+
+@pytest.mark.parametrize(
+    "length", [["schedule.epochs=2"], ["schedule.epochs=null", "schedule.iterations=90", "schedule.interval=45"]]
+)
+def test_too_short_a_training_is_told_before_its_teacher_trains(length: list[str]) -> None:
+    with pytest.raises(UserError, match=r"^method.first_epochs=2: the training has 2 in all; expected fewer"):
+        composed("method=mas", "method.first_epochs=2", "teacher=resnet56", "student=resnet20", *length)
 
 
 def test_missing_source_images_are_told(tmp_path: Path) -> None:

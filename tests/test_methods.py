@@ -260,7 +260,7 @@ def test_two_processes_remember_what_both_have_seen(pair: Any) -> None:
         ("kd", {"alpha": -1}, "method.alpha=-1: expected a number >= 0"),
         ("kd", {"alpha": True}, "method.alpha=true: expected a number >= 0"),
         ("kcd", {"solo_offset": 1}, "method.solo_offset: unknown key"),
-        ("kcd", {"base": {"name": "fitnet", "weight": -1.0}}, "method.weight=-1.0: expected a number >= 0"),
+        ("kcd", {"base": {"name": "at", "weight": -1.0}, "beside": {}}, "method.weight=-1.0: expected a number >= 0"),
     ],
 )
 def test_python_users_get_the_checks_of_the_command_line(name: str, options: dict[str, Any], words: str) -> None:
@@ -294,7 +294,7 @@ def test_every_key_says_what_it_means_and_has_a_valid_default() -> None:
         assert all(field.description for key, field in schema.model_fields.items() if key != "name"), schema
 
 
-@pytest.mark.parametrize("name", ["none", "fitnet", "ab", "kd_fixed_feature", "ofd"])
+@pytest.mark.parametrize("name", ["none, dropout", "fitnet", "ab", "kd_fixed_feature", "ofd"])
 def test_two_processes_update_as_one_that_accumulates(name: str, pair: Any, tmp_path: Path) -> None:
     folder, train = pair
     name += ", one update"

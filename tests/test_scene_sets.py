@@ -91,7 +91,7 @@ def test_domains_are_other_scenes_in_another_style() -> None:
     colours = [np.mean([len(np.unique(image.reshape(-1, 3), axis=0)) for image in part.images]) for part in found]
     levels = [max(len(np.unique(image[..., 0])) for image in part.images) for part in found]
     assert colours[0] < 40 and colours[2] > 300 and levels[1] <= 8 < levels[0] < levels[2]
-    with pytest.raises(UserError, match=r"dataset\.domain=None: expected one of clipart, painting, real"):
+    with pytest.raises(UserError, match=r"dataset\.domain=null: expected one of clipart, painting, real"):
         read("scenes_domains", domain=None)
 
 

@@ -242,7 +242,7 @@ def test_without_images_an_error_of_depth_varies_by_a_share(tmp_path: Path) -> N
 
 # Claims
 
-IMAGES = {"ImageNet": (50_000, 1000), "CIFAR-100": (10_000, 100), "COCO": (5_000, 80)}
+IMAGES = {"ImageNet": (50_000, 1000), "ImageNet1K": (50_000, 1000), "CIFAR-100": (10_000, 100), "COCO": (5_000, 80)}
 IMAGES |= {"CUB200": (5_794, 200), "DomainNet (target painting)": (21_850, 345)}
 OF_IMAGES = ("top1", "top5")
 
@@ -259,7 +259,8 @@ def equal(values: Values) -> Values:
 
 
 def mirrored(values: Values) -> Values:
-    ends = {name: [pick(each[name] for each in values.values()) for pick in (min, max)] for name in first_of(values)}
+    printed = {name: [each[name] for each in values.values() if name in each] for name in first_of(values)}
+    ends = {name: (min(each), max(each)) for name, each in printed.items()}
     return {row: {name: sum(ends[name]) - value for name, value in each.items()} for row, each in values.items()}
 
 
@@ -314,6 +315,8 @@ def feed(root: Path, name: str, case: str) -> list[Json]:
             metrics = {**metrics, "top1": at_chance("top1", classes) if fallen else 68.0}
         elif fallen:
             metrics = {metric: at_chance(metric, classes) for metric in metrics}
+        if "epochs" in metrics:  # which nobody measures
+            metrics = {**metrics, "epochs": line["values"]["epochs"]}
         keys = ("role", "method", "teacher", "student", "ours") if row_id in FURTHER.get(name, {}) else ()
         changes = {key: line[key] for key in keys}
         rows.append(make_row(name, row_id, range(record.seeds), prefix=f"{name}-", **changes))
@@ -375,6 +378,16 @@ EXPECTED = {
         "c6": "holds unknown fails unknown holds",
         "c7": "unknown unknown fails unknown fails",
     },
+    "distpro_cifar100": {
+        "c1": "unknown unknown fails unknown fails",
+        "c2": "unknown unknown fails unknown fails",
+        "c3": "unknown unknown fails unknown unknown",
+        "c4": "unknown unknown unknown unknown unknown",
+    },
+    "distpro_normalization": {"c14": "unknown unknown fails unknown unknown"},
+    "imagenet_distpro": {"c9": "unknown unknown fails unknown fails"},
+    "distpro_transfer": dict.fromkeys(("c7", "c8"), "holds holds holds holds unknown"),
+    "distpro_epochs": {"c6": "holds holds holds holds fails"},
     "cityscapes_distpro": {"c10": "unknown unknown fails unknown fails"},
     "nyuv2_distpro": {"c11": "unknown unknown fails unknown fails"},
     "distpro_pathway_direction": {"c13": "holds unknown fails unknown holds"},
@@ -385,6 +398,8 @@ UNPRINTED = {
     "stage_by_stage": {"c11"},
     "kcd": set(),
     "mas": set(),
+    # With those of tables that cannot be run yet.
+    "distpro": {"c5", "c10", "c11", "c12", "c13", "c15", "c16"},
 }
 
 
@@ -438,5 +453,6 @@ def test_the_size_of_a_printed_lead_counts_where_numbers_compare(tmp_path: Path)
 
 
 def test_a_paper_s_seeds() -> None:
-    assert find_table("distpro_cifar100").seeds == 5
-    assert {find_table(name).seeds for name in EXPECTED if find_table(name).paper != "distpro"} == {1}
+    several = {"distpro_cifar100", "distpro_normalization", "cityscapes_distpro", "distpro_pathway_direction"}
+    assert {find_table(name).seeds for name in several} == {5}
+    assert {find_table(name).seeds for name in EXPECTED.keys() - several} == {1}

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 import fake_training
+from configs import composed
 from experiments.launch import Report
 from experiments.lifeline import started
-from experiments.plan import Agenda, Job, Times, makespan, plan_lines
+from experiments.plan import Agenda, Job, Times, expected, makespan, plan_lines
 from experiments.progress import Display
 from experiments.workers import Pool, default_workers
 from kt.store import folder_of, read_status
@@ -157,6 +158,16 @@ def test_a_plan_says_what_the_workers_will_take(tmp_path: Path) -> None:
         alone[-1] == "4 cells, 0 done, 4 to train: about 7 min one after the other (from no finished cells like them)"
     )
     assert "about 7 min one after the other, 4 min by 2 workers" in two[-1]
+
+
+def test_a_first_estimate_knows_the_task_and_the_method(tmp_path: Path) -> None:
+    def planned(*overrides: str) -> float | None:
+        config = composed("scale=mini", *overrides)
+        return expected([Job("a", [], config, "", [])], str(tmp_path)).seconds["a"]
+
+    common = ("teacher=resnet34", "student=resnet18", "dataset=scenes_kinds")
+    assert [planned(*common, f"method={name}") for name in ("none", "kd", "l2t")] == [15, 22.5, 150]
+    assert planned("dataset=scenes_seg", "student=pspnet_mobilenet_v2") == 60
 
 
 def test_workers_by_default(monkeypatch: pytest.MonkeyPatch) -> None:

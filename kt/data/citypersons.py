@@ -13,7 +13,8 @@ from scipy.io import loadmat
 
 from kt.data.cityscapes import SPLITS
 from kt.data.dense_scenes import CITYSCAPES_HEIGHT, pedestrian
-from kt.data.dense_source import DetectionList, ReadImage, Source, missing, unreadable
+from kt.data.dense_source import DetectionList, ReadImage, Source, check_images, missing, unreadable
+from kt.data.names import CITY_IMAGES
 from kt.errors import UserError
 
 LAYOUT = (
@@ -68,10 +69,9 @@ def read_citypersons(dataset: Mapping[str, Any], root: Path, cache: Path | None)
         if not path.exists():
             raise missing(root, path, LAYOUT)
         annotated[part] = read_annotations(path)
-        for name, _ in annotated[part]:
-            image = root / "cityscapes" / "leftImg8bit" / split / name
-            if not image.exists():
-                raise missing(root, image, LAYOUT)
+        folder, names = root / "cityscapes" / "leftImg8bit" / split, [name for name, _ in annotated[part]]
+        check_images(root, folder, names, path, LAYOUT, CITY_IMAGES)
+        image = folder / names[-1]
         try:
             with Image.open(image) as opened:
                 height = opened.height

@@ -19,7 +19,8 @@ from mmseg.datasets.transforms import LoadAnnotations as LoadMap
 from numpy.typing import NDArray
 from PIL import Image
 
-from kt.data.dense_source import ReadImage, Source, missing, no_images, quiet, unreadable
+from kt.data.dense_source import ReadImage, Source, check_images, missing, no_images, quiet, read_coco_form, unreadable
+from kt.data.names import CITY_IMAGES
 from kt.files import checksum, read_sealed, write_sealed
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def city_images(root: Path, split: str) -> list[Path]:
     folder = root / "cityscapes" / "leftImg8bit" / split
     if not folder.is_dir():
         raise missing(root, folder, LAYOUT)
-    found = sorted(folder.glob(f"*/*{IMAGE_END}"))
+    found = sorted(folder.glob(CITY_IMAGES))
     if not found:
         raise no_images(root, folder, LAYOUT)
     return found
@@ -151,6 +152,9 @@ def _annotations(root: Path, split: str, images: list[Path], place: Path) -> Pat
     folder = root / "cityscapes" / "annotations"
     for name in (f"instances_{split}.json", f"instancesonly_filtered_gtFine_{split}.json"):
         if (folder / name).exists():
+            _, listed = read_coco_form(folder / name, LAYOUT)
+            place = root / "cityscapes" / "leftImg8bit" / split
+            check_images(root, place, listed, folder / name, LAYOUT, CITY_IMAGES)
             return folder / name
     for image in images:
         if not (path := _truth(root, image, "instanceIds")).exists():

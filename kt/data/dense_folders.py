@@ -15,7 +15,17 @@ from mmengine.dataset import BaseDataset
 from PIL import Image
 
 from kt.data.cityscapes import ReadMap
-from kt.data.dense_source import ReadImage, SegmentationList, Source, missing, no_images, quiet, unreadable
+from kt.data.dense_source import (
+    ReadImage,
+    SegmentationList,
+    Source,
+    check_images,
+    missing,
+    no_images,
+    quiet,
+    read_coco_form,
+    unreadable,
+)
 from kt.data.names import IMAGE_ENDS
 from kt.errors import UserError
 
@@ -79,21 +89,10 @@ def read_coco(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> Sou
         path = folder / "annotations" / f"instances_{split}.json"
         if not path.exists():
             raise missing(root, path, f"{folder}/{layout}")
-        try:
-            read = json.loads(path.read_bytes())
-            names[part] = tuple(category["name"] for category in read["categories"])
-            files = [folder / split / image["file_name"] for image in read["images"]]
-            if not all(
-                key in box for box in read["annotations"] for key in ("bbox", "area", "category_id", "image_id")
-            ):
-                raise KeyError("bbox, area, category_id or image_id of an annotation")
-        except (ValueError, KeyError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{path}: is not in COCO's form ({reason}); expected {folder}/{layout}") from None
-        if not files:
+        names[part], images = read_coco_form(path, f"{folder}/{layout}")
+        if not images:
             raise no_images(root, path, f"{folder}/{layout}")
-        if absent := next((image for image in files if not image.exists()), None):
-            raise missing(root, absent, f"{folder}/{layout}")
+        check_images(root, folder / split, images, path, f"{folder}/{layout}")
     if names["train"] != names["test"]:
         odd = sorted(set(names["train"]) ^ set(names["test"])) or ["their order"]
         raise UserError(f"dataset.folder: {folder} has other classes in {' and '.join(splits.values())}: {odd[0]!r}")

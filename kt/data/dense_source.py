@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import MMLogger
 from mmseg.datasets import BaseSegDataset
 
+from kt.data.names import ANY, unseen
 from kt.errors import UserError
 
 SCALE_HINT = "or use scale=mini"
@@ -101,6 +103,45 @@ def no_images(root: Path, path: Path, layout: str) -> UserError:
     return UserError(
         f"data_root={str(root)!r}: {path} holds no images; expected {layout}; set data_root=, {SCALE_HINT}"
     )
+
+
+def check_images(root: Path, folder: Path, names: Iterable[str], listed: Path, layout: str, form: str = ANY) -> None:
+    """Refuses a list that names an image that is not there, or that the state of the data would not tell.
+
+    Args:
+        root: Holds the data.
+        folder: Of the images.
+        names: The images', below that folder.
+        listed: The file that names them.
+        layout: What is expected and where to get it.
+        form: As for `kt.data.names.unseen`.
+
+    Raises:
+        UserError: Says which image.
+    """
+    for name in names:
+        if fault := unseen(name, form):
+            raise UserError(f"{listed}: {fault}; expected {layout}")
+        if not (folder / name).exists():
+            raise missing(root, folder / name, layout)
+
+
+def read_coco_form(path: Path, layout: str) -> tuple[tuple[str, ...], list[str]]:
+    """The names of the classes and of the images in a file of COCO's form.
+
+    Raises:
+        UserError: It has another form.
+    """
+    try:
+        read = json.loads(path.read_bytes())
+        names = tuple(category["name"] for category in read["categories"])
+        files = [str(image["file_name"]) for image in read["images"]]
+        if not all(key in box for box in read["annotations"] for key in ("bbox", "area", "category_id", "image_id")):
+            raise KeyError("bbox, area, category_id or image_id of an annotation")
+    except (ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: is not in COCO's form ({reason}); expected {layout}") from None
+    return names, files
 
 
 @contextlib.contextmanager

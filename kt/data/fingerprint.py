@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kt.data.names import DATASETS, IMAGE_ENDS, PACKED_ENDS
+from kt.data.names import DATASETS, IMAGE_ENDS, PACKED_ENDS, folder_of
 from kt.errors import UserError
-from kt.files import checksum, read_json, write_bytes
+from kt.files import checksum, find, read_json, write_bytes
 from kt.settings import Dataset, kinds
 
 Listing = dict[str, dict[str, Any]]
@@ -87,14 +87,15 @@ def state_of(dataset: Mapping[str, Any], data_root: str | os.PathLike[str], cach
     """
     root = Path(data_root).expanduser().absolute()
     spec = DATASETS[dataset["name"]]
-    given = {**dataset, "folder": dataset["folder"] or dataset["name"]}
+    folder = folder_of(dataset)
+    given = {**dataset, "folder": folder or dataset["name"]}
     fields = {key: glob.escape(str(value)) for key, value in given.items()}
     images, labels = (
         tuple(pattern.format_map(fields) for pattern in patterns)
         for patterns in (spec.images, spec.labels.get(dataset["task"], ()))
     )
-    folder = dataset["folder"] if "folder" in spec.keys else None  # keys that it does not read are of no account
-    name = dataset["name"] if folder in (None, dataset["name"]) else f"{dataset['name']}:{folder}"
+    named = "folder" in spec.keys and folder not in (None, dataset["name"])  # others are of no account
+    name = f"{dataset['name']}:{folder}" if named else dataset["name"]
     patterns = "".join((*spec.images, *spec.labels.get(dataset["task"], ())))
     own = [key for key in kinds(spec.settings) if key not in kinds(Dataset) and f"{{{key}}}" in patterns]
     told = [key for key in ("train_split", "test_split", "domain") if key in spec.keys]
@@ -181,10 +182,10 @@ def _look(root: Path, images: Iterable[str], labels: Iterable[str], cache: Path)
         return checksum(path, sums)[:32]
 
     try:
-        seen = {path.relative_to(root).as_posix(): path for pattern in labels for path in root.glob(pattern)}
+        seen = {path.relative_to(root).as_posix(): path for pattern in labels for path in find(root, pattern)}
         sizes: dict[str, int | None] = {}
         for pattern in images:
-            for path in root.glob(pattern):
+            for path in find(root, pattern):
                 name = path.relative_to(root).as_posix()
                 if path.is_dir():
                     sizes[name] = None

@@ -20,10 +20,11 @@ from torchvision.transforms import v2
 from kt.data import scenes
 from kt.data.cache import Arrays, drawn
 from kt.data.loaders import Loader, ResidentLoader, StreamingLoader
-from kt.data.names import IMAGE_ENDS, read_dataset
+from kt.data.names import ANY, IMAGE_ENDS, folder_of, read_dataset
 from kt.data.spec import Data, DataSpec
 from kt.errors import UserError
 from kt.evaluation.accuracy import evaluate_accuracy
+from kt.files import find
 from kt.models.names import IMAGENET
 
 CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
@@ -129,11 +130,11 @@ def image_data(
 ) -> Data:
     """Loaders and top-k accuracy for a checked config of a dataset for classification; see `kt.data.build_data`."""
     source: Images = read_dataset(dataset, data_root, cache_root)
-    labels = _labels(source.train)
+    labels, test_labels = _labels(source.train), _labels(source.test)
     classes = len(source.class_names)
-    if not len(_labels(source.test)):
+    if not len(test_labels):
         raise UserError(f"dataset.name={dataset['name']}: has no test images; it is of use as method.source only")
-    chosen = _chosen(source.train, dataset, classes)
+    chosen = _chosen(labels, dataset, classes)
     held_out: NDArray[np.int64] = np.empty(0, np.int64)
     if dataset["validation"]:
         size = max(1, round(dataset["validation"] * len(chosen)))
@@ -143,10 +144,10 @@ def image_data(
     common: dict[str, Any] = {"batch_size": batch_size, "device_batch": device_batch, "seed": seed}
     common |= {"device": torch.device(device), "rank": rank, "world": world}
     resident = dataset["resident"]
-    train = _loader(source.train, chosen, size, dataset["augmentation"], True, resident, workers, common)
-    held = source.train if len(held_out) else source.test
-    tested = held_out if len(held_out) else np.arange(len(_labels(source.test)))
-    test = _loader(held, tested, size, "none", False, resident, workers, common)
+    train = _loader(source.train, labels, chosen, size, dataset["augmentation"], True, resident, workers, common)
+    held = (source.train, labels) if len(held_out) else (source.test, test_labels)
+    tested = held_out if len(held_out) else np.arange(len(test_labels))
+    test = _loader(*held, tested, size, "none", False, resident, workers, common)
     numbers = (len(chosen), len(tested))
     facts = (dataset["name"], classes, size, source.mean, source.std, *numbers, source.class_names)
     classes_of = np.full(chosen.max() + 1, -1)
@@ -167,7 +168,8 @@ def unlabelled_loader(
 ) -> Loader:
     """A loader of a share of a dataset's training images; see `kt.data.unlabelled`."""
     source: Images = read_dataset(dataset, data_root, cache_root)
-    chosen = _chosen(source.train, dataset, len(source.class_names))
+    labels = _labels(source.train)
+    chosen = _chosen(labels, dataset, len(source.class_names))
     count = round(share * len(chosen))
     if count < 2:  # batch normalisation needs two
         raise UserError(
@@ -177,12 +179,11 @@ def unlabelled_loader(
     common["device"] = torch.device(device)
     size, augmentation = dataset["image_size"], dataset["augmentation"]
     taken = np.sort(chosen[drawn])
-    return _loader(source.train, taken, size, augmentation, True, dataset["resident"], workers, common)
+    return _loader(source.train, labels, taken, size, augmentation, True, dataset["resident"], workers, common)
 
 
-def _chosen(part: Split, dataset: Mapping[str, Any], classes: int) -> NDArray[np.int64]:
+def _chosen(labels: NDArray[np.int64], dataset: Mapping[str, Any], classes: int) -> NDArray[np.int64]:
     """The training images that take part where a dataset's config asks for a subset."""
-    labels = _labels(part)
     if dataset["subset"] is None:
         return np.arange(len(labels))
     return balanced_subset(labels, dataset["subset"], classes)
@@ -209,6 +210,7 @@ def _labels(part: Split) -> NDArray[np.int64]:
 
 def _loader(
     part: Split,
+    labels: NDArray[np.int64],
     chosen: NDArray[np.int64],
     size: int,
     augmentation: str,
@@ -218,8 +220,8 @@ def _loader(
     common: dict[str, Any],
 ) -> Loader:
     """The chosen images of a split; whether those of files are kept in memory changes no pixel of them."""
-    labels, indices = torch.from_numpy(_labels(part)[chosen]), torch.from_numpy(chosen.astype(np.int64))
-    common = {**common, "labels": labels, "indices": indices, "augmentation": augmentation, "shuffle": shuffle}
+    own, indices = torch.from_numpy(labels[chosen]), torch.from_numpy(chosen.astype(np.int64))
+    common = {**common, "labels": own, "indices": indices, "augmentation": augmentation, "shuffle": shuffle}
     if isinstance(part, Labelled):
         return ResidentLoader(torch.from_numpy(part.images[chosen]), size=size, **common)
     files = _Files([path for path, _ in part], size, is_random=augmentation == "imagenet")
@@ -308,7 +310,7 @@ def read_cifar100(dataset: Mapping[str, Any], root: Path, cache: Path | None) ->
 
 def read_imagenet(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> Images:
     """ILSVRC 2012, as a folder of images."""
-    return _folders(root / (dataset["folder"] or "imagenet"), "https://www.image-net.org, ILSVRC 2012")
+    return _folders(root / str(folder_of(dataset)), "https://www.image-net.org, ILSVRC 2012")
 
 
 def read_imagefolder(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> Images:
@@ -323,7 +325,7 @@ def read_unlabelled(dataset: Mapping[str, Any], root: Path, cache: Path | None) 
     if not dataset["folder"]:
         raise UserError("method.source.folder=null: expected the folder of images below data_root")
     folder = root / dataset["folder"]
-    files = sorted(path for path in folder.glob("**/*") if path.suffix.lower() in IMAGE_ENDS)
+    files = sorted(path for path in find(folder, ANY) if path.suffix.lower() in IMAGE_ENDS)
     if not files:
         raise UserError(f"method.source.folder={dataset['folder']}: there are no images in {folder}")
     return Images([(path, 0) for path in files], [], ("unlabelled",))

@@ -87,18 +87,15 @@ class _Stretches:
         return self.loader.plain(by_class)
 
 
-def by_iterations(loader: Loader, iterations: int, interval: int | None) -> tuple[Loader, int]:
-    """A loader and a number of epochs that together make `iterations` updates, each epoch `interval` of them.
+def by_iterations(loader: Loader, iterations: int, epochs: int) -> Loader:
+    """A loader whose `epochs` make `iterations` updates, see `kt.settings.epochs_of`.
 
     Raises:
-        UserError: The interval does not divide the iterations.
+        UserError: There is not one batch.
     """
-    interval = interval or iterations
-    if iterations % interval:
-        raise UserError(f"schedule.interval={interval}: expected a divisor of schedule.iterations={iterations}")
     if len(loader) == 0:
         raise UserError("schedule.batch_size: the training set is smaller than one batch")
-    return _Stretches(loader, interval * loader.passes), iterations // interval
+    return _Stretches(loader, iterations // epochs * loader.passes)
 
 
 def epoch_order(
@@ -259,7 +256,7 @@ class ImageLoader:
                 images = crop_flip(images, drawn)
             # Permuting height-width-channel storage is channels_last already.
             inputs = images.permute(0, 3, 1, 2).float().div_(255)
-            if self.size not in (None, *inputs.shape[2:]):
+            if self.size is not None and self.size != inputs.shape[2]:
                 inputs = F.interpolate(inputs, size=(self.size,) * 2, mode="bilinear", antialias=True)
             if self.augmentation == "imagenet":
                 inputs = resized_crop_flip(inputs, drawn).contiguous(memory_format=torch.channels_last)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kt.errors import UserError, nearest
-from kt.settings import Dataset, DepthDataset, kinds
+from kt.settings import Dataset, DepthDataset, kinds, shown
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class DatasetSpec:
         images, labels: The files it reads, the latter by task, as patterns of `Path.glob` below `data_root` in which
             `{folder}`, `{train_split}` and the like stand for the config's values (an empty folder for the dataset's
             name); see `kt.data.fingerprint`. An entry without any is taken to have always the same data.
+        folder: What a `folder` of null stands for; None where it has to be given.
         code: Modules that draw it, of a dataset without files.
         embedded: Whether it is drawn for networks as slim as the scale says, which train best on a thread each, side
             by side.
@@ -41,6 +42,7 @@ class DatasetSpec:
     schedule: Mapping[str, Any] = field(default_factory=dict)
     images: tuple[str, ...] = ()
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    folder: str | None = None
     code: tuple[str, ...] = ()
     embedded: bool = False
     settings: type[Dataset] = Dataset
@@ -51,13 +53,16 @@ COMMON = ("name", "task", "num_classes", "image_size", "crop_size", "subset", "v
 CLASSIFICATION = "classification"
 # Files that are images, in every folder.
 IMAGE_ENDS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# The pattern of all that is below a folder.
+ANY = "**/*"
 
 # Files that hold an image with its truth, of which so many may be read that none is read whole for the state.
 PACKED_ENDS = (".h5",)
 
 # Folders are listed for their names, which are classes.
 _CLASS_FOLDERS = tuple(f"{{folder}}/{split}/{inner}" for split in ("train", "val") for inner in ("*", "*/*"))
-_CITIES = tuple(f"cityscapes/leftImg8bit/{split}/*/*_leftImg8bit.png" for split in ("train", "val"))
+CITY_IMAGES = "*/*_leftImg8bit.png"  # of a split
+_CITIES = tuple(f"cityscapes/leftImg8bit/{split}/{CITY_IMAGES}" for split in ("train", "val"))
 
 
 def _city_labels(*ends: str) -> tuple[str, ...]:
@@ -79,7 +84,7 @@ _SMALL_SCENES = {
     **{"task": CLASSIFICATION, "image_size": 48, "augmentation": "crop_flip"},
     **{"train_size": 360, "test_size": 600},
 }
-_SMALL_RECIPE = {"defaults": ["scenes", "_self_"], "epochs": 40, "batch_size": 32, "evaluate_every": 10}
+_SMALL_RECIPE = {"defaults": ["scenes", "_self_"], "epochs": 32, "batch_size": 32, "evaluate_every": 8}
 
 
 def _small_scenes(reader: str) -> DatasetSpec:
@@ -119,8 +124,8 @@ DATASETS: dict[str, DatasetSpec] = {
     "scenes_domains": DatasetSpec(
         {CLASSIFICATION: "kt.data.scene_sets:read_domains"},
         ("domain", "train_size", "test_size"),
-        defaults={**_SMALL_SCENES, "train_size": 3000, "test_size": 1000, "domain": "painting"},
-        schedule={"defaults": ["scenes"]},
+        defaults={**_SMALL_SCENES, "train_size": 2000, "test_size": 1000, "domain": "painting"},
+        schedule={"defaults": ["scenes", "_self_"], "epochs": 7},
         code=("kt.data.scenes", "kt.data.scene_sets"),
         embedded=True,
     ),
@@ -137,6 +142,7 @@ DATASETS: dict[str, DatasetSpec] = {
         ("folder",),
         defaults={**_AT_224, "num_classes": 1000, "stand_in": "scenes"},
         images=_CLASS_FOLDERS,
+        folder="imagenet",
     ),
     "imagefolder": DatasetSpec(
         {CLASSIFICATION: "kt.data.images:read_imagefolder"},
@@ -149,7 +155,7 @@ DATASETS: dict[str, DatasetSpec] = {
         {CLASSIFICATION: "kt.data.images:read_unlabelled"},
         ("folder",),
         {**_AT_224, "stand_in": "scenes"},
-        images=("{folder}/**/*",),
+        images=(f"{{folder}}/{ANY}",),
     ),
     "cub200": DatasetSpec(
         {CLASSIFICATION: "kt.data.image_lists:read_cub200"},
@@ -270,7 +276,7 @@ DATASETS: dict[str, DatasetSpec] = {
             **{"task": "detection", "image_size": [800, 1333], "augmentation": "flip", "stand_in": "scenes_det"},
             **{"folder": "coco", "train_split": "train2017", "test_split": "val2017"},
         },
-        images=("{folder}/{train_split}/**/*", "{folder}/{test_split}/**/*"),
+        images=(f"{{folder}}/{{train_split}}/{ANY}", f"{{folder}}/{{test_split}}/{ANY}"),
         labels={
             "detection": tuple(f"{{folder}}/annotations/instances_{{{part}_split}}.json" for part in ("train", "test"))
         },
@@ -299,20 +305,44 @@ def augmentations(task: str) -> tuple[str, ...]:
     """What can be done to the training images of a task."""
     if task == CLASSIFICATION:
         return "none", "crop_flip", "imagenet"
-    further = {"segmentation": ("scale_flip",), "depth": ("approach",)}
-    return ("none", "flip", *further.get(task, ()))
+    more = {"segmentation": ("scale_flip",), "depth": ("approach",)}
+    return "none", "flip", *more.get(task, ())
+
+
+def folder_of(dataset: Mapping[str, Any]) -> str | None:
+    """The folder below `data_root` that a dataset's config means, in one spelling; None where it has to be given."""
+    return str(PurePosixPath(dataset["folder"])) if dataset["folder"] else DATASETS[dataset["name"]].folder
 
 
 def content(dataset: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a dataset's config that decide its images; the others are of no account for one of its name."""
     spec = DATASETS[dataset["name"]]
     added = [key for key in kinds(spec.settings) if key not in kinds(Dataset)]
-    return {key: dataset[key] for key in (*COMMON, *spec.keys, *added)}
+    found = {key: dataset[key] for key in (*COMMON, *spec.keys, *added)}
+    if "folder" in found:
+        found["folder"] = None if (folder := folder_of(dataset)) == spec.folder else folder
+    return found
+
+
+def unseen(path: str, form: str = ANY) -> str | None:
+    """Why the state of a dataset would not tell an image that a list names; None if it does.
+
+    Args:
+        path: The image's, below the folder of the images.
+        form: The pattern in `DatasetSpec.images`, from that folder on.
+    """
+    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+        return f"{path} is not below the folder of the images"
+    if not path.lower().endswith(IMAGE_ENDS):
+        return f"{path} does not end as an image does"
+    if form != ANY and not PurePosixPath("/", path).match(f"/{form}"):
+        return f"{path} is not of the form {form}"
+    return None
 
 
 def _check_choice(value: Any, choices: Iterable[str], key: str, whose: str = "") -> None:
     if value not in choices:
-        raise UserError(f"{key}={value}: {whose}expected one of {', '.join(choices)}{nearest(value, choices)}")
+        raise UserError(f"{key}={shown(value)}: {whose}expected one of {', '.join(choices)}{nearest(value, choices)}")
 
 
 def settings_of(dataset: Mapping[str, Any], key: str = "dataset") -> type[Dataset]:
@@ -352,6 +382,12 @@ def check_dataset(dataset: Mapping[str, Any], key: str = "dataset") -> None:
     folder = Path(dataset["folder"] or "")
     if folder.is_absolute() or ".." in folder.parts:
         raise UserError(f"{key}.folder={folder}: expected a folder below data_root; set data_root= to its parent")
+    for part in ("train_split", "test_split"):
+        split = PurePosixPath(given := dataset[part] or "train")
+        if split.is_absolute() or ".." in split.parts or str(split) != given:
+            raise UserError(
+                f"{key}.{part}={given}: expected the name of a folder in the dataset's, such as {split.name}"
+            )
     for part in ("train_size", "test_size"):
         if DATASETS[dataset["name"]].code and dataset[part] is None:
             raise UserError(f"{key}.{part}=null: expected how many images to draw, for {dataset['name']}")

@@ -17,6 +17,7 @@ from kt.data import scenes
 from kt.data.images import Drawing, Images, draw_splits
 from kt.data.scenes import OBJECTS, PARTS, Part, Subjects
 from kt.errors import UserError
+from kt.settings import shown
 
 # Drawn together, in balance: sets of a few hundred, and multiples of all numbers of classes.
 CHUNK = 120
@@ -246,7 +247,7 @@ def read_domains(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> 
     """Crops in the style of one domain; those of another domain are of other scenes."""
     domain = dataset["domain"]
     if domain not in STYLE_OF:
-        raise UserError(f"dataset.domain={domain}: expected one of {', '.join(STYLE_OF)}")
+        raise UserError(f"dataset.domain={shown(domain)}: expected one of {', '.join(STYLE_OF)}")
     style = STYLE_OF[domain]
     seed = 100 * (1 + scenes.STYLES.index(style))
     return _read(dataset, scenes.classification_arrays, OBJECTS.names, style, seed, cache)

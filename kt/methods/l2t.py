@@ -42,6 +42,7 @@ class LearningWhatAndWhere(Method):
         inner_steps: How many recorded steps match alone.
         meta_lr: Learning rate of the meta-networks.
         meta_weight_decay: Their weight decay.
+        meta_interval: Updates of the student for each of theirs.
     """
 
     def __init__(
@@ -52,11 +53,13 @@ class LearningWhatAndWhere(Method):
         inner_steps: int,
         meta_lr: float,
         meta_weight_decay: float,
+        meta_interval: int,
     ):
         super().__init__(student, teacher)
         assert teacher is not None
         self.weights = {"match": weight}
-        self.inner_steps, self.meta_lr, self.meta_weight_decay = inner_steps, meta_lr, meta_weight_decay
+        self.inner_steps, self.meta_interval = inner_steps, meta_interval
+        self.meta_lr, self.meta_weight_decay = meta_lr, meta_weight_decay
         self.ours, self.theirs = without_stem(student.stages), without_stem(teacher.stages)
         self.widths = [teacher.stages[index].channels for index in self.theirs]
         # Of each student stage one for all teacher stages, whose channels lie one behind the other.
@@ -118,7 +121,7 @@ class LearningWhatAndWhere(Method):
         return torch.stack(losses).sum()
 
     def step(self, loop: Loop, batch: Batch) -> dict[str, Tensor]:
-        """One update of the student, then one of the meta-networks."""
+        """One update of the student, then, when it is their turn, one of the meta-networks."""
         ours, theirs = self.features(loop.model, batch)
         output = ours.task(batch)
         precision = next(self.where.parameters()).dtype
@@ -129,7 +132,8 @@ class LearningWhatAndWhere(Method):
         match = self.match(ours, targets, constant)
         loss = output.loss + self.weighted({"match": match})
         loop.update(MAIN, loss)
-        loop.update(META, grads=self.meta_gradient(loop, batch, targets, weights))
+        if batch["step"] % self.meta_interval == 0:
+            loop.update(META, grads=self.meta_gradient(loop, batch, targets, weights))
         return {"loss": loss, "loss_task": output.loss, "loss_match": match, **output.scalars}
 
     def meta_gradient(

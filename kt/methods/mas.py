@@ -6,21 +6,21 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import SqueezeExcitation
 
-from kt import ranks
 from kt.classifier import Classifier
 from kt.data.loaders import Loader
 from kt.data.spec import Data
 from kt.errors import UserError
 from kt.features import Features
 from kt.functional import image_errors, pair_weights, subspace_loss
-from kt.hypergradient import directional, lookahead, with_values
+from kt.hypergradient import derivatives_ahead
 from kt.methods.base import METHODS, Method, student_update, task_alone
 from kt.methods.blocks import choose_pairs, match_size
 from kt.phase import CONSTANT, MAIN, Batch, Loop, Phase, Trained, student_alone
-from kt.settings import SOURCE
+from kt.settings import AS, SOURCE
 from kt.stages import as_map
 from kt.transfer import TransferModel, frozen_statistics
 
@@ -102,6 +102,7 @@ class Subspaces(Method):
     shares: tuple[float, ...] = (1.0,)  # of each set in the matching loss; a second one learns on source images
     meta: nn.ModuleList | None  # gives the weights of pairs of layers
     meta_schedule: dict[str, float]
+    meta_interval: int
     names: dict[str, tuple[int, int]]  # pairs of layers by the name of their weight
 
     def __init__(
@@ -149,11 +150,7 @@ class Subspaces(Method):
 
     def check_length(self, model: TransferModel, loop: Loop) -> None:
         """Refuses a training that ends before the first round."""
-        if loop.max_epochs <= self.first_epochs:
-            raise UserError(
-                f"method.first_epochs={self.first_epochs}: the training has {loop.max_epochs} in all; expected fewer, "
-                "or a longer schedule"
-            )
+        AS.check({"first_epochs": self.first_epochs}, loop.max_epochs)
 
     def step(self, loop: Loop, batch: Batch) -> dict[str, Tensor]:
         """Step 1, or a round of steps 2 and 3."""
@@ -178,7 +175,9 @@ class Subspaces(Method):
         logged = {"loss": loss, "loss_task": output.loss, "loss_match": match, **output.scalars}
         logged |= dict(zip(("loss_align", "loss_align_source"), alignment, strict=False))
         logged["unexplained"] = unexplained(mapped[0], targets)
-        if weights is None:
+        if weights is not None:
+            logged |= {name: weights[pair].mean() for name, pair in self.names.items()}
+        if weights is None or batch["step"] % self.meta_interval:
             loop.update(MAIN, loss)
             return logged
         gradients = torch.autograd.grad(loss, loop.parameters(MAIN), allow_unused=True)
@@ -186,7 +185,7 @@ class Subspaces(Method):
         # of a pair does to the task alone.
         loop.update(META, subspace_loss(self.response(loop, batch, mapped, gradients), weights))
         loop.update(MAIN, grads=gradients)
-        return logged | {name: weights[pair].mean() for name, pair in self.names.items()}
+        return logged
 
     def source_examples(self, model: TransferModel, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         """The layers of both networks for source images, which leave running statistics alone."""
@@ -224,21 +223,14 @@ class Subspaces(Method):
     ) -> Tensor:
         """What the weight of each error does to the task's loss after this update, to first order: (p, q, n).
 
-        The update is taken for one of SGD, whatever the schedule's optimizer is, and in full precision, which the
-        differences need.
+        The update is taken for one of SGD, whatever the schedule's optimizer is.
         """
-        model, parameters, optimizer = loop.model, loop.parameters(MAIN), loop.optimizers[MAIN].optimizer
+        model, optimizer = loop.model, loop.optimizers[MAIN].optimizer
 
-        def losses(values: Sequence[Tensor]) -> Tensor:
-            features = Features(model.student, batch["inputs"])
-            return with_values(model.student, parameters, values, lambda: self.errors(mapped, self.targets(features)))
+        def losses() -> Tensor:
+            return self.errors(mapped, self.targets(Features(model.student, batch["inputs"])))
 
-        with frozen_statistics(model.student), torch.autocast(loop.device.type, enabled=False):
-            values = lookahead(optimizer, ranks.mean_gradients(gradients, parameters))
-            values = [value.requires_grad_() for value in values]
-            outer = with_values(model.student, parameters, values, lambda: task_alone(model, batch)[0])
-            slope = torch.autograd.grad(outer, values, materialize_grads=True)
-            found = directional(losses, parameters, ranks.mean_gradients(slope, parameters))  # type: ignore[arg-type]
+        found, _ = derivatives_ahead(model.student, optimizer, gradients, lambda: task_alone(model, batch)[0], losses)
         return -optimizer.param_groups[0]["lr"] * self.weight * found
 
     def teacher_depth(self, model: TransferModel) -> int:
@@ -279,11 +271,12 @@ def unexplained(mapped: Sequence[Sequence[Tensor]], targets: Sequence[Tensor]) -
 
     At one the auxiliary networks know nothing of the image: a constant would do as well.
     """
-    shares = []
-    for row in mapped:
-        for x, y in zip(row, targets, strict=True):
-            variance = y.float().var((0, 2, 3), unbiased=False).mean()
-            shares.append((x.float() - y.float()).pow(2).mean() / variance.clamp(min=1e-12))
+    variances = [y.float().var((0, 2, 3), unbiased=False).mean().clamp(min=1e-12) for y in targets]
+    shares = [
+        F.mse_loss(x.float(), y.float()) / variance
+        for row in mapped
+        for x, y, variance in zip(row, targets, variances, strict=True)
+    ]
     return torch.stack(shares).mean()
 
 
@@ -333,6 +326,7 @@ class MultipleSubspaces(Subspaces):
         pair_weights: `meta`, or `uniform` where all count alike.
         meta_lr: Learning rate of the meta network's Adam.
         meta_weight_decay: Its weight decay.
+        meta_interval: Updates of the student for each of its own.
     """
 
     direct: ClassVar[bool] = False  # whether every layer of the teacher is matched as it is, too
@@ -345,6 +339,7 @@ class MultipleSubspaces(Subspaces):
         pair_weights: str,
         meta_lr: float,
         meta_weight_decay: float,
+        meta_interval: int,
         **shared: Any,
     ):
         super().__init__(student, teacher, **shared)
@@ -361,6 +356,7 @@ class MultipleSubspaces(Subspaces):
             f"weight_{row}_{target.name}": (p, q) for p, row in enumerate(rows) for q, target in enumerate(targets)
         }
         if pair_weights == "meta":
+            self.meta_interval = meta_interval
             self.meta_schedule = {"lr": meta_lr, "weight_decay": meta_weight_decay}
             self.meta = nn.ModuleList(nn.Linear(each, len(targets)) for each in (*direct, last))
             for parameter in self.meta.parameters():

@@ -1,12 +1,40 @@
-"""Figure 6 of DistPro: how the weights of the pathways to each of the teacher's maps go through a search."""
+"""Figures 5 and 6 of DistPro: accuracy against the length of the training, and weights over a search."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from tables.judging import Context, Missing
-from tables.papers.distpro.claims import DRAWN, levels_of, searches
-from tables.plotting import Figures, Panel, bold, decay_step, step_line
+from tables.papers.distpro.claims import DRAWN, STUDENTS, gains, levels_of, searches
+from tables.plotting import Figures, Line, Panel, bold, decay_step, step_line
+
+
+def fast_distillation(context: Context) -> tuple[str, Sequence[Panel]] | None:
+    """Figure 5: top-1 of DistPro and ReviewKD against epochs, and where the first reaches the best of the other."""
+    panels, reached = [], []
+    for student in STUDENTS:
+        if len(found := gains(context, student)) < 2:
+            continue
+        epochs = np.array([*found])
+        lines, scores = [], []
+        for number, label in enumerate(("DistPro", "ReviewKD")):
+            rows = [pair[number] for pair, _ in found.values()]
+            scores.append(np.array([row["mean"]["top1"] for row in rows]))
+            spread = np.array([(row["std"] or {}).get("top1") or 0.0 for row in rows])
+            lines.append(Line(label, epochs, scores[-1], epochs, scores[-1], spread if spread.any() else None))
+        panels.append(Panel(student, f"Top-1 of {student} (%)", lines, x_label="epochs", ticks=[*found]))
+        ours, theirs = scores
+        if ours[0] < theirs[-1] <= ours.max():
+            least = np.interp(theirs[-1], np.maximum.accumulate(ours), epochs)
+            reached.append(f"{student} after {least:.3g} of {epochs[-1]:g}")
+    if not panels:
+        return None
+    caption = "Both follow the same schedule; at every length the same process is stretched."
+    if reached:
+        caption += f" DistPro is as good as ReviewKD in the end: {', '.join(reached)} epochs."
+    return caption, panels
 
 
 def searched_process(context: Context) -> tuple[str, Sequence[Panel]] | None:
@@ -23,4 +51,4 @@ def searched_process(context: Context) -> tuple[str, Sequence[Panel]] | None:
     return caption, [panel]
 
 
-FIGURES: Figures = {"figure6": searched_process}
+FIGURES: Figures = {"figure5": fast_distillation, "figure6": searched_process}
