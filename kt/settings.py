@@ -82,7 +82,7 @@ class DepthDataset(Dataset):
     """A dataset of depth."""
 
     depth_samples: Whole = Field(
-        0, description="pixels of known depth that a network is given beside an image's colours; 0: none, Table 6: 200"
+        0, description="pixels of known depth, on average, that a network is given beside an image's colours"
     )
 
 

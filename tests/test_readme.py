@@ -210,6 +210,7 @@ DENSE = {
     "detection": "fasterrcnn_resnet18",
     "pedestrians": "fasterrcnn_mobilenet_v1",
     "keypoints": "pifpaf_resnet50",
+    "depth": "depth_resnet18",
 }
 
 
