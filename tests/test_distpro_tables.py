@@ -159,6 +159,22 @@ def test_all_lengths_replay_one_process() -> None:
     assert sorted(job.config["method"]["name"] for job in jobs) == ["distpro", "distpro", "distpro_search", "none"]
 
 
+@pytest.mark.parametrize("name", ["imagenet_distpro", "distpro_epochs"])
+def test_rows_are_those_of_the_paper(name: str) -> None:
+    for shown in table(name, "scale=paper").shown:
+        printed, config = find_table(name).row(shown.row.id), shown.config
+        if printed["role"] == "teacher":
+            continue  # torchvision's or timm's as it is
+        method, network = config["method"], config["student"]["network"]
+        assert (network["name"], method["name"]) == (printed["student"], printed["method"])
+        assert config["schedule"]["policy"] == printed.get("scheduler", config["schedule"]["policy"])
+        assert config["schedule"]["epochs"] == printed["values"].get("epochs", config["schedule"]["epochs"])
+        if method["name"] == "reviewkd":
+            assert method["preactivation"] and not method["ramp"]
+            own = {"mobilenet_v1": (8, 256)}.get(network["name"], (1, None))
+            assert (method["weight"], method["width"]) == own
+
+
 def test_searches_of_the_paper() -> None:
     """20 epochs of either set at the size of the networks, whose teachers are ImageNet's own."""
     found = table("distpro_transfer", "scale=paper").jobs.values()

@@ -704,10 +704,20 @@ def test_render_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         run([NAME, "--output-root", str(tmp_path)])
 
 
-def test_table_that_was_never_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("files", "said"), [({"distpro_normalization": ROOT}, "not run at scale=mini"), ({}, "not runnable yet")]
+)
+def test_table_that_was_never_run(
+    files: dict[str, Path],
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tables.__main__.table_files", lambda: files)
     assert run(["distpro_normalization", "--output-root", str(tmp_path)]) == 3
     out = capsys.readouterr().out
-    assert "not runnable yet" in out
+    assert said in out
     assert re.search(r"\| sigmoid\(alpha\) \(proposed\) +\| wrn_28_4 → wrn_16_4 \| +X \| +78\.80", out)
     assert not list(tmp_path.iterdir())
 
