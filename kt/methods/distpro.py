@@ -101,11 +101,11 @@ def connected(connections: str | Sequence[Sequence[int]], theirs: int, ours: int
         theirs, ours: How many levels there are.
 
     Raises:
-        UserError: A pair names a level that there is not.
+        UserError: There is no pair, or one names a level that there is not.
     """
     if isinstance(connections, str):
         return [(i, j) for i in range(theirs) for j in range(i if connections == "rising" else 0, ours)]
-    for pair in connections:
+    for pair in connections or [[]]:
         if len(pair) != 2 or not (1 <= pair[0] <= theirs and 1 <= pair[1] <= ours):
             raise UserError(
                 f"method.connections={list(pair)}: expected pairs [teacher's map, student's map] of 1 to {theirs} and "
@@ -144,7 +144,9 @@ class Pathways(Method):
         self.ours: list[Level]
         self.theirs: list[Level]
         self.ours, self.theirs = pair_levels(student, teacher, large if pooled is None else pooled)
-        chosen = connected(connections or ("rising" if large else "all"), len(self.theirs), len(self.ours))
+        if connections is None:
+            connections = "rising" if large else "all"
+        chosen = connected(connections, len(self.theirs), len(self.ours))
         self.pathways = [Pathway(i, j, kind) for i, j in chosen for kind in kinds]
         self.transforms = nn.ModuleList(
             Transform(each.transform, self.ours[each.ours].channels, self.theirs[each.theirs].channels)
