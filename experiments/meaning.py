@@ -153,6 +153,10 @@ def settle(config: Mapping[str, Any]) -> Config:
         raise UserError(f"method={method}: needs a teacher; add teacher=<network>, for example teacher=resnet56")
     else:
         teacher = settled["teacher"]
+        if not teacher["checkpoint"]:  # a file says nothing of its data
+            _check_task(teacher["network"], teacher_dataset(settled), "teacher")
+        if dataset["task"] == "classification":  # a detector's backbone teaches detectors and segmentors
+            _check_task(teacher["network"], dataset, "teacher")
         teacher["network"] = _settled_network(teacher["network"], teacher_dataset(settled), settled)
         teacher["pretrained"] = _settled_pretrained(teacher["pretrained"], teacher["network"], settled)
     if SOURCE in settled["method"]:

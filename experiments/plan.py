@@ -74,7 +74,7 @@ class Times:
     def weight(self, job: Job) -> float:
         """Seconds to order jobs by: where nothing tells, what a method computes beside the student alone decides."""
         known = self.seconds[job.id]
-        return METHODS[job.config["method"]["name"]].passes * 60.0 if known is None else known
+        return _passes(job.config) * 60.0 if known is None else known
 
 
 def expected(jobs: Iterable[Job], output_root: str) -> Times:
@@ -92,7 +92,7 @@ def expected(jobs: Iterable[Job], output_root: str) -> Times:
     seconds: dict[str, float | None] = {}
     used: set[str] = set()
     for job in jobs:
-        keys, passes = _likeness(job.config), METHODS[job.config["method"]["name"]].passes
+        keys, passes = _likeness(job.config), _passes(job.config)
         alike: list[Config] = []
         for length in range(len(keys), 0, -1):
             alike = [record for record in records if _likeness(record["config"])[:length] == keys[:length]]
@@ -101,10 +101,7 @@ def expected(jobs: Iterable[Job], output_root: str) -> Times:
         minutes = job.config["scale"]["cell_minutes"]
         if alike:
             # Of another method, a cell took as much longer or shorter as that computes more or less.
-            per_pass = [
-                record["seconds"] / _length(record["config"]) / METHODS[record["config"]["method"]["name"]].passes
-                for record in alike
-            ]
+            per_pass = [record["seconds"] / _length(record["config"]) / _passes(record["config"]) for record in alike]
             seconds[job.id] = sum(per_pass) / len(per_pass) * passes * max(1, _length(job.config))
             used |= {record["id"] for record in alike}
         else:
@@ -115,6 +112,12 @@ def expected(jobs: Iterable[Job], output_root: str) -> Times:
 def _length(config: Config) -> int:
     """The length of a training, in epochs or in iterations."""
     return int(config["schedule"]["iterations"] or config["schedule"]["epochs"] or 0)
+
+
+def _passes(config: Mapping[str, Any]) -> float:
+    """Time of a cell's training over that of its student alone, roughly; of a method around another that of both."""
+    method = config["method"]
+    return max(METHODS[each["name"]].passes for each in (method, method.get("base") or method))
 
 
 def _likeness(config: Config) -> tuple[Any, ...]:

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from kt import ranks
 from kt.errors import nearest
+from kt.transfer import frozen_statistics
 
 Result = TypeVar("Result")
 
@@ -112,6 +114,47 @@ def lookahead(optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor | Non
         else _step(value, gradient, speed, group, group.get("momentum", 0.0))[0]
         for value, speed, group, gradient in zip(*_standing(optimizer), gradients, strict=True)
     ]
+
+
+def derivatives_ahead(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    gradients: Sequence[Tensor | None],
+    outer: Callable[[], Tensor],
+    losses: Callable[[], Tensor],
+    beside: Sequence[nn.Module] = (),
+    how: str = "difference",
+) -> tuple[Tensor, Tensor]:
+    """Derivatives of losses along the gradient of an outer loss behind a step of SGD, and that outer loss.
+
+    The step moves the first of the optimizer's groups and is not taken: no parameter, running statistic, momentum or
+    random state changes. Gradients are averaged over all processes. All is in full precision, without which
+    differences of losses are rounding errors.
+
+    Args:
+        model: The model that has these parameters.
+        optimizer: Where training stands, whatever it is; see `lookahead`.
+        gradients: Of the step, for each of these parameters.
+        outer: A function of the model: a scalar.
+        losses: Another one: a tensor of losses.
+        beside: Further modules whose running statistics stay.
+        how: See `directional`.
+
+    Returns:
+        In the shape of the losses, and the scalar, both without a graph.
+    """
+    own, *others = (group["params"] for group in optimizer.param_groups)
+    still = [None] * sum(map(len, others))
+    devices = sorted({parameter.device for parameter in own if parameter.is_cuda}, key=str)
+    exactly = torch.autocast(own[0].device.type, enabled=False)
+    with exactly, frozen_statistics(model, *beside), torch.random.fork_rng(devices):
+        moved = lookahead(optimizer, [*ranks.mean_gradients(gradients, own), *still])[: len(own)]
+        moved = [value.requires_grad_() for value in moved]
+        behind = with_values(model, own, moved, outer)
+        slope = torch.autograd.grad(behind, moved, materialize_grads=True)
+        direction: Any = ranks.mean_gradients(slope, own)
+        along = directional(lambda values: with_values(model, own, values, losses), own, direction, how)
+    return along, behind.detach()
 
 
 def directional(

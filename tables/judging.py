@@ -34,6 +34,7 @@ Row = Mapping[str, Any]
 
 HOLDS, FAILS, UNKNOWN = "holds", "fails", "unknown"
 POINTS = 0.5  # what chance may do to a score of one seed that is not made of images' scores; our choice
+ERROR_SHARE = 0.02  # the same of an error in metres, as a share of it; our choice
 FAR_BELOW = 0.5  # a row has collapsed below this share of the lone student's score, where no paper's rows are
 TOLD = 4  # comparisons that are all told; of more, those that decide
 
@@ -280,7 +281,9 @@ def demand(curve: Curve, names: Sequence[str]) -> None:
 
 
 def _skill(context: Context, metric: str, value: float) -> float | None:
-    """A score in percent that rises with what a network can do; None of what is no such score."""
+    """A score in percent, or one over an error in metres, that rises with what a network can do; None of all else."""
+    if metric == "rmse":
+        return 1 / value if value else None
     known = context.metric(metric)
     if known["unit"] != "percent" or context.record.table["task"].startswith("analysis"):
         return None
@@ -474,7 +477,7 @@ def _sampling(context: Context, row: Row, other: Row, metric: str) -> tuple[floa
     """Standard error of the difference of two rows' means that the test set leaves, its source, and how many images."""
     kept = [context.outcomes(each) for each in (row, other)]
     cells = [each for side in kept for each in side]
-    names = {"top1": ("top1",), "top5": ("top5",), "miou": ("intersect", "union")}.get(metric, ())
+    names = {"top1": ("top1",), "top5": ("top5",), "rmse": ("rmse",), "miou": ("intersect", "union")}.get(metric, ())
     if all(kept) and names and all(name in each for each in cells for name in names):
         indices = cells[0]["indices"]
         if len(indices) > 1 and all(np.array_equal(indices, each["indices"]) for each in cells):
@@ -487,7 +490,10 @@ def _sampling(context: Context, row: Row, other: Row, metric: str) -> tuple[floa
                     len(indices),
                 )
             means = [np.mean([each[metric] for each in side], axis=0) for side in kept]
-            return 100 * noise.paired_error(*means), f"two standard errors on {images}", len(indices)
+            known = np.isfinite(means).all(axis=0)
+            error = noise.paired_error(*(each[known] for each in means)) if known.sum() > 1 else math.inf
+            unit = 1 if metric == "rmse" else 100
+            return unit * error, f"two standard errors on {images}", len(indices)
     seeds = [len(each["cells"]) for each in (row, other)]
     sizes = [context.result(each).get("test_size") or 0 for each in (row, other)]
     if metric in ("top1", "top5") and all(sizes):
@@ -495,6 +501,9 @@ def _sampling(context: Context, row: Row, other: Row, metric: str) -> tuple[floa
         counts = [size * count for size, count in zip(sizes, seeds, strict=True)]
         source = f"two binomial standard errors of {min(sizes):,} test images, for which no outcomes of both are kept"
         return 100 * noise.binomial_error(*shares, *counts), source, min(sizes)
+    if metric == "rmse":
+        error = ERROR_SHARE * float(other["mean"][metric]) / 2
+        return error / math.sqrt(min(seeds)), f"our allowance of {100 * ERROR_SHARE:g} % a seed", None
     return POINTS / 2 / math.sqrt(min(seeds)), _allowance(), None
 
 

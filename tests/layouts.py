@@ -154,8 +154,8 @@ def coco(root: Path, classes: tuple[str, ...] = ("cat", "dog"), **box: Any) -> d
 
 
 def plain_depth(height: int, width: int, seed: int) -> np.ndarray:
-    """Depth in millimetres between half a metre and ten, with pixels that have none."""
-    depth = np.random.default_rng(seed).integers(500, 10_000, (height, width), np.uint16)
+    """Depth in millimetres, up to other distances with every seed, with pixels that have none."""
+    depth = np.random.default_rng(seed).integers(500, 3000 + 2000 * seed, (height, width), np.uint16)
     depth[:4] = 0
     return depth
 

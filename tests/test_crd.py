@@ -129,6 +129,15 @@ def test_negatives_are_uniform_over_the_other_classes() -> None:
         assert chisquare([count for index, count in hits.items() if labels[index] != label]).pvalue > 1e-3
 
 
+def test_every_row_of_a_large_memory_can_be_drawn() -> None:
+    """Single precision has 2^24 numbers between 0 and 1: of twice as many rows it would draw every other one."""
+    method = make_model("crd", CLASSES, spec_of(np.array([0, 1])), negatives=1000).method
+    method.memories = torch.empty(2, (1 << 25) + 1, 1, device="meta")
+    method.sizes[:2] = torch.tensor([1, 1 << 25])
+    torch.manual_seed(0)
+    assert 400 < int((method.draw(torch.tensor([0])) % 2).sum()) < 600
+
+
 def test_the_facts_of_the_data_name_each_images_class() -> None:
     spec = make_data().spec
     data = build_data({**DATASET, "subset": 24}, ".", batch_size=8, seed=0)

@@ -19,6 +19,7 @@ from configs import composed
 from experiments.cell import run_cell
 from experiments.meaning import identity, needs_of, settle
 from experiments.schema import with_recipe
+from kt import hypergradient
 from kt.classifier import Classifier
 from kt.data import build_data
 from kt.data.loaders import StreamingLoader, split
@@ -26,7 +27,7 @@ from kt.engine import Engine, measured_loop, seed_everything
 from kt.errors import UserError
 from kt.features import Features
 from kt.functional import hierarchical_context, pathway_weights
-from kt.methods import build_method, distpro_search
+from kt.methods import build_method
 from kt.methods.distpro import Transform
 from kt.settings import Schedule, defaults
 from kt.stages import Head, Piece, Stage, head_of, stages_of
@@ -302,7 +303,7 @@ def test_a_step_of_the_search(tmp_path: Path) -> None:
 def test_no_pass_of_the_hypergradient_is_in_reduced_precision(tmp_path: Path, monkeypatch: Any) -> None:
     loop, batch = searching(tmp_path, "bf16")
     seen: list[torch.dtype] = []
-    inside = distpro_search.directional
+    inside = hypergradient.directional
 
     def watched(losses: Any, *args: Any) -> Tensor:
         hooks = [m.register_forward_hook(lambda m, x, y: seen.append(y.dtype)) for m in loop.model.modules()]
@@ -311,7 +312,7 @@ def test_no_pass_of_the_hypergradient_is_in_reduced_precision(tmp_path: Path, mo
             hook.remove()
         return found
 
-    monkeypatch.setattr(distpro_search, "directional", watched)
+    monkeypatch.setattr(hypergradient, "directional", watched)
     loop.step(batch)
     assert set(seen) == {torch.float32}
 

@@ -18,7 +18,7 @@ import mmseg
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
-from configs import composed
+from configs import composed, table
 from dense_settings import CLASSES, NORMALISATION, SIZE, WIDTH, make_data, make_model, make_network
 from experiments.build import build_teacher
 from experiments.meaning import identity, needs_of, settle
@@ -241,6 +241,29 @@ def test_what_is_replayed_around_was_searched_around() -> None:
     assert identity(composed(*equal)) == identity(composed(*equal, *searched))
     replayed = [identity(composed("method=ifvd+distpro", *PAIR, *more)) for more in ((), searched)]
     assert replayed[0] != replayed[1]
+
+
+def test_segmentors_have_four_maps_and_sixteen_pathways() -> None:
+    """Whatever their stages: a MobileNet v2 has a fifth one, of stride 2."""
+    pair = [make_network(f"pspnet_{name}", "segmentation", 0) for name in ("mobilenet_v2", "resnet18")]
+    method: Any = build_method("distpro", *pair, process="equal")
+    assert [len(each.stages) for each in pair] == [5, 5]
+    assert sorted(map(str, method.pathways)) == [f"t{i}-s{j}-complex" for i in range(1, 5) for j in range(1, 5)]
+    assert [level.channels for level in method.ours] == [stage.channels for stage in pair[0].stages[1:]]
+    chosen: Any = build_method("distpro", *pair, process="equal", connections=[[4, 2], [4, 1], [4, 2]])
+    assert list(map(str, chosen.pathways)) == ["t4-s1-complex", "t4-s2-complex"]
+    assert build_method("reviewkd", *pair).levels[-1].channels == 40  # type: ignore[union-attr]
+
+
+def test_both_tables_share_a_teacher_and_one_search() -> None:
+    cells = [
+        settle(job.config)
+        for name in ("cityscapes_distpro", "distpro_pathway_direction")
+        for job in table(name, "seed=0,1").jobs.values()
+    ]
+    needs = [need for cell in cells if cell["method"]["name"] != "none" for need in needs_of(cell).items()]
+    found = {name: {identity(need.config) for other, need in needs if other == name} for name, _ in needs}  # type: ignore[union-attr]
+    assert {name: len(ids) for name, ids in found.items()} == {"teacher": 1, "search": 1}
 
 
 def test_a_teacher_from_a_file_comes_with_its_head(tmp_path: Path) -> None:

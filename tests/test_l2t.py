@@ -154,6 +154,20 @@ def test_the_matching_loss_itself_does_not_train_the_meta_networks(batch: dict[s
     assert all(moved[key] != start[key] for key in moved)
 
 
+def test_weight_decay_draws_the_meta_networks_to_zero(batch: dict[str, Any], tmp_path: Path) -> None:
+    loop = make_loop(tmp_path, batch, {"meta_lr": 0.01, "meta_weight_decay": 0.02})
+    own = loop.parameters("meta")
+    twins = [nn.Parameter(value.detach().clone()) for value in own]
+    for group in loop.optimizers["main"].optimizer.param_groups:
+        group["base_lr"] = 0.0  # so that there is no gradient but that of the decay
+    loop.step(batch)
+    for twin in twins:
+        twin.grad = torch.zeros_like(twin)
+    torch.optim.Adam(twins, 0.01, weight_decay=0.02).step()
+    for value, twin in zip(own, twins, strict=True):
+        torch.testing.assert_close(value, twin)
+
+
 def test_all_channels_and_pairs_start_alike(batch: dict[str, Any]) -> None:
     model = make_model("l2t", 10).double()
     weights = model.method.weigh(maps(model, model.teacher, batch))

@@ -25,7 +25,7 @@ from kt.data.fingerprint import combined
 from kt.engine import Engine, PhaseLoop, measured_loop
 from kt.errors import UserError
 from kt.functional import image_errors, pair_weights, subspace_loss
-from kt.hypergradient import directional
+from kt.hypergradient import derivatives_ahead
 from kt.methods.mas import AuxiliaryNetworks
 from kt.models.names import IMAGENET
 from kt.settings import Schedule, defaults
@@ -283,7 +283,7 @@ def meta_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The meta network's gradient, that by a backward pass through the update, and that of the update's own loss."""
     if exact:
-        monkeypatch.setattr(kt.methods.mas, "directional", functools.partial(directional, how="jvp"))
+        monkeypatch.setattr(kt.methods.mas, "derivatives_ahead", functools.partial(derivatives_ahead, how="jvp"))
     model = make_model(name, 10, **META, weight=3.0).to(torch.float64)
     loop = make_loop(model, batch, folder, optimizer="sgd", lr=0.05)
     meta = [*model.method.meta.parameters()]

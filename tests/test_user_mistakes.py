@@ -49,6 +49,14 @@ MISTAKES = {
         ["teacher.checkpoint=nowhere.pth", "file"],
     ),
     "teacher": (["method=kd"], ["method=kd", "teacher="]),
+    "detector for a classifier": (
+        ["method=at", "teacher=fasterrcnn_resnet50", "dataset@teacher.dataset=scenes_det", "student=resnet20"],
+        ["teacher=fasterrcnn_resnet50: not a network for classification", "'resnet50'"],
+    ),
+    "teacher for its own data": (
+        ["method=kd", "teacher=resnet20", "dataset@teacher.dataset=scenes_seg"],
+        ["teacher=resnet20: not a network for segmentation"],
+    ),
     "syntax": (["schedule.lr"], ["schedule.lr", "key=value"]),
     "list": (["method=kd,at"], ["method=kd,at", "+table"]),
     "selection without a table": (["rows=kd"], ["rows=kd", "+table"]),

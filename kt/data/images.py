@@ -130,11 +130,11 @@ def image_data(
 ) -> Data:
     """Loaders and top-k accuracy for a checked config of a dataset for classification; see `kt.data.build_data`."""
     source: Images = read_dataset(dataset, data_root, cache_root)
-    labels = _labels(source.train)
+    labels, test_labels = _labels(source.train), _labels(source.test)
     classes = len(source.class_names)
-    if not len(_labels(source.test)):
+    if not len(test_labels):
         raise UserError(f"dataset.name={dataset['name']}: has no test images; it is of use as method.source only")
-    chosen = _chosen(source.train, dataset, classes)
+    chosen = _chosen(labels, dataset, classes)
     held_out: NDArray[np.int64] = np.empty(0, np.int64)
     if dataset["validation"]:
         size = max(1, round(dataset["validation"] * len(chosen)))
@@ -144,10 +144,10 @@ def image_data(
     common: dict[str, Any] = {"batch_size": batch_size, "device_batch": device_batch, "seed": seed}
     common |= {"device": torch.device(device), "rank": rank, "world": world}
     resident = dataset["resident"]
-    train = _loader(source.train, chosen, size, dataset["augmentation"], True, resident, workers, common)
-    held = source.train if len(held_out) else source.test
-    tested = held_out if len(held_out) else np.arange(len(_labels(source.test)))
-    test = _loader(held, tested, size, "none", False, resident, workers, common)
+    train = _loader(source.train, labels, chosen, size, dataset["augmentation"], True, resident, workers, common)
+    held = (source.train, labels) if len(held_out) else (source.test, test_labels)
+    tested = held_out if len(held_out) else np.arange(len(test_labels))
+    test = _loader(*held, tested, size, "none", False, resident, workers, common)
     numbers = (len(chosen), len(tested))
     facts = (dataset["name"], classes, size, source.mean, source.std, *numbers, source.class_names)
     classes_of = np.full(chosen.max() + 1, -1)
@@ -168,7 +168,8 @@ def unlabelled_loader(
 ) -> Loader:
     """A loader of a share of a dataset's training images; see `kt.data.unlabelled`."""
     source: Images = read_dataset(dataset, data_root, cache_root)
-    chosen = _chosen(source.train, dataset, len(source.class_names))
+    labels = _labels(source.train)
+    chosen = _chosen(labels, dataset, len(source.class_names))
     count = round(share * len(chosen))
     if count < 2:  # batch normalisation needs two
         raise UserError(
@@ -178,12 +179,11 @@ def unlabelled_loader(
     common["device"] = torch.device(device)
     size, augmentation = dataset["image_size"], dataset["augmentation"]
     taken = np.sort(chosen[drawn])
-    return _loader(source.train, taken, size, augmentation, True, dataset["resident"], workers, common)
+    return _loader(source.train, labels, taken, size, augmentation, True, dataset["resident"], workers, common)
 
 
-def _chosen(part: Split, dataset: Mapping[str, Any], classes: int) -> NDArray[np.int64]:
+def _chosen(labels: NDArray[np.int64], dataset: Mapping[str, Any], classes: int) -> NDArray[np.int64]:
     """The training images that take part where a dataset's config asks for a subset."""
-    labels = _labels(part)
     if dataset["subset"] is None:
         return np.arange(len(labels))
     return balanced_subset(labels, dataset["subset"], classes)
@@ -210,6 +210,7 @@ def _labels(part: Split) -> NDArray[np.int64]:
 
 def _loader(
     part: Split,
+    labels: NDArray[np.int64],
     chosen: NDArray[np.int64],
     size: int,
     augmentation: str,
@@ -219,8 +220,8 @@ def _loader(
     common: dict[str, Any],
 ) -> Loader:
     """The chosen images of a split; whether those of files are kept in memory changes no pixel of them."""
-    labels, indices = torch.from_numpy(_labels(part)[chosen]), torch.from_numpy(chosen.astype(np.int64))
-    common = {**common, "labels": labels, "indices": indices, "augmentation": augmentation, "shuffle": shuffle}
+    own, indices = torch.from_numpy(labels[chosen]), torch.from_numpy(chosen.astype(np.int64))
+    common = {**common, "labels": own, "indices": indices, "augmentation": augmentation, "shuffle": shuffle}
     if isinstance(part, Labelled):
         return ResidentLoader(torch.from_numpy(part.images[chosen]), size=size, **common)
     files = _Files([path for path, _ in part], size, is_random=augmentation == "imagenet")

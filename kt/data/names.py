@@ -245,7 +245,7 @@ DATASETS: dict[str, DatasetSpec] = {
             **{"train_size": 400, "test_size": 100},
         },
         # The decoder starts from scratch even where a backbone does not.
-        schedule={"defaults": ["scenes_seg", "_self_"], "lr": 0.004},
+        schedule={"defaults": ["scenes_seg", "_self_"], "iterations": 300, "interval": 150, "lr": 0.004},
         code=("kt.data.scenes", "kt.data.depth"),
         embedded=True,
         settings=DepthDataset,

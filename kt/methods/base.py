@@ -269,6 +269,8 @@ def build_method(
             raise UserError(f"method={name}: teaches classifiers only; for {whom} choose {', '.join(able)}")
     if schema is not None and schema.needs_teacher and teacher is None:
         raise UserError(f"teacher=none: {name} needs a teacher; name a network, for example teacher=resnet56")
+    if isinstance(student, Classifier) and isinstance(teacher, DenseModel | Backbone):
+        raise UserError(f"method={name}: the teacher is a detector or segmentor; a classifier needs a classifier")
     if inner:
         settings = options.get("base")
         base = {"name": inner, **(settings if isinstance(settings, Mapping) else {})}

@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from kt import ranks
 from kt.data.loaders import split
 from kt.features import Features
 from kt.functional import pathway_weights
-from kt.hypergradient import directional, lookahead, with_values
+from kt.hypergradient import derivatives_ahead
 from kt.methods.base import METHODS, Student, Teacher, student_update, task_alone
 from kt.methods.distpro import Pathways
 from kt.needs import PROCESS
 from kt.phase import CONSTANT, MAIN, TRAIN, Batch, Loop, Phase, Trained
-from kt.transfer import TransferModel, frozen_statistics
+from kt.transfer import TransferModel
 
 if TYPE_CHECKING:
     from kt.data import Data, DataSpec
@@ -171,9 +170,6 @@ class DistProSearch(Pathways):
     ) -> tuple[Tensor, Tensor]:
         """The derivative in the logits of the label loss on held-out images after an update, and that loss.
 
-        Nothing is changed by it: no parameter, statistic, momentum or random state. It is in full precision, without
-        which differences of distances are rounding errors.
-
         Args:
             model: The model.
             batch: What the update is made on.
@@ -182,26 +178,17 @@ class DistProSearch(Pathways):
             optimizer: The student's, of whose first group it is.
             gradients: Of the training loss, for each of these parameters.
         """
-        student, group = model.student, optimizer.param_groups[0]
-        own: list[nn.Parameter] = group["params"]
-        devices = sorted({parameter.device for parameter in own if parameter.is_cuda}, key=str)
+        student, rate = model.student, optimizer.param_groups[0]["lr"]
 
-        def distances(values: Sequence[Tensor]) -> Tensor:
-            return with_values(
-                student, own, values, lambda: self.all_distances(Features(student, batch["inputs"]), targets)
-            )
+        def distances() -> Tensor:
+            return self.all_distances(Features(student, batch["inputs"]), targets)
 
-        rest = sum(len(each["params"]) for each in optimizer.param_groups[1:])
-        exactly = torch.autocast(own[0].device.type, enabled=False)
-        with exactly, frozen_statistics(student, self), torch.random.fork_rng(devices):
-            moved = lookahead(optimizer, [*ranks.mean_gradients(gradients, own), *[None] * rest])[: len(own)]
-            moved = [value.requires_grad_() for value in moved]
-            outer = with_values(student, own, moved, lambda: task_alone(model, held_out)[0])
-            direction = ranks.mean_gradients(torch.autograd.grad(outer, moved), own)
-            along = directional(distances, own, direction, self.how)  # type: ignore[arg-type]
+        along, outer = derivatives_ahead(
+            student, optimizer, gradients, lambda: task_alone(model, held_out)[0], distances, [self], self.how
+        )
         weights = self.weigh()
-        (slope,) = torch.autograd.grad(weights, self.logits, -group["lr"] * self.factor * along.to(weights))
-        return slope, outer.detach()
+        (slope,) = torch.autograd.grad(weights, self.logits, -rate * self.factor * along.to(weights))
+        return slope, outer
 
     def passes(self, model: TransferModel, batch: Batch) -> list:
         """One over the teacher; the train pass, twice backward; the look-ahead's; two perturbed ones without a head."""

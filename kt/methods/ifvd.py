@@ -99,15 +99,16 @@ class IntraClassVariation(Method):
 
     def terms(self, ours: Features, theirs: Features, batch: Batch) -> dict[str, Tensor]:
         """Soft labels and intra-class feature variation."""
-        own, target = ours.pixels, theirs.pixels
-        features, logits = own.features.float(), own.logits.float()
+        (features, logits), (their_features, their_logits) = (
+            (each.features.float(), each.logits.float()) for each in (ours.pixels, theirs.pixels)
+        )
         labels = labels_of(batch, features.shape[2:])
-        return {
-            "soft": pixel_soft_target(logits, match_size(target.logits.float(), logits)),
-            "variation": intra_class_variation(
-                features, match_size(target.features.float(), features), labels, self.classes
-            ),
-        }
+        with torch.autocast(features.device.type, enabled=False):  # means over many pixels
+            target = match_size(their_features, features)
+            return {
+                "soft": pixel_soft_target(logits, match_size(their_logits, logits)),
+                "variation": intra_class_variation(features, target, labels, self.classes),
+            }
 
     def keeps(self) -> Mapping[str, Any]:
         """What the base keeps."""

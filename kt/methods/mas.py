@@ -10,14 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import SqueezeExcitation
 
-from kt import ranks
 from kt.classifier import Classifier
 from kt.data.loaders import Loader
 from kt.data.spec import Data
 from kt.errors import UserError
 from kt.features import Features
 from kt.functional import image_errors, pair_weights, subspace_loss
-from kt.hypergradient import directional, lookahead, with_values
+from kt.hypergradient import derivatives_ahead
 from kt.methods.base import METHODS, Method, student_update, task_alone
 from kt.methods.blocks import choose_pairs, match_size
 from kt.phase import CONSTANT, MAIN, Batch, Loop, Phase, Trained, student_alone
@@ -224,21 +223,14 @@ class Subspaces(Method):
     ) -> Tensor:
         """What the weight of each error does to the task's loss after this update, to first order: (p, q, n).
 
-        The update is taken for one of SGD, whatever the schedule's optimizer is, and in full precision, which the
-        differences need.
+        The update is taken for one of SGD, whatever the schedule's optimizer is.
         """
-        model, parameters, optimizer = loop.model, loop.parameters(MAIN), loop.optimizers[MAIN].optimizer
+        model, optimizer = loop.model, loop.optimizers[MAIN].optimizer
 
-        def losses(values: Sequence[Tensor]) -> Tensor:
-            features = Features(model.student, batch["inputs"])
-            return with_values(model.student, parameters, values, lambda: self.errors(mapped, self.targets(features)))
+        def losses() -> Tensor:
+            return self.errors(mapped, self.targets(Features(model.student, batch["inputs"])))
 
-        with frozen_statistics(model.student), torch.autocast(loop.device.type, enabled=False):
-            values = lookahead(optimizer, ranks.mean_gradients(gradients, parameters))
-            values = [value.requires_grad_() for value in values]
-            outer = with_values(model.student, parameters, values, lambda: task_alone(model, batch)[0])
-            slope = torch.autograd.grad(outer, values, materialize_grads=True)
-            found = directional(losses, parameters, ranks.mean_gradients(slope, parameters))  # type: ignore[arg-type]
+        found, _ = derivatives_ahead(model.student, optimizer, gradients, lambda: task_alone(model, batch)[0], losses)
         return -optimizer.param_groups[0]["lr"] * self.weight * found
 
     def teacher_depth(self, model: TransferModel) -> int:

@@ -185,6 +185,12 @@ def best_under_ifvd(context: Context) -> Verdict:
     return compared(context, chain("ifvd_distpro", "ifvd_reviewkd", "ifvd_equal", "ifvd", "baseline"), "miou")
 
 
+@JUDGES.of("c11")
+def lowest_error_of_depth(context: Context) -> Verdict:
+    """RMSE on NYUv2 down the ranks that the claim names; KD, which is printed worst, is not among them."""
+    return compared(context, chain("distpro", "reviewkd", "equal", "baseline"), "rmse")
+
+
 @JUDGES.of("c12")
 def low_levels_come_first(context: Context) -> Verdict:
     """The step at which the summed weights of a teacher's map peak, which is to rise with the map's depth."""
