@@ -31,7 +31,9 @@ import contextlib
 import os
 import re
 import signal
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra import version
@@ -55,6 +57,7 @@ from kt.errors import UserError, nearest
 from kt.store import folder_of, read_result
 
 CONFIG_NAME = "config"
+TABLE = "+table="  # as `normalise` leaves it
 SKIPPED = ("full_key", "object_type", "See https", "To append")  # lines of Hydra's errors that help nobody here
 
 
@@ -200,6 +203,50 @@ def _run_one(hydra: Hydra, overrides: list[str]) -> int:
     return 0
 
 
+def named_tables(overrides: Sequence[str]) -> list[str]:
+    """The tables that normalised overrides ask for, `all` and lists of them spelt out.
+
+    Raises:
+        UserError: There is none of a name.
+    """
+    known = choices("table")
+    names = [name for line in overrides if line.startswith(TABLE) for name in line.removeprefix(TABLE).split(",")]
+    if names == ["all"]:
+        return list(known)
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"table={name}: there is no such table{nearest(name, known)}; choices: all, {', '.join(known)}"
+            )
+    return list(dict.fromkeys(names))
+
+
+def _run_each(names: Sequence[str], arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Several tables, one after the other, sharing cells; what keeps one from running stops no other."""
+    from tables.summary import Ran, summarise
+
+    others = [line for line in normalise(arguments.overrides) if not line.startswith(TABLE)]
+    ran = []
+    for name in names:
+        started, error = time.monotonic(), ""
+        try:
+            arguments.overrides = [*others, TABLE + name]
+            status = dispatch(arguments, parser)
+        except (UserError, HydraException, OmegaConfBaseException) as found:
+            error, status = explain(found), 2
+        if status == 130:
+            return status
+        ran.append(Ran(name, status, time.monotonic() - started, error))
+    if cell.is_first():
+        hydra = Hydra.create_main_hydra2("run", create_automatic_config_search_path(None, None, str(CONF)))
+        try:
+            values = hydra.compose_config(CONFIG_NAME, [*others, TABLE + names[0]], RunMode.MULTIRUN)
+        finally:
+            GlobalHydra.instance().clear()
+        summarise(ran, None if values.plan else Path(values.output_root) / "tables", str(values.scale.name))
+    return max(each.status for each in ran)
+
+
 def dispatch(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Does what the command line asks for; returns the exit status."""
     version.setbase("1.3")
@@ -208,16 +255,14 @@ def dispatch(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
         arguments.overrides = overrides
         _run_hydra(arguments, parser, task, str(CONF), CONFIG_NAME)
         return 0
+    tables = named_tables(overrides)
+    if len(tables) > 1:
+        if arguments.cfg:
+            raise UserError(f"table={','.join(tables)}: --cfg shows the config of one table")
+        return _run_each(tables, arguments, parser)
     search_path = create_automatic_config_search_path(None, None, str(CONF))
     hydra = Hydra.create_main_hydra2("run", search_path)
     try:
-        tables = [line.partition("=")[2] for line in overrides if line.startswith("+table=")]
-        known = choices("table")
-        for name in tables:
-            if name not in known:
-                raise UserError(
-                    f"table={name}: there is no such table{nearest(name, known)}; choices: {', '.join(known)}"
-                )
         if not tables:
             overrides = add_recipe(overrides)
         if arguments.cfg:

@@ -32,7 +32,7 @@ Message = dict[str, Any]
 
 # What training imports; whatever fails to, fails again in the cell that needs it, which then says so.
 IMPORTS = ("experiments.build", "wandb")
-DENSE_IMPORTS = ("kt.models.dense", "kt.models.pose", "kt.data.dense")
+DENSE_IMPORTS = ("kt.models.dense", "kt.models.pose", "kt.models.depth", "kt.data.dense")
 LONGEST_TEXT = 500  # characters: a line of JSON stays below what a pipe takes at once
 REPORT_SECONDS = 0.2  # between two messages about a cell's steps
 INTERRUPTED = 130  # exit status of a cell's process

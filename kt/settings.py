@@ -82,7 +82,7 @@ class DepthDataset(Dataset):
     """A dataset of depth."""
 
     depth_samples: Whole = Field(
-        0, description="pixels of known depth that a network is given beside an image's colours; 0: none, Table 6: 200"
+        0, description="pixels of known depth, on average, that a network is given beside an image's colours"
     )
 
 
@@ -519,6 +519,7 @@ class MAS(AS):
     """MAKD's MAS: from one auxiliary network to every layer of the student."""
 
     passes: ClassVar[float] = 3.5
+    added: ClassVar[Mapping[str, Any]] = {"meta_interval": 1}
     stages: Stages = Field("blocks", description=_COMPARED)
     pair_weights: Literal["meta", "uniform"] = Field(
         "meta", description="of pairs of layers: by a meta network, which learns what lowers the task's loss | all one"
@@ -565,6 +566,7 @@ class L2T(Method):
     """Jang et al. 2019, "Learning What and Where to Transfer": meta-learned weights of channels and pairs of layers."""
 
     passes: ClassVar[float] = 10.0
+    added: ClassVar[Mapping[str, Any]] = {"meta_interval": 1}
     weight: NotNegative = Field(0.5, description="of the matching loss: the paper's beta")
     inner_steps: Count = Field(
         2, description="steps on the matching loss alone that the meta-gradient looks back at: T"

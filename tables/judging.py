@@ -721,3 +721,13 @@ def show_value(row: Row, metric: str, decimals: int) -> str:
     """A row's mean and its spread over seeds: `60.20 ± 0.10`."""
     spread = (row["std"] or {}).get(metric)
     return f"{row['mean'][metric]:.{decimals}f}" + ("" if spread is None else f" ± {spread:.{decimals}f}")
+
+
+def tally(table: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(verdict, how many claims of a table have it), the latter in words."""
+    counted = []
+    for verdict, plural in ((HOLDS, "hold"), (FAILS, "fail"), (UNKNOWN, "unknown")):
+        count = sum(claim["verdict"] == verdict for claim in table["claims"])
+        if count:
+            counted.append((verdict, f"{count} {verdict if count == 1 else plural}"))
+    return counted

@@ -21,7 +21,7 @@ from kt.errors import UserError
 from kt.files import read_json, write_bytes, write_text
 from kt.store import folder_of, read_results
 from tables.collect import collect
-from tables.judging import Context
+from tables.judging import Context, tally
 from tables.plotting import Drawing, drawings, plot
 from tables.records import TableRecord, find_table
 
@@ -419,7 +419,7 @@ def as_html(
         notes=spread_notes(table),
         differing=differing(table),
         plots=plots,
-        tally=_tally(table),
+        tally=tally(table),
         open_note=open_note(table),
         facts={
             "scale": table["scale"],
@@ -434,16 +434,6 @@ def open_note(table: Mapping[str, Any]) -> str:
     """Which claims more seeds would decide; empty if none."""
     needed = [f"{claim['id']} (about {claim['seeds']})" for claim in table["claims"] if claim["seeds"]]
     return f"More seeds would decide: {', '.join(needed)}; run with seed=0,1,…" if needed else ""
-
-
-def _tally(table: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(verdict, how many claims have it) as the page counts them."""
-    counted = []
-    for verdict, plural in (("holds", "hold"), ("fails", "fail"), ("unknown", "unknown")):
-        count = sum(claim["verdict"] == verdict for claim in table["claims"])
-        if count:
-            counted.append((verdict, f"{count} {verdict if count == 1 else plural}"))
-    return counted
 
 
 def _place(name: str) -> str:

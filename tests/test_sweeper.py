@@ -16,7 +16,8 @@ import pytest
 import fake_training
 from configs import table
 from experiments import progress
-from experiments.run import main
+from experiments.groups import choices
+from experiments.run import main, named_tables
 from experiments.table import Table
 from kt.files import read_sealed, write_sealed
 from kt.store import folder_of, read_status
@@ -108,6 +109,20 @@ def test_overrides_reach_the_rows_that_have_them() -> None:
     assert moved("seed=1") == students
     assert moved("teacher.seed=1") == set(IDS) - {"baseline"}
     assert moved("device=cpu", "wandb.mode=disabled") == set()
+
+
+def test_several_tables_share_cells_and_a_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "+table=kcd_dynamic,kcd_strategies", "rows=[baseline]", "workers=1") == 0
+    out = capsys.readouterr().out
+    assert out.count("| the table |") == 2 and "2 tables in 0 minutes" in out
+    assert [*(tmp_path / "out" / "tables").iterdir()] and out.count("started") == 2  # teacher and row, once
+    # What keeps one table from running is told, and the other one runs.
+    assert run(tmp_path, "+table=kcd_strategies,kcd_dynamic", "rows=[static]", "workers=1") == 2
+    out = capsys.readouterr().out
+    assert out.count("| the table |") == 1
+    (told,) = [line for line in out.splitlines() if line.startswith("kcd_strategies")]
+    assert "rows=static" in told
+    assert named_tables(["+table=all"]) == choices("table")
 
 
 def test_tables_of_other_tasks_share_their_cells() -> None:

@@ -206,6 +206,40 @@ def test_miou_is_drawn_again(tmp_path: Path) -> None:
     assert "bootstrap over the same 50 test images" in claim["evidence"]
 
 
+def test_errors_of_depth_are_compared_image_by_image(tmp_path: Path) -> None:
+    """In metres and by lower is better; an image of which nobody knows the depth says nothing."""
+    rng = np.random.default_rng(0)
+    errors = {"baseline": rng.uniform(0.2, 0.4, 60)}
+    errors |= {
+        name: errors["baseline"] - gain + rng.normal(0, 0.02, 60) for name, gain in zip("abc", (1, 2, 3), strict=True)
+    }
+    ids = ("baseline", "equal", "reviewkd", "distpro")
+    rows = [make_row("nyuv2_distpro", row_id) for row_id in ids]
+    for row, values in zip(rows, errors.values(), strict=True):
+        folder = write_cell(tmp_path, row["cells"][0]["id"], {"rmse": 4 + float(values.mean())})
+        (folder / "evaluations").mkdir()
+        kept = np.where(np.arange(60) == 7, np.nan, values)
+        keep_outcomes(outcomes_file(folder), {"indices": np.arange(60), "rmse": kept.astype(np.float32)})
+    claim = judged(tmp_path, "nyuv2_distpro", rows)["c11"]
+    assert claim["verdict"] == "holds"
+    known = np.arange(60) != 7
+    margin = 2 * stats.sem((errors["a"] - errors["b"])[known])
+    assert f"± {margin:.2f}" in claim["evidence"] and "on the same 60 test images" in claim["evidence"]
+
+
+def test_without_images_an_error_of_depth_varies_by_a_share(tmp_path: Path) -> None:
+    rows = [make_row("nyuv2_distpro", row_id) for row_id in ("baseline", "equal", "reviewkd", "distpro")]
+    for row, value in zip(rows, (0.40, 0.38, 0.36, 0.34), strict=True):
+        write_cell(tmp_path, row["cells"][0]["id"], {"rmse": value})
+    claim = judged(tmp_path, "nyuv2_distpro", rows)["c11"]
+    assert claim["verdict"] == "holds" and "our allowance of 2 % a seed" in claim["evidence"]
+    write_cell(tmp_path, rows[3]["cells"][0]["id"], {"rmse": 0.355})
+    rows[3] = make_row("nyuv2_distpro", "distpro")
+    assert judged(tmp_path, "nyuv2_distpro", rows)["c11"]["verdict"] == "unknown"
+    write_cell(tmp_path, rows[3]["cells"][0]["id"], {"rmse": 0.9})
+    assert "far below the student alone" in judged(tmp_path, "nyuv2_distpro", rows)["c11"]["evidence"]
+
+
 # Claims
 
 IMAGES = {"ImageNet": (50_000, 1000), "ImageNet1K": (50_000, 1000), "CIFAR-100": (10_000, 100), "COCO": (5_000, 80)}

@@ -58,7 +58,12 @@ class ToClasses(BaseTransform):
         return results
 
 
-def _folder(dataset: Mapping[str, Any], root: Path, layout: str) -> Path:
+def folder_of(dataset: Mapping[str, Any], root: Path, layout: str) -> Path:
+    """The folder that a config names, of which an error says what it is to hold.
+
+    Raises:
+        UserError: It names none, or there is no such folder.
+    """
     if not dataset["folder"]:
         raise UserError(f"dataset.folder=null: expected the folder below data_root that holds {layout}")
     folder = root / dataset["folder"]
@@ -67,7 +72,12 @@ def _folder(dataset: Mapping[str, Any], root: Path, layout: str) -> Path:
     return folder
 
 
-def _splits(dataset: Mapping[str, Any]) -> dict[str, str]:
+def splits_of(dataset: Mapping[str, Any]) -> dict[str, str]:
+    """What the folder calls `train` and `test`.
+
+    Raises:
+        UserError: The config does not say.
+    """
     for key in ("train_split", "test_split"):
         if not dataset[key]:
             raise UserError(f"dataset.{key}=null: expected the name of a split, such as train or val2017")
@@ -83,7 +93,7 @@ def read_coco(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> Sou
     layout = (
         "annotations/instances_<split>.json and the images in <split>/ (COCO: https://cocodataset.org, or your own)"
     )
-    folder, splits = _folder(dataset, root, layout), _splits(dataset)
+    folder, splits = folder_of(dataset, root, layout), splits_of(dataset)
     names: dict[str, tuple[str, ...]] = {}
     for part, split in splits.items():
         path = folder / "annotations" / f"instances_{split}.json"
@@ -124,7 +134,7 @@ def read_segfolder(dataset: Mapping[str, Any], root: Path, cache: Path | None) -
     layout = (
         "images/<split>/*.png|jpg, labels/<split>/*.png of the same names and, if you like, classes.json (your own)"
     )
-    folder, splits = _folder(dataset, root, layout), _splits(dataset)
+    folder, splits = folder_of(dataset, root, layout), splits_of(dataset)
     samples: dict[str, list[dict[str, str]]] = {}
     for part, split in splits.items():
         place = folder / "images" / split

@@ -21,7 +21,7 @@ from PIL import Image
 
 from kt.data import scenes
 from kt.data.cache import drawn as cached
-from kt.data.dense_folders import _folder, _splits
+from kt.data.dense_folders import folder_of, splits_of
 from kt.data.dense_scenes import ReadScene, ReadSemantic, scene_seed
 from kt.data.dense_source import ReadImage, SegmentationList, Source, missing, no_images, unreadable
 from kt.data.names import IMAGE_ENDS
@@ -237,7 +237,7 @@ def read_depthfolder(dataset: Mapping[str, Any], root: Path, cache: Path | None)
         UserError: A file is missing.
     """
     layout = "images/<split>/*.png|jpg and depth/<split>/*.png of the same names, 16 bit in millimetres (your own)"
-    folder, splits = _folder(dataset, root, layout), _splits(dataset)
+    folder, splits = folder_of(dataset, root, layout), splits_of(dataset)
     samples: dict[str, list[dict[str, Any]]] = {}
     for part, split in splits.items():
         place = folder / "images" / split
