@@ -200,7 +200,13 @@ def lengths(root: Path, ours: tuple[float, ...], theirs: tuple[float, ...]) -> l
 
 
 @pytest.mark.parametrize(
-    ("ours", "verdict"), [((66.0, 71.0, 73.0), "holds"), ((62.0, 71.0, 76.0), "fails"), ((63.0, 71.0, 74.0), "unknown")]
+    ("ours", "verdict"),
+    [
+        ((66.0, 71.0, 73.0), "holds"),
+        ((64.0, 71.0, 78.0), "fails"),
+        ((63.0, 71.0, 74.0), "unknown"),
+        ((60.0, 68.0, 69.0), "fails"),
+    ],
 )
 def test_shorter_trainings_gain_more(ours: tuple[float, ...], verdict: str, tmp_path: Path) -> None:
     rows = lengths(tmp_path, ours, (62.0, 70.0, 73.0))
