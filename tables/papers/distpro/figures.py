@@ -51,7 +51,7 @@ def searched_process(context: Context) -> tuple[str, Sequence[Panel]] | None:
 
     clip = Level("dropped in retraining up to here", defaults(METHODS["distpro"])["clip"], None)
     caption = (
-        "All pathways to a map together, their weights summed and their logits averaged; single ones are in the search's "
+        "All pathways to a map together, weights summed and logits averaged; single ones are in the search's "
         f"process.pth. {bold(len(curves[0].step), 1)}"
     )
     return caption, [
