@@ -31,7 +31,7 @@ from experiments.build import peak_memory
 from experiments.groups import dataset_choice
 from experiments.phase_bench import bench_phases
 from kt.classifier import Classifier
-from kt.data import DataSpec, build_data
+from kt.data import DATASETS, DataSpec, build_data
 from kt.dense import DenseModel
 from kt.engine import Engine, measured_loop
 from kt.errors import UserError, nearest
@@ -99,8 +99,8 @@ def make_dense_model(name: str, arguments: argparse.Namespace, **options: Any) -
 def dense_batch(arguments: argparse.Namespace) -> dict[str, Any]:
     """Embedded scenes for the student's task."""
     task = DENSE_NETWORKS[arguments.student].task
-    choice = "scenes_depth" if task == "depth" else "scenes_seg"
-    dataset = {**dataset_choice(choice), "task": task, "image_size": list(DENSE_SIZE)}
+    own = (name for name, spec in DATASETS.items() if spec.embedded and spec.defaults.get("task") == task)
+    dataset = {**dataset_choice(next(own, "scenes_seg")), "task": task, "image_size": list(DENSE_SIZE)}
     dataset |= {"train_size": arguments.batch, "test_size": 1, "augmentation": "none"}
     data = build_data(dataset, ".", batch_size=arguments.batch, seed=0)
     return next(data.train.epoch(0))

@@ -223,7 +223,7 @@ def test_errors_of_depth_are_compared_image_by_image(tmp_path: Path) -> None:
     claim = judged(tmp_path, "nyuv2_distpro", rows)["c11"]
     assert claim["verdict"] == "holds"
     known = np.arange(60) != 7
-    margin = 2 * stats.sem((errors["a"] - errors["b"])[known])
+    margin = 2 * stats.sem((errors["a"] - errors["baseline"])[known])
     assert f"± {margin:.4f}" in claim["evidence"] and "on the same 60 test images" in claim["evidence"]
     assert claim["evidence"].startswith("Metres less of RMSE: ")
 
