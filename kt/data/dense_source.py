@@ -140,8 +140,9 @@ def read_coco_form(path: Path, layout: str) -> tuple[tuple[str, ...], list[str]]
         for part, keys in wanted.items():
             if lost := next((key for each in read[part] for key in keys if key not in each), None):
                 raise KeyError(f"{lost} of one of the {part}")
-        if odd := next((box["bbox"] for box in read["annotations"] if len(box["bbox"]) != 4), None):
-            raise ValueError(f"bbox {odd}, not x, y, width, height")
+        for box in read["annotations"]:
+            if len(box["bbox"]) != 4:
+                raise ValueError(f"bbox {box['bbox']}, not x, y, width, height")
     except (ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: is not in COCO's form ({reason}); expected {layout}") from None
