@@ -210,9 +210,8 @@ def named_tables(overrides: Sequence[str]) -> list[str]:
         UserError: There is none of a name.
     """
     known = choices("table")
-    names = [name for line in overrides if line.startswith(TABLE) for name in line.removeprefix(TABLE).split(",")]
-    if names == ["all"]:
-        return list(known)
+    given = [name for line in overrides if line.startswith(TABLE) for name in line.removeprefix(TABLE).split(",")]
+    names = [name for each in given for name in (known if each == "all" else (each,))]
     for name in names:
         if name not in known:
             raise UserError(
@@ -221,11 +220,16 @@ def named_tables(overrides: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def without_table(overrides: Sequence[str]) -> list[str]:
+    """The other ones of normalised overrides."""
+    return [line for line in overrides if not line.startswith(TABLE)]
+
+
 def _run_each(names: Sequence[str], arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Several tables, one after the other, sharing cells; what keeps one from running stops no other."""
     from tables.summary import Ran, summarise
 
-    others = [line for line in normalise(arguments.overrides) if not line.startswith(TABLE)]
+    others = without_table(normalise(arguments.overrides))
     ran = []
     for name in names:
         started, error = time.monotonic(), ""
@@ -263,7 +267,9 @@ def dispatch(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
     search_path = create_automatic_config_search_path(None, None, str(CONF))
     hydra = Hydra.create_main_hydra2("run", search_path)
     try:
-        if not tables:
+        if tables:
+            overrides = [*without_table(overrides), TABLE + tables[0]]  # it may have been named twice
+        else:
             overrides = add_recipe(overrides)
         if arguments.cfg:
             _show(hydra, arguments, overrides)

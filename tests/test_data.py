@@ -421,10 +421,14 @@ def test_what_is_small_enough_is_resident(augmentation: str, tmp_path: Path, mon
         assert (isinstance(train, ResidentLoader) or len(train.dataset.kept) == 13) == is_resident
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_damaged_image_is_one_line(workers: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("workers", "content"),
+    # No image, an odd number in a header, and more pixels than Pillow takes.
+    [(0, b"no image"), (2, b"no image"), (0, b"P6 4& 40 255\n"), (0, b"P6 40000 40000 255\n")],
+)
+def test_a_damaged_image_is_one_line(workers: int, content: bytes, tmp_path: Path) -> None:
     settings = imagefolder(tmp_path)
-    (tmp_path / "pets" / "train" / "dog" / "3.png").write_bytes(b"no image")
+    (tmp_path / "pets" / "train" / "dog" / "3.png").write_bytes(content)
     with pytest.raises(UserError, match=r"^/[^\n]*dog/3.png: cannot be read as an image[^\n]*$"):
         list(build(tmp_path, **settings, resident=False, workers=workers).train.plain().epoch(0))
 

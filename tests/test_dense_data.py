@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import scipy.io
 import torch
 
 from kt.data.scenes import CLASSES, KEYPOINTS, STUFF, STYLES, draw_scene
@@ -654,6 +655,9 @@ def test_mistakes_in_files(tmp_path: Path) -> None:
     path.write_text(good)
     path.write_text(path.read_text().replace('"cat"', '"cow"'))
     fails(root, settings, r"other classes in train and val: 'cat'")
+    for word, fault in (('"id"', r"id of one of the images"), ('"bbox": [', r"bbox \[0, .*, not x, y, width")):
+        path.write_text(good.replace(word, '"bbox": [0, ' if "bbox" in word else '"number"'))
+        fails(root, settings, rf"instances_val.json: is not in COCO's form \('?{fault}")
     path.write_text('{"images": []}')
     fails(root, settings, r"instances_val.json: is not in COCO's form \('categories'\)")
     path.unlink()
@@ -673,7 +677,10 @@ def test_mistakes_in_files(tmp_path: Path) -> None:
         root / "x"
     )
     fails(root, settings, r"there is no .*munster_000000_000019_leftImg8bit.png; expected")
-    (root / "citypersons" / "annotations" / "anno_val.mat").write_bytes(b"no mat")
+    listed = root / "citypersons" / "annotations" / "anno_val.mat"
+    scipy.io.savemat(listed, {"anno_val_aligned": np.empty((1, 0), object)})
+    fails(root, settings, r"anno_val.mat holds no images; expected")
+    listed.write_bytes(b"no mat")
     fails(root, settings, r"anno_val.mat: is no annotation file of CityPersons")
 
     root = tmp_path / "cityscapes"

@@ -333,6 +333,11 @@ def test_a_base_that_compares_no_channels_needs_a_loss_beside_it() -> None:
         build_method("kcd", student, teacher, base={"name": "kcd"})
     with pytest.raises(UserError, match=r"its base is 'ab'; expected 'fitnet'"):
         build_method("kcd+fitnet", student, teacher, base={"name": "ab"})
+    with pytest.raises(UserError, match=r"method.base=ab: expected a group of keys"):
+        build_method("kcd+fitnet", student, teacher, base="ab")
+    with pytest.raises(UserError, match=r"method.base.name=3: expected the name of a method"):
+        build_method("kcd", student, teacher, base={"name": 3})
+    assert build_method("kcd", student, teacher, base={"weight": 2.0}).base.weights == {"l2": 2.0}
     with pytest.raises(UserError, match=r"strategy=bipartit: .*did you mean 'bipartite'"):
         build_method("kcd", student, teacher, strategy="bipartit")
     method = build_method("kcd", student, teacher, base={"name": "hybrid_forward"}, beside={})

@@ -122,7 +122,9 @@ def test_several_tables_share_cells_and_a_summary(tmp_path: Path, capsys: pytest
     assert out.count("| the table |") == 1
     (told,) = [line for line in out.splitlines() if line.startswith("kcd_strategies")]
     assert "rows=static" in told
-    assert named_tables(["+table=all"]) == choices("table")
+    assert named_tables(["+table=all,kcd_dynamic"]) == choices("table")
+    assert run(tmp_path, "+table=kcd_dynamic,kcd_dynamic", "plan=true") == 0
+    assert capsys.readouterr().out.count("cells,") == 1
 
 
 def test_tables_of_other_tasks_share_their_cells() -> None:

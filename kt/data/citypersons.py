@@ -8,12 +8,12 @@ from typing import Any
 
 from mmdet.datasets.transforms import LoadAnnotations as LoadBoxes
 from mmengine.dataset import BaseDataset
-from PIL import Image
 from scipy.io import loadmat
 
 from kt.data.cityscapes import SPLITS
 from kt.data.dense_scenes import CITYSCAPES_HEIGHT, pedestrian
-from kt.data.dense_source import DetectionList, ReadImage, Source, check_images, missing, unreadable
+from kt.data.dense_source import DetectionList, ReadImage, Source, check_images, missing, no_images
+from kt.data.images import opened
 from kt.data.names import CITY_IMAGES
 from kt.errors import UserError
 
@@ -70,13 +70,11 @@ def read_citypersons(dataset: Mapping[str, Any], root: Path, cache: Path | None)
             raise missing(root, path, LAYOUT)
         annotated[part] = read_annotations(path)
         folder, names = root / "cityscapes" / "leftImg8bit" / split, [name for name, _ in annotated[part]]
+        if not names:
+            raise no_images(root, path, LAYOUT)
         check_images(root, folder, names, path, LAYOUT, CITY_IMAGES)
-        image = folder / names[-1]
-        try:
-            with Image.open(image) as opened:
-                height = opened.height
-        except OSError as error:
-            raise unreadable(image, error) from None
+        with opened(folder / names[-1]) as image:
+            height = image.height
     unit = height / CITYSCAPES_HEIGHT
 
     def open_split(part: str, pipeline: list[Any], training: bool) -> BaseDataset:

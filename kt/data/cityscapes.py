@@ -17,9 +17,9 @@ from mmengine.dataset import BaseDataset
 from mmseg.datasets import CityscapesDataset as CityscapesMaps
 from mmseg.datasets.transforms import LoadAnnotations as LoadMap
 from numpy.typing import NDArray
-from PIL import Image
 
 from kt.data.dense_source import ReadImage, Source, check_images, missing, no_images, quiet, read_coco_form, unreadable
+from kt.data.images import opened
 from kt.data.names import CITY_IMAGES
 from kt.files import checksum, read_sealed, write_sealed
 
@@ -180,11 +180,8 @@ def coco_form(root: Path, images: list[Path]) -> dict[str, Any]:
     boxes: list[dict[str, Any]] = []
     for number, image in enumerate(images):
         path = _truth(root, image, "instanceIds")
-        try:
-            with Image.open(path) as opened:
-                ids = np.asarray(opened).astype(np.int64)
-        except OSError as error:
-            raise unreadable(path, error) from None
+        with opened(path) as truth:
+            ids = np.asarray(truth).astype(np.int64)
         name = "/".join(image.parts[-2:])
         described.append({"id": number, "file_name": name, "height": ids.shape[0], "width": ids.shape[1]})
         for value in np.unique(ids):

@@ -12,7 +12,6 @@ from mmcv.transforms import BaseTransform
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.transforms import LoadAnnotations as LoadBoxes
 from mmengine.dataset import BaseDataset
-from PIL import Image
 
 from kt.data.cityscapes import ReadMap
 from kt.data.dense_source import (
@@ -24,8 +23,8 @@ from kt.data.dense_source import (
     no_images,
     quiet,
     read_coco_form,
-    unreadable,
 )
+from kt.data.images import opened
 from kt.data.names import IMAGE_ENDS
 from kt.errors import UserError
 
@@ -177,11 +176,8 @@ def _largest(samples: list[dict[str, str]]) -> int:
     largest = 0
     for sample in samples:
         path = sample["seg_map_path"]
-        try:
-            with Image.open(path) as opened:
-                ids = np.asarray(opened)
-        except OSError as error:
-            raise unreadable(path, error) from None
+        with opened(path) as image:
+            ids = np.asarray(image)
         if ids.ndim != 2:
             raise UserError(f"{path}: has {ids.shape[-1]} channels; expected one, the class ids")
         largest = max(largest, int(ids[ids < 255].max(initial=0)))

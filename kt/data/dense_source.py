@@ -136,8 +136,13 @@ def read_coco_form(path: Path, layout: str) -> tuple[tuple[str, ...], list[str]]
         read = json.loads(path.read_bytes())
         names = tuple(category["name"] for category in read["categories"])
         files = [str(image["file_name"]) for image in read["images"]]
-        if not all(key in box for box in read["annotations"] for key in ("bbox", "area", "category_id", "image_id")):
-            raise KeyError("bbox, area, category_id or image_id of an annotation")
+        wanted = {"images": ("id", "width", "height"), "annotations": ("id", "bbox", "area", "category_id", "image_id")}
+        for part, keys in wanted.items():
+            if lost := next((key for each in read[part] for key in keys if key not in each), None):
+                raise KeyError(f"{lost} of one of the {part}")
+        for box in read["annotations"]:
+            if len(box["bbox"]) != 4:
+                raise ValueError(f"bbox {box['bbox']}, not x, y, width, height")
     except (ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: is not in COCO's form ({reason}); expected {layout}") from None

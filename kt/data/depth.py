@@ -17,13 +17,13 @@ from mmcv.transforms import BaseTransform
 from mmengine.dataset import BaseDataset
 from mmseg.structures import SegDataSample
 from numpy.typing import NDArray
-from PIL import Image
 
 from kt.data import scenes
 from kt.data.cache import drawn as cached
 from kt.data.dense_folders import folder_of, splits_of
 from kt.data.dense_scenes import ReadScene, ReadSemantic, scene_seed
-from kt.data.dense_source import ReadImage, SegmentationList, Source, missing, no_images, unreadable
+from kt.data.dense_source import ReadImage, SegmentationList, Source, missing, no_images
+from kt.data.images import opened
 from kt.data.names import IMAGE_ENDS
 from kt.errors import UserError
 
@@ -57,11 +57,8 @@ class ReadDepth(BaseTransform):
             UserError: It cannot be read, has not 16 bit and one channel, or another size than its image.
         """
         path = results["depth_path"]
-        try:
-            with Image.open(path) as opened:
-                mode, depth = opened.mode, np.asarray(opened)
-        except (OSError, SyntaxError, ValueError) as error:  # PIL's of a broken PNG
-            raise unreadable(path, error) from None
+        with opened(path) as image:
+            mode, depth = image.mode, np.asarray(image)
         if not mode.startswith("I"):
             raise UserError(f"{path}: is an image of the kind {mode}; expected 16 bit and one channel, millimetres")
         if depth.shape != results["img"].shape[:2]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -104,7 +104,7 @@ class _Files(torch.utils.data.Dataset):
             return len(indices) * self.size**2 * 3 <= RESIDENT_LIMIT
         left = RESIDENT_LIMIT
         for index in indices:  # only headers are read, and not more than what fits
-            with _opened(self.paths[index]) as image:
+            with opened(self.paths[index]) as image:
                 left -= image.width * image.height * 3
             if left < 0:
                 return False
@@ -237,16 +237,22 @@ def _loader(
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def opened(path: Path | str) -> Iterator[Image.Image]:
+    """An image file, for what reads it within.
+
+    Raises:
+        UserError: It is damaged, or none.
+    """
     try:
         with Image.open(path) as image:
             yield image
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as an image ({error})") from None
+    # Pillow's readers raise all of these on damaged files.
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: cannot be read as an image ({' '.join(str(error).split())})") from None
 
 
 def _open(path: Path) -> Image.Image:
-    with _opened(path) as image:
+    with opened(path) as image:
         return image.convert("RGB")
 
 

@@ -23,7 +23,7 @@ from kt.outside import load_outside
 from kt.phase import Batch, Loss, Phase
 from kt.settings import METHODS as SETTINGS
 from kt.settings import Method as Settings
-from kt.settings import accumulates, complete, settings_of
+from kt.settings import accumulates, complete, settings_of, shown
 from kt.stages import Stage
 from kt.transfer import TransferModel
 
@@ -271,11 +271,13 @@ def build_method(
         raise UserError(f"teacher=none: {name} needs a teacher; name a network, for example teacher=resnet56")
     if isinstance(student, Classifier) and isinstance(teacher, DenseModel | Backbone):
         raise UserError(f"method={name}: the teacher is a detector or segmentor; a classifier needs a classifier")
-    if inner:
-        settings = options.get("base")
-        base = {"name": inner, **(settings if isinstance(settings, Mapping) else {})}
-        if base["name"] != inner:
+    given = options.get("base")
+    if isinstance(given, Mapping | None) and (inner or given):
+        base = {"name": inner or (schema and schema.base_alone), **(given or {})}
+        if inner and base["name"] != inner:
             raise UserError(f"method={name!r}: its base is {base['name']!r}; expected {inner!r}")
+        if not isinstance(base["name"], str):
+            raise UserError(f"method.base.name={shown(base['name'])}: expected the name of a method")
         options["base"] = base
     parameters = inspect.signature(kind).parameters
     handed: dict[str, Any] = {key: value for key, value in (("data", data), ("files", files)) if key in parameters}
