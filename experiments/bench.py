@@ -31,8 +31,7 @@ from experiments.build import peak_memory
 from experiments.groups import dataset_choice
 from experiments.phase_bench import bench_phases
 from kt.classifier import Classifier
-from kt.data import DataSpec, build_data
-from kt.data.names import DATASETS
+from kt.data import DATASETS, DataSpec, build_data
 from kt.dense import DenseModel
 from kt.engine import Engine, measured_loop
 from kt.errors import UserError, nearest

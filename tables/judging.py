@@ -564,7 +564,8 @@ Pair = tuple[str, str] | tuple[str, str, Test]
 
 def _between(context: Context, row: Row, other: Row, metric: str) -> tuple[Difference, str]:
     found = improvement(context, row, other, metric)
-    return found, f"{row['label']} - {other['label']} {found.text()}"
+    decimals = max(2, context.metric(metric)["decimals"])
+    return found, f"{row['label']} - {other['label']} {found.text(decimals)}"
 
 
 def better(context: Context, row: Row, other: Row, metric: str) -> Statement:
@@ -658,7 +659,8 @@ def compared(
         demand_done(seen, *metrics)
         verdict = ruling([each(context, one, other, name) for name in metrics for one, other, each in couples])
         labels = " and ".join(str(context.metric(name).get("printed_as", metric_label(name))) for name in metrics)
-        verdict = verdict._replace(evidence=f"points of {labels}: {verdict.evidence}")
+        unit = "metres less of" if "rmse" in metrics else "points of"
+        verdict = verdict._replace(evidence=f"{unit} {labels}: {verdict.evidence}")
         for name in metrics:
             verdict = sound(context, verdict, seen, name)
         return verdict

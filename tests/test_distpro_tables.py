@@ -28,7 +28,7 @@ def search(root: Path, peaks: tuple[float, ...], scatter: float = 0.0) -> str:
     weights = [0.3 - 0.2 * np.abs(at - peak) + scatter * each for peak, each in zip(peaks, noise, strict=True)]
     rows = [
         {"kind": "train", "phase": "train", "step": i + 1, "epoch": (i + 1) / 100, "lr": 0.1, "loss": 1.0}
-        | {f"weight_t{level + 1}": float(each[i]) for level, each in enumerate(weights)}
+        | {f"{kind}_t{level + 1}": float(each[i]) for kind in ("weight", "logit") for level, each in enumerate(weights)}
         for i in range(STEPS)
     ]
     write_cell(root, "search", {"top1": 50.0}, rows, phases=[{"name": "train", "seconds": 40.0, "steps": STEPS}])
@@ -122,7 +122,8 @@ def test_figure_6_shows_each_map(tmp_path: Path) -> None:
     results = {rows[0]["cells"][0]["id"]: {"needs": {"search": "search"}}}
     drawn = searched_process(Context(find_table(NAME), rows, results, tmp_path))
     assert drawn is not None
-    _, (panel,) = drawn
+    _, (panel, logits) = drawn
+    assert [(level.y, len(logits.lines)) for level in logits.levels] == [(0.5, 3)]
     assert [line.label for line in panel.lines] == ["teacher's map 1", "teacher's map 2", "teacher's map 3"]
     peaks = [line.x[line.y.argmax()] / STEPS for line in panel.lines]
     np.testing.assert_allclose(peaks, (0.2, 0.5, 0.8), atol=0.01)

@@ -223,8 +223,9 @@ def test_errors_of_depth_are_compared_image_by_image(tmp_path: Path) -> None:
     claim = judged(tmp_path, "nyuv2_distpro", rows)["c11"]
     assert claim["verdict"] == "holds"
     known = np.arange(60) != 7
-    margin = 2 * stats.sem((errors["a"] - errors["b"])[known])
-    assert f"± {margin:.2f}" in claim["evidence"] and "on the same 60 test images" in claim["evidence"]
+    margin = 2 * stats.sem((errors["a"] - errors["baseline"])[known])
+    assert f"± {margin:.4f}" in claim["evidence"] and "on the same 60 test images" in claim["evidence"]
+    assert claim["evidence"].startswith("Metres less of RMSE: ")
 
 
 def test_without_images_an_error_of_depth_varies_by_a_share(tmp_path: Path) -> None:

@@ -143,7 +143,8 @@ class DistProSearch(Pathways):
         loop.update(MAIN, loss)
         logged = {"loss": loss, "loss_task": output.loss, "loss_pathways": distillation, "loss_validation": validation}
         reached = sorted({pathway.theirs for pathway in self.pathways})
-        levels = {f"weight_t{level + 1}": self._level(weights, level) for level in reached}
+        levels = {f"weight_t{level + 1}": self._level(weights, level).sum() for level in reached}
+        levels |= {f"logit_t{level + 1}": self._level(self.logits.detach(), level).mean() for level in reached}
         return {**logged, **further, **levels, **output.scalars}
 
     def all_distances(self, ours: Features, targets: Mapping[int, Tensor]) -> Tensor:
@@ -154,10 +155,10 @@ class DistProSearch(Pathways):
         """The pathways' weights, (pathways,)."""
         return pathway_weights(self.logits, self.normalisation)
 
-    def _level(self, weights: Tensor, level: int) -> Tensor:
-        """The sum of the weights of the pathways to one level of the teacher, which lie together."""
+    def _level(self, values: Tensor, level: int) -> Tensor:
+        """The part of the pathways' values of those to one level of the teacher, which lie together."""
         numbers = [number for number, pathway in enumerate(self.pathways) if pathway.theirs == level]
-        return weights[numbers[0] : numbers[-1] + 1].sum()
+        return values[numbers[0] : numbers[-1] + 1]
 
     def hypergradient(
         self,

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from kt.settings import METHODS, defaults
 from tables.judging import Context, Missing
 from tables.papers.distpro.claims import DRAWN, STUDENTS, gains, levels_of, searches
-from tables.plotting import Figures, Line, Panel, bold, decay_step, step_line
+from tables.plotting import Figures, Level, Line, Panel, bold, decay_step, step_line
 
 
 def fast_distillation(context: Context) -> tuple[str, Sequence[Panel]] | None:
@@ -38,17 +39,25 @@ def fast_distillation(context: Context) -> tuple[str, Sequence[Panel]] | None:
 
 
 def searched_process(context: Context) -> tuple[str, Sequence[Panel]] | None:
-    """The summed weights of the pathways to each map, against steps of the search."""
+    """The summed weights of the pathways to each map and their mean logits, against steps of the search."""
     try:
         curves = searches(context, f"distpro_{DRAWN}")
     except Missing:
         return None
-    lines = [step_line(f"teacher's map {level}", curves, f"weight_t{level}") for level in levels_of(curves[0])]
+
+    def panel(name: str, title: str, value: str, *marks: Level) -> Panel:
+        lines = [step_line(f"teacher's map {level}", curves, value + level) for level in levels_of(curves[0])]
+        return Panel(name, title, lines, decay_step(curves[0]), x_label="step of the search", levels=marks)
+
+    clip = Level("dropped in retraining up to here", defaults(METHODS["distpro"])["clip"], None)
     caption = (
-        f"All pathways to a map together; single ones are in the search's process.pth. {bold(len(curves[0].step), 1)}"
+        "All pathways to a map together, weights summed and logits averaged; single ones are in the search's "
+        f"process.pth. {bold(len(curves[0].step), 1)}"
     )
-    panel = Panel("process", "Weights over the search", lines, decay_step(curves[0]), x_label="step of the search")
-    return caption, [panel]
+    return caption, [
+        panel("process", "Weights over the search", "weight_t"),
+        panel("process-logits", "Logits over the search", "logit_t", clip),
+    ]
 
 
 FIGURES: Figures = {"figure5": fast_distillation, "figure6": searched_process}
