@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torchvision.transforms import functional as colours_of
 
 pytest.importorskip("mmdet", reason="dense tasks need mmdet and mmseg (the extra `mm`)")
 
@@ -21,7 +22,7 @@ from dense_settings import SAMPLES, SIZE, make_data, make_model, make_network, m
 from experiments.build import build_teacher, describe_student
 from kt.data import build_data
 from kt.data.dense_scenes import scene_seed
-from kt.data.depth import Approach, CutMiddle
+from kt.data.depth import JITTER, Approach, CutMiddle, jittered, turning
 from kt.data.scenes import FARTHEST_OBJECT, STUFF, draw_scene
 from kt.dense import as_teacher
 from kt.errors import UserError
@@ -71,10 +72,16 @@ def test_the_decoder_has_the_printed_sizes() -> None:
         maps.append(step(maps[-1]))
     assert [tuple(each.shape[1:]) for each in maps] == [(128 // 2**i, 3 * 2**i, 5 * 2**i) for i in range(5)]
     assert [key for key in head.state_dict() if key.endswith("bias") and "final" in key] == []
+    assert maps[0].min() < 0 and all(each.min() == 0 for each in maps[1:])
+    first = head.enlarge[0][0].weight
+    assert first.std().item() == pytest.approx((2 / (9 * 128)) ** 0.5, rel=0.03)
     found = model.depth(levels, x)
     assert found.shape == (1, 66, 130)
     # Bilinear, corners on corners.
-    torch.testing.assert_close(found[0, ::65, ::129], head(levels[-1])[0, 0, ::47, ::79])
+    answer = head(levels[-1])[0, 0].detach().numpy()
+    for row, border in ((0, 0), (65, 47)):
+        expected = np.interp(np.linspace(0, 79, 130), np.arange(80), answer[border])
+        np.testing.assert_allclose(found[0, row].detach().numpy(), expected, rtol=1e-3, atol=1e-5)
 
 
 def test_the_task_is_the_networks_own_loss_and_the_decoder_runs_once() -> None:
@@ -267,6 +274,7 @@ def test_a_plane_stays_a_plane_as_far_from_the_axis_and_nearer() -> None:
         angles.append(np.degrees(turn))
     assert min(zooms) >= 1 and max(zooms) <= 1.51 and np.ptp(zooms) > 0.1
     assert max(map(abs, angles)) <= 5.5 and np.ptp(angles) > 1
+    np.testing.assert_allclose(turning((41, 61), 3, 1.3) @ (30, 20, 1), (30, 20))
 
 
 def test_images_move_with_their_depth_and_colours_change() -> None:
@@ -278,6 +286,7 @@ def test_images_move_with_their_depth_and_colours_change() -> None:
         np.random.seed(seed)
         moved = Approach().transform({"img": image.copy(), "gt_seg_map": depth.copy()})
         near, inside = moved["gt_seg_map"], moved["gt_seg_map"] > 0
+        assert len(np.unique(near[inside])) == 2
         split = near[inside].mean()
         bright = moved["img"].mean(axis=2) > moved["img"][inside].mean()
         both = (near < split) & inside
@@ -285,6 +294,20 @@ def test_images_move_with_their_depth_and_colours_change() -> None:
         colours.add(int(moved["img"].max()))
         assert moved["img"].dtype == np.uint8
     assert len(colours) > 1
+
+
+def test_colours_change_as_torchvisions() -> None:
+    image = np.random.default_rng(0).integers(60, 180, (8, 9, 3), np.uint8)
+    adjust = (colours_of.adjust_brightness, colours_of.adjust_contrast, colours_of.adjust_saturation)
+    for seed in range(4):
+        np.random.seed(seed)
+        found = jittered(image)
+        np.random.seed(seed)
+        expected = torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1) / 255
+        for kind in np.random.permutation(3):
+            expected = adjust[kind](expected, np.random.uniform(1 - JITTER, 1 + JITTER))
+        rgb = 255 * expected.permute(1, 2, 0).numpy()
+        np.testing.assert_allclose(found[..., ::-1], rgb, atol=0.6)
 
 
 def test_what_is_cut_is_the_middle() -> None:

@@ -59,12 +59,12 @@ def claim(root: Path, rows: list[dict[str, Any]], name: str, table: str = NAME) 
 def scored(
     root: Path, name: str, scores: dict[str, float], epochs: dict[str, int] | None = None, **changes: Any
 ) -> list[dict[str, Any]]:
-    """Rows of a table of ImageNet that score so."""
+    """Rows of a table that score so, whatever its metric."""
     rows = [make_row(name, row_id, **changes) for row_id in scores]
-    for row, (row_id, top1) in zip(rows, scores.items(), strict=True):
+    for row, (row_id, score) in zip(rows, scores.items(), strict=True):
         config = {"schedule": {"epochs": (epochs or {}).get(row_id)}, "dataset": {"name": "imagenet"}}
         facts = {"test_size": 50_000, "num_classes": 1000, "config": config}
-        write_cell(root, row["cells"][0]["id"], {"top1": top1, "top5": top1}, **facts)
+        write_cell(root, row["cells"][0]["id"], dict.fromkeys(("top1", "top5", "miou", "rmse"), score), **facts)
     return rows
 
 
@@ -244,3 +244,39 @@ def test_a_process_that_does_not_serve(name: str, rows: tuple[str, str], tmp_pat
     first, second = (f"searched_{'on' if name == 'c7' else 'with'}_{each}" for each in rows)
     found = scored(tmp_path, "distpro_transfer", {first: 70.0, second: 72.0})
     assert claim(tmp_path, found, name, "distpro_transfer")["verdict"] == "fails"
+
+
+CITYSCAPES = ("ifvd_distpro", "ifvd_reviewkd", "ifvd_equal", "ifvd", "baseline")
+DEPTH = ("distpro", "reviewkd", "equal", "baseline", "kd")
+NORMALISATION = ("biased_softmax", "biased_l1", "softmax", "l1", "sigmoid")
+RESNET18 = tuple(f"{who}_resnet18" for who in ("teacher", "distpro", "reviewkd_cosine", "reviewkd", "ofd", "student"))
+
+
+@pytest.mark.parametrize(
+    ("name", "table_name", "ranks", "moved", "verdict"),
+    [
+        ("c9", "imagenet_distpro", RESNET18, (0, 0), "holds"),
+        ("c9", "imagenet_distpro", RESNET18, (1, 4), "fails"),
+        ("c9", "imagenet_distpro", RESNET18, (1, 5), "fails"),
+        ("c9", "imagenet_distpro", RESNET18, (2, 5), "holds"),
+        ("c10", "cityscapes_distpro", CITYSCAPES, (0, 0), "holds"),
+        ("c10", "cityscapes_distpro", CITYSCAPES, (2, 3), "fails"),
+        ("c11", "nyuv2_distpro", DEPTH, (3, 4), "holds"),
+        ("c11", "nyuv2_distpro", DEPTH, (2, 3), "fails"),
+        ("c14", "distpro_normalization", NORMALISATION, (1, 4), "holds"),
+        ("c14", "distpro_normalization", NORMALISATION, (0, 3), "fails"),
+    ],
+)
+def test_ranks_that_are_claimed(
+    name: str, table_name: str, ranks: tuple[str, ...], moved: tuple[int, int], verdict: str, tmp_path: Path
+) -> None:
+    """And none but those: of ImageNet's rows only DistPro's, of normalisations only the best one's."""
+    order = [*ranks]
+    order.insert(moved[0], order.pop(moved[1]))
+    sign = 1 if find_table(table_name).metrics[0]["better"] == "higher" else -1
+    scores = {row_id: 60.0 - 2 * sign * rank for rank, row_id in enumerate(order)}
+    if name == "c9":
+        others = [row["id"] for row in find_table(table_name).rows if row["student"] != "resnet18"]
+        scores |= {row_id: 60.0 if row_id.startswith("distpro") else 50.0 for row_id in others}
+    found = claim(tmp_path, scored(tmp_path, table_name, scores), name, table_name)
+    assert found["verdict"] == verdict, found

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.special import rel_entr, softmax
 
@@ -164,6 +165,23 @@ def test_the_decode_head_is_tapped_where_it_classifies() -> None:
     assert not head.conv_seg._forward_hooks and not model.teacher.network.decode_head.conv_seg._forward_hooks
 
 
+def test_maps_of_another_size_are_resized() -> None:
+    """Those of a semantic FPN are twice as large as a PSPNet's."""
+    student, teacher = (
+        make_network(f"{name}_resnet18", "segmentation", 0).eval() for name in ("pspnet", "semantic_fpn")
+    )
+    method = build_method("ifvd", student, teacher)
+    batch = student.prepare(next(make_data("segmentation").train.epoch(0)))
+    ours, theirs = (Features(network, batch["inputs"], graph=False) for network in (student, teacher))
+    size = ours.pixels.features.shape[2:]
+    assert theirs.pixels.features.shape[2:] == torch.Size(2 * side for side in size)
+    features, logits = (F.interpolate(each, size, mode="bilinear", align_corners=False) for each in theirs.pixels)
+    terms = method.terms(ours, theirs, batch)
+    expected = intra_class_variation(ours.pixels.features, features, labels_of(batch, size), CLASSES["segmentation"])
+    torch.testing.assert_close(terms["variation"], expected)
+    torch.testing.assert_close(terms["soft"], pixel_soft_target(ours.pixels.logits, logits))
+
+
 # ---------------------------------------------------------------------------------------------------------- composition
 
 
@@ -305,7 +323,8 @@ def test_only_segmentors_with_the_same_classes() -> None:
     classifier = make_classifier("resnet8", 13, 0)
     for pair, words in (
         ((student, detector), "the teacher FasterRCNN gives no class scores of pixels; expected a segmentor"),
-        ((classifier, student), "the student CifarResNet gives no class scores"),
+        ((classifier, classifier), "the student CifarResNet gives no class scores"),
+        ((classifier, student), "the teacher is no classifier, as the student is"),
         ((make_network("deeplabv2_resnet101", "segmentation", 0), student), "the student EncoderDecoder gives no"),
     ):
         with pytest.raises(UserError, match=f"^method=ifvd: {words}"):

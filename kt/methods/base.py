@@ -270,7 +270,7 @@ def build_method(
     if schema is not None and schema.needs_teacher and teacher is None:
         raise UserError(f"teacher=none: {name} needs a teacher; name a network, for example teacher=resnet56")
     if isinstance(student, Classifier) and isinstance(teacher, DenseModel | Backbone):
-        raise UserError(f"method={name}: the teacher is a detector or segmentor; a classifier needs a classifier")
+        raise UserError(f"method={name}: the teacher is no classifier, as the student is; name one")
     given = options.get("base")
     if isinstance(given, Mapping | None) and (inner or given):
         base = {"name": inner or (schema and schema.base_alone), **(given or {})}
