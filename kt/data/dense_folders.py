@@ -119,6 +119,35 @@ def read_coco(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> Sou
     return Source(open_split, names["train"], ReadImage(), [LoadBoxes(with_bbox=True)])
 
 
+def pairs_of(
+    dataset: Mapping[str, Any], root: Path, layout: str, truth: tuple[str, str]
+) -> dict[str, list[dict[str, str]]]:
+    """The samples of a folder of one's own: images, each with a PNG of its truth that has the same name.
+
+    Args:
+        dataset: Its config.
+        root: Holds the folder.
+        layout: What is expected in it.
+        truth: The folder of the PNGs, and their key in a sample.
+
+    Raises:
+        UserError: A file is missing.
+    """
+    folder, samples = folder_of(dataset, root, layout), {}
+    for part, split in splits_of(dataset).items():
+        place = folder / "images" / split
+        if not place.is_dir():
+            raise missing(root, place, f"{folder}/{layout}")
+        images = sorted(path for path in place.iterdir() if path.suffix.lower() in IMAGE_ENDS)
+        if not images:
+            raise no_images(root, place, f"{folder}/{layout}")
+        found = [(image, folder / truth[0] / split / f"{image.stem}.png") for image in images]
+        if absent := next((path for _, path in found if not path.exists()), None):
+            raise missing(root, absent, f"{folder}/{layout}")
+        samples[part] = [{"img_path": str(image), truth[1]: str(path)} for image, path in found]
+    return samples
+
+
 def read_segfolder(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> Source:
     """Segmentation of images/<split>/*.png|jpg with label maps labels/<split>/*.png, 8 bit class ids.
 
@@ -133,22 +162,8 @@ def read_segfolder(dataset: Mapping[str, Any], root: Path, cache: Path | None) -
     layout = (
         "images/<split>/*.png|jpg, labels/<split>/*.png of the same names and, if you like, classes.json (your own)"
     )
-    folder, splits = folder_of(dataset, root, layout), splits_of(dataset)
-    samples: dict[str, list[dict[str, str]]] = {}
-    for part, split in splits.items():
-        place = folder / "images" / split
-        if not place.is_dir():
-            raise missing(root, place, f"{folder}/{layout}")
-        images = sorted(path for path in place.iterdir() if path.suffix.lower() in IMAGE_ENDS)
-        if not images:
-            raise no_images(root, place, f"{folder}/{layout}")
-        labels = [folder / "labels" / split / f"{image.stem}.png" for image in images]
-        for path in labels:
-            if not path.exists():
-                raise missing(root, path, f"{folder}/{layout}")
-        samples[part] = [
-            {"img_path": str(image), "seg_map_path": str(label)} for image, label in zip(images, labels, strict=True)
-        ]
+    folder = folder_of(dataset, root, layout)
+    samples = pairs_of(dataset, root, layout, ("labels", "seg_map_path"))
     described = folder / "classes.json"
     if described.exists():
         try:

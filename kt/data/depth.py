@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 
 from kt.data import scenes
 from kt.data.cache import drawn as cached
-from kt.data.dense_folders import folder_of, splits_of
+from kt.data.dense_folders import pairs_of
 from kt.data.dense_scenes import ReadScene, ReadSemantic, scene_seed
 from kt.data.dense_source import ReadImage, SegmentationList, Source, missing, no_images
 from kt.data.images import opened
-from kt.data.names import IMAGE_ENDS
 from kt.errors import UserError
 
 NAMES = ("depth",)
@@ -234,21 +233,7 @@ def read_depthfolder(dataset: Mapping[str, Any], root: Path, cache: Path | None)
         UserError: A file is missing.
     """
     layout = "images/<split>/*.png|jpg and depth/<split>/*.png of the same names, 16 bit in millimetres (your own)"
-    folder, splits = folder_of(dataset, root, layout), splits_of(dataset)
-    samples: dict[str, list[dict[str, Any]]] = {}
-    for part, split in splits.items():
-        place = folder / "images" / split
-        if not place.is_dir():
-            raise missing(root, place, f"{folder}/{layout}")
-        images = sorted(path for path in place.iterdir() if path.suffix.lower() in IMAGE_ENDS)
-        if not images:
-            raise no_images(root, place, f"{folder}/{layout}")
-        samples[part] = []
-        for image in images:
-            depth = folder / "depth" / split / f"{image.stem}.png"
-            if not depth.exists():
-                raise missing(root, depth, f"{folder}/{layout}")
-            samples[part].append({"img_path": str(image), "depth_path": str(depth)})
+    samples = pairs_of(dataset, root, layout, ("depth", "depth_path"))
     return _source(samples, ReadImage(), [ReadDepth()])
 
 
