@@ -384,17 +384,15 @@ def test_nyuv2_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_real_depth(data_root: Path, tmp_path: Path) -> None:
-    """Fourteen real and five rendered pairs as a folder: what is read is what was written, and so are its errors."""
-    with np.load(real(data_root, "depth_mini") / "depth_mini" / "pairs.npz") as stored:
-        jpeg, offsets, depth = stored["jpeg"], stored["offsets"], stored["depth_mm"]
-    for i, millimetres in enumerate(depth):
-        split = "train" if i < 14 else "val"
-        for part in ("images", "depth"):
+    """Nineteen indoor pairs as a folder: what is read is what their files hold, and so are the errors."""
+    stored = real(data_root, "depth_mini") / "depth_mini"
+    images, depth = sorted((stored / "images").iterdir()), []
+    for i, image in enumerate(images):
+        split, truth = "train" if i < 14 else "val", stored / "depth" / f"{image.stem}.png"
+        for part, path in (("images", image), ("depth", truth)):
             (tmp_path / "rooms" / part / split).mkdir(parents=True, exist_ok=True)
-        (tmp_path / "rooms" / "images" / split / f"{i:02d}.jpg").write_bytes(
-            jpeg[offsets[i] : offsets[i + 1]].tobytes()
-        )
-        Image.fromarray(millimetres).save(tmp_path / "rooms" / "depth" / split / f"{i:02d}.png")
+            (tmp_path / "rooms" / part / split / path.name).write_bytes(path.read_bytes())
+        depth.append(np.asarray(Image.open(truth)))
     settings = {"name": "depthfolder", "task": "depth", "folder": "rooms", "image_size": [240, 320]}
     data = build(tmp_path, **settings, train_split="train", test_split="val", augmentation="none")
     for batch in data.train.epoch(0):
@@ -402,8 +400,8 @@ def test_real_depth(data_root: Path, tmp_path: Path) -> None:
             assert np.array_equal(sample.gt_depth.numpy(), depth[index].astype(np.float32) / 1000)
     found = data.score(Answer(lambda truth: torch.full_like(truth, 2.0)))
     each = []
-    for millimetres in depth[14:].astype(np.float32):
-        metres = (millimetres[millimetres > 0] / 1000).astype(float)
+    for millimetres in depth[14:]:
+        metres = (millimetres[millimetres > 0].astype(np.float32) / 1000).astype(float)
         each.append(
             [np.sqrt(np.mean((metres - 2) ** 2)), np.mean(np.abs(metres - 2)), np.mean(np.abs(metres - 2) / metres)]
             + [100 * np.mean(np.maximum(metres / 2, 2 / metres) < 1.25**k) for k in (1, 2, 3)]
