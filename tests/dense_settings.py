@@ -79,6 +79,7 @@ SETTINGS: dict[str, Setting] = {
     "segmentor fitnet": Setting("deeplabv2_vgg16", "segmentation", "fitnet", DETECTOR, {"weight": 1.0}),
     "segmentor at": Setting("deeplabv2_vgg16", "segmentation", "at", DETECTOR),
     "segmentor hybrid_forward": Setting("deeplabv2_vgg16", "segmentation", "hybrid_forward", SEGMENTOR, DYNAMIC),
+    "pspnet ifvd": Setting("pspnet_mobilenet_v2", "segmentation", "ifvd", PSPNET),
     "pspnet ifvd+reviewkd": Setting("pspnet_mobilenet_v2", "segmentation", "ifvd+reviewkd", PSPNET),
     "pspnet ifvd+distpro_search": Setting("pspnet_resnet18", "segmentation", "ifvd+distpro_search", PSPNET, FEW),
     "pspnet ifvd+distpro": Setting("pspnet_mobilenet_v2", "segmentation", "ifvd+distpro", PSPNET, EQUAL),
