@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import types
 from pathlib import Path
 
 # Before torch is imported anywhere, subprocesses of tests included.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 
+import mmengine.dataset.base_dataset as base_dataset  # noqa: E402
 import pytest  # noqa: E402
+
+# A dataset of mmengine collects garbage when it is made: a quarter of a second in a process that knows all of torch,
+# and tests make hundreds of tiny ones.
+base_dataset.gc = types.SimpleNamespace(collect=lambda: None)  # type: ignore[assignment]
 
 
 @pytest.fixture(scope="session")
