@@ -30,6 +30,7 @@ def summarise(ran: Sequence[Ran], folder: Path | None, scale: str) -> None:
     """
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console()
     if not console.is_terminal:
@@ -45,7 +46,7 @@ def summarise(ran: Sequence[Ran], folder: Path | None, scale: str) -> None:
             done = sum(all(cell["status"] == "done" for cell in cells) for cells in trained)
             rows, claims = f"{done}/{len(trained)} done", ", ".join(text for _, text in tally(written))
         problem = each.error or ("a cell failed" if each.status else "")
-        shown.add_row(each.name, rows, f"{each.seconds / 60:.1f}", claims, f"[red]{problem}[/]" if problem else "")
+        shown.add_row(each.name, rows, f"{each.seconds / 60:.1f}", claims, Text(problem, "red"))
     console.print(shown)
     total = sum(each.seconds for each in ran) / 60
     console.print(f"{len(ran)} tables in {total:.0f} minutes", highlight=False)
