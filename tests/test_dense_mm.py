@@ -142,9 +142,9 @@ def test_no_code_in_the_files_that_a_config_names_is_run(tmp_path: Path) -> None
     with DefaultScope.overwrite_default_scope("mmdet"):
         for each, teacher in (
             (student, model.teacher),
-            (model.student, {**model.teacher, "checkpoint": tmp_path / "evil.pth"}),
+            (model.student, {**model.teacher, "checkpoint": str(tmp_path / "evil.pth")}),
         ):
-            with pytest.raises(UserError, match="posix.mkdir|Weights only load failed") as caught:
+            with pytest.raises(UserError, match="holds posix.mkdir, code that is never run here") as caught:
                 KnowledgeTransfer(each, model.method, teacher)
             assert "\n" not in str(caught.value) and not (tmp_path / "made").exists()
 

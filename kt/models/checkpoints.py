@@ -145,8 +145,8 @@ def read_file(path: Path, key: str) -> Any:
     except Exception as error:  # a file that torch has not written may make it stumble over anything
         if what := _no_checkpoint(path, head):
             raise UserError(f"{named}: expected a checkpoint; this is {what}") from None
-        if refused := re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error)):
-            raise UserError(f"{named}: {_conversion(path, refused[1])}") from None
+        if name := refused_code(error):
+            raise UserError(f"{named}: {_conversion(path, name)}") from None
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{named}: expected a file of torch.save or safetensors ({reason})") from None
 
@@ -170,6 +170,12 @@ def _has_pickle(path: Path) -> bool:
             return any(name.endswith("/data.pkl") for name in archive.namelist())
     except zipfile.BadZipFile:
         return False
+
+
+def refused_code(error: Exception) -> str | None:
+    """What torch refused to run in a file, by the error that it raised; None if it stumbled over something else."""
+    found = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
+    return found[1] if found else None
 
 
 def _conversion(path: Path, name: str) -> str:

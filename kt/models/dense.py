@@ -17,6 +17,7 @@ from mmengine.registry import DefaultScope
 
 from kt.errors import UserError, nearest
 from kt.models.build import normalisation_of_weights, slim
+from kt.models.checkpoints import refused_code
 from kt.models.configs import read_config_file
 from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS
 from kt.stages import stages_of, without_widening
@@ -463,7 +464,13 @@ def build_dense(model: ModelConfig, key: str = "network") -> Any:
         logging.disable(logging.INFO)
         with _weights_only():
             network.init_weights()
-    except (OSError, UnpicklingError) as error:
+    except UnpicklingError as error:
+        name = refused_code(error) or "something"
+        raise UserError(
+            f"{key}: a file of weights that the config names holds {name}, code that is never run here; expected one "
+            "with a state dict alone"
+        ) from None
+    except OSError as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{key}: the pretrained weights that the config names cannot be had ({reason}); set "
