@@ -92,7 +92,7 @@ def _read_teacher(teacher: Mapping[str, Any]) -> Any:
         raise UserError("teacher.checkpoint: expected the file of the teacher's weights; it would stay random")
     model = teacher.get("model") or read_config_file(teacher["config"], "teacher.config").model
     network = build_dense(without_pretrained(model), "teacher.model")
-    load_weights(network, _local(teacher["checkpoint"]), "teacher.checkpoint")
+    load_weights(network, _local(str(teacher["checkpoint"])), "teacher.checkpoint")
     return DenseModel(network)
 
 

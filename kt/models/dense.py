@@ -425,7 +425,10 @@ def _weights_only() -> Iterator[None]:
         yield
     finally:
         for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def build_dense(model: ModelConfig, key: str = "network") -> Any:
@@ -496,4 +499,12 @@ def backbone_of(name: str) -> str | None:
     return spec.backbone if spec and spec.backbone in NETWORKS else None
 
 
-__all__ = ["ARCHITECTURES", "backbone_of", "build_dense", "dense_config", "names_for", "read_config"]
+__all__ = [
+    "ARCHITECTURES",
+    "backbone_of",
+    "build_dense",
+    "dense_config",
+    "names_for",
+    "read_config",
+    "without_pretrained",
+]
