@@ -12,22 +12,17 @@ from tables.judging import tally
 
 @dataclass(frozen=True)
 class Ran:
-    """One of them: its name, exit status, seconds, and what was wrong with the command where something was."""
+    """One of them: its name, exit status, seconds, what was wrong with the command, and where it has been rendered."""
 
     name: str
     status: int
     seconds: float
     error: str
+    folder: Path | None
 
 
-def summarise(ran: Sequence[Ran], folder: Path | None, scale: str) -> None:
-    """Prints a line for each table: rows that are done, how long it took, its verdicts, and what went wrong.
-
-    Args:
-        ran: The tables.
-        folder: Holds what they have written; None if they have only been planned.
-        scale: Whose rows are meant.
-    """
+def summarise(ran: Sequence[Ran]) -> None:
+    """Prints a line for each table: rows that are done, how long it took, its verdicts, and what went wrong."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -39,7 +34,7 @@ def summarise(ran: Sequence[Ran], folder: Path | None, scale: str) -> None:
     for title in ("table", "rows", "minutes", "claims", ""):
         shown.add_column(title, justify="right" if title == "minutes" else "left")
     for each in ran:
-        written = read_json(folder / each.name / scale / "table.json") if folder and not each.error else None
+        written = read_json(each.folder / "table.json") if each.folder else None
         rows = claims = ""
         if written:
             trained = [row["cells"] for row in written["rows"] if row["cells"]]  # others are only cited
