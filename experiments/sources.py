@@ -24,7 +24,7 @@ from experiments.schema import Config as Schema
 from experiments.schema import Student, Teacher, is_group
 from kt.data.names import DATASETS, content, settings_of
 from kt.needs import Need
-from kt.settings import METHODS, SOURCE, Schedule, Settings, kinds, shown
+from kt.settings import METHODS, SOURCE, Schedule, kinds, shown
 from tables.papers import table_files
 from tables.records import TableRecord
 from tables.stated import agrees, stated

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import functools
 import hashlib
 import itertools
 import os
@@ -365,10 +366,6 @@ class Table:
         compose: Overrides -> composed config.
         own: Config group -> the choice that the table's file makes for rows that choose none.
         stand_in: Whether datasets give way to their embedded stand-ins unless the command line names one.
-
-    Attributes:
-        settings: Those of the command line that make its selected rows others than the table's own at the scale.
-            Neither seeds nor teachers' files are among them, nor what no number depends on.
     """
 
     def __init__(
@@ -385,19 +382,22 @@ class Table:
         self.stand_in = stand_in and "dataset" not in user
         if user.get("scale") == ["paper"] and (seeds := find_table(name).seeds) > 1:
             user.setdefault(AVERAGED, [str(seed) for seed in range(seeds)])
-        everything = read_rows(name, rows)
-        self.selected = {row.id for row in select(everything, user)}
-        chosen = [row for row in everything if row.id in self.selected]
-        routed = route(chosen, user)
-        common = {key: values for key, values in user.items() if not key.startswith("method.")}
-        routed |= route([row for row in everything if row.id not in self.selected], common)
-        give_teachers(everything, routed, user, own["teacher"])
-        self.rows, self.routed, self.compose = everything, routed, compose
+        self.rows, self.compose = read_rows(name, rows), compose
+        self.selected = {row.id for row in select(self.rows, user)}
+        self.routed = self._route(user)
         self.shown: list[Shown] = []
         self.jobs: dict[str, Job] = {}
-        for row in chosen:
-            self.shown += self._expand(row, routed[row.id])
-        self.settings = self._altered()
+        for row in self.rows:
+            if row.id in self.selected:
+                self.shown += self._expand(row, self.routed[row.id])
+
+    def _route(self, user: Settings) -> dict[str, Settings]:
+        """Row id -> its own settings with those of the command line that it has; of a method's, if it is selected."""
+        chosen = [row for row in self.rows if row.id in self.selected]
+        common = {key: values for key, values in user.items() if not key.startswith("method.")}
+        routed = route(chosen, user) | route([row for row in self.rows if row.id not in self.selected], common)
+        give_teachers(self.rows, routed, user, self.own["teacher"])
+        return routed
 
     def _with_recipe(self, chosen: Mapping[str, str]) -> dict[str, str]:
         """One setting of all axes with what it brings along."""
@@ -416,8 +416,12 @@ class Table:
         """In which settings a row differs from what the table's own file means by it at scale=paper."""
         return differences(shown.config, self._meant(shown, {"scale": ["paper"]}, stand_in=False))
 
-    def _altered(self) -> Settings:
-        """See `settings`."""
+    @functools.cached_property
+    def settings(self) -> Settings:
+        """The command line's settings that make the selected rows others than the table's own at the scale.
+
+        Neither seeds nor teachers' files are among them, nor what no number depends on.
+        """
 
         def is_neutral(key: str) -> bool:
             kept = (*SELECTORS, "table", "scale", AVERAGED)
@@ -427,15 +431,10 @@ class Table:
 
         def matters(*dropped: str) -> bool:
             """Whether the selected rows would be others without some keys."""
-            left = {
-                key: values for key, values in self.user.items() if key not in (*dropped, *SELECTORS, "table", "plan")
-            }
-            routed = {shown.row.id: dict(shown.row.overrides) for shown in self.shown}
-            rows = [row for row in self.rows if row.id in routed]
-            routed |= route(rows, left)
-            give_teachers(rows, routed, left, self.own["teacher"])
+            left = {key: values for key, values in self.user.items() if key not in dropped}
             stand_in = self.stands_in and "dataset" not in left
             try:
+                routed = self._route(left)
                 return any(
                     differences(shown.config, self._meant(shown, routed[shown.row.id], stand_in))
                     for shown in self.shown
@@ -445,7 +444,8 @@ class Table:
 
         if not open_keys or not matters(*open_keys):
             return {}
-        return {key: self.user[key] for key in open_keys if len(open_keys) == 1 or matters(key)}
+        told = [key for key in open_keys if len(open_keys) == 1 or matters(key)]
+        return {key: self.user[key] for key in told or open_keys}  # several keys may say the same
 
     def write(self, output_root: str, scale: str) -> Path:
         """Renders what there are results of at a scale; returns the folder."""

@@ -160,6 +160,7 @@ def test_tables_of_other_tasks_share_their_cells() -> None:
         (("dataset=scenes_small", "schedule.lr=0.5"), {"dataset", "schedule.lr"}),
         (("evaluation=scenes_small",), {"evaluation"}),
         (("teacher.schedule.epochs=1", "rows=baseline"), set()),
+        (("student=resnet18", "student.network.name=resnet18"), {"student", "student.network.name"}),
     ],
 )
 def test_what_makes_a_table_another_one(arguments: tuple[str, ...], settings: set[str]) -> None:
@@ -174,6 +175,9 @@ def test_rows_take_teachers_files_of_their_own(tmp_path: Path) -> None:
     by_network = f"teachers.fasterrcnn_resnet50.checkpoint={files['a.pth']}"
     by_data, by_row = (f"teachers.{name}.checkpoint={files['b.pth']}" for name in ("gta5", "at_det"))
     found = table("cityscapes_teachers", by_row, by_network, by_data)
+    assert table("cityscapes_teachers", by_data, "rows=baseline", "schedule.lr=0.5").settings == {
+        "schedule.lr": ["0.5"]
+    }
     given = {shown.id: Path(shown.config["teacher"]["checkpoint"] or "none").name for shown in found.shown}
     assert given.pop("baseline") == "none" and set(found.settings) == set()
     assert given == {row: "b.pth" if row == "at_det" or row.endswith("gta5") else "a.pth" for row in given}
