@@ -78,7 +78,7 @@ def _file(path: Path) -> tuple[Mapping[str, Any], Mapping[str, str]]:
     return dict(yaml.safe_load(text)), sources
 
 
-def _of_schema(schema: type, key: str) -> str | None:
+def source_of(schema: type, key: str) -> str | None:
     """The source that the nearest class with the key says."""
     for kind in schema.__mro__:
         own = vars(kind).get("sources", {})
@@ -233,15 +233,15 @@ class RowSettings:
         if group in _RECIPES:
             at = f"schedule@{group}" if f"schedule@{group}" in self.choices else "schedule"
             source = _of_choice("schedule", self.choices[at], leaf)
-            return _of_schema(Schedule, leaf) if source is None else source or None
+            return source_of(Schedule, leaf) if source is None else source or None
         if group in _DATA:
             at = f"dataset@{group}" if f"dataset@{group}" in self.choices else "dataset"
             source = _of_choice("dataset", self.choices[at], leaf)
-            return _of_schema(settings_of(self.config["dataset"]), leaf) if source is None else source or None
+            return source_of(settings_of(self.config["dataset"]), leaf) if source is None else source or None
         if group.split(".")[0] == "method":
             return self._of_method(group, leaf)
         schema = {"teacher": Teacher, "student": Student, "": Schema}.get(group.split(".")[0])
-        return _of_schema(schema, leaf if group.count(".") == 0 else group.rpartition(".")[2]) if schema else None
+        return source_of(schema, leaf if group.count(".") == 0 else group.rpartition(".")[2]) if schema else None
 
     def _of_method(self, group: str, leaf: str) -> str | None:
         """The source of a method's key: its file's in `conf/method`, else its class's."""
@@ -256,9 +256,9 @@ class RowSettings:
         settings: Any = self.config["method"]
         for name in group.split(".")[1:]:
             if name == "search":
-                return _of_schema(kinds(METHODS[settings["name"]])["search"], leaf)
+                return source_of(kinds(METHODS[settings["name"]])["search"], leaf)
             settings = settings[name]
-        return _of_schema(METHODS[settings["name"]], leaf)
+        return source_of(METHODS[settings["name"]], leaf)
 
 
 def print_settings(rows: Mapping[str, Sequence[Setting]], title: str) -> None:

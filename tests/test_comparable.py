@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from configs import settings, table
-from experiments.sources import RowSettings
+from experiments.sources import RowSettings, source_of
 from kt.errors import UserError
+from kt.settings import METHODS, kinds
 from tables.papers import table_files
 from tables.stated import agrees, stated
 
@@ -119,6 +120,11 @@ def test_what_departs_from_the_record_has_to_be_explained(monkeypatch: pytest.Mo
 )
 def test_printed_values_agree(ours: Any, printed: Any, same: bool) -> None:
     assert agrees(ours, printed) == same
+
+
+def test_every_default_of_a_method_says_where_it_comes_from() -> None:
+    named = [(name, key) for name, schema in METHODS.items() for key in kinds(schema) if key != "name"]
+    assert [(name, key) for name, key in named if not source_of(METHODS[name], key)] == []
 
 
 def test_settings_are_the_tables_own() -> None:
