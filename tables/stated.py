@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from kt.settings import KD, METHODS
 from tables.records import TableRecord
 
 Stated = dict[str, tuple[Any, str]]  # key of a config -> printed value, and the field of the record that has it
@@ -20,8 +21,6 @@ _ROWS = {
     **{"student_state": "method.student_state", "teacher_state": "method.teacher_state"},
     **{"search_dataset": "method.search.dataset.name"},
 }
-_FROZEN = {"fixed_feature": "features", "fixed_first_block": "first_block"}  # settings of rows -> what stays fixed
-_OF_KD = ("kd", "kd_fixed_feature")
 
 
 def stated(record: TableRecord, row_id: str, settings: Mapping[str, Any]) -> Stated:
@@ -106,7 +105,8 @@ def _milestones(printed: list[int] | str, length: int) -> list[int]:
 
 def _method(protocol: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Any, str]]]:
     """Key -> printed value and field, of the method and of one around which it is."""
-    if settings.get("method.name") in _OF_KD and isinstance(protocol["temperature"], int | float):
+    schema = METHODS.get(str(settings.get("method.name")))
+    if schema is not None and issubclass(schema, KD) and isinstance(protocol["temperature"], int | float):
         yield "method.temperature", (protocol["temperature"], "temperature")
     weights = protocol["loss_weights"]
     for group in ("method", "method.base"):
@@ -131,12 +131,13 @@ def _row(line: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[tuple
     for field, key in _ROWS.items():
         if field in line:
             yield key, (str(line[field]).removesuffix("_resized_224"), field)
-    if isinstance(line.get("K"), int):
-        yield ("method.stages" if settings.get("method.name") == "stagewise" else "method.groups"), (line["K"], "K")
+    if isinstance(line.get("K"), int):  # of stages or of groups: a method has one of them
+        yield from ((key, (line["K"], "K")) for key in ("method.stages", "method.groups"))
     if isinstance(epochs := line.get("values", {}).get("epochs"), int):
         yield "schedule.epochs", (epochs, "values.epochs")
-    if (frozen := _FROZEN.get(str(line.get("setting")))) is not None:
-        yield "method.frozen", (frozen, "setting")
+    if (setting := str(line.get("setting"))).startswith("fixed_"):
+        word = setting.removeprefix("fixed_")
+        yield "method.frozen", ({"feature": "features"}.get(word, word), "setting")
     if "method" in line:
         yield "method.name", (settings.get("method.name"), "method")
 
@@ -150,7 +151,4 @@ def dataset_key(name: str) -> str:
 def network_key(name: str) -> str:
     """A printed network's name as configs spell it."""
     name = name.replace("_x0.5", "_half")
-    name = {"vit_b": "vit_base", "shufflenet_v1": "shufflenet_v1_32", "shufflenet_v2": "shufflenet_v2_32"}.get(
-        name, name
-    )
     return f"fasterrcnn_{name.removeprefix('fpn_')}" if name.startswith("fpn_") else name
