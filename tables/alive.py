@@ -73,12 +73,12 @@ def _above_chance(context: Context, row: Row) -> Check:
     score = float(np.mean([cell["metrics"][name] for cell in row["cells"]]))
     chance = _chance(context, row, metric)
     if chance is None:
-        return None, f"{row['label']} has kept nothing that tells what chance is"
+        return None, f"{row['label']}: nothing is kept that tells chance"
     own_skill, no_skill = skill(metric, score), skill(metric, chance)
     if own_skill is None or not no_skill:
-        return None, f"{row['label']} has no score"
+        return None, f"{row['label']}: no score to be held against chance"
     times = own_skill / no_skill
-    return times >= TIMES, f"{row['label']} {score:.4g} is {times:.2f} times chance ({chance:.3g})"
+    return times >= TIMES, f"{row['label']}: {score:.4g}, {times:.2f} times chance ({chance:.3g})"
 
 
 def _above_student(context: Context, teacher: Row, alone: Row) -> Check:

@@ -40,10 +40,10 @@ def life(root: Path, table: str, scores: dict[str, Json], teacher: Json | None =
 @pytest.mark.parametrize(
     ("alone", "teacher", "verdict", "told"),
     [
-        (30.0, 40.0, "alive", ["BASELINE 30 is 3.00 times chance (10)", "BASELINE +10.00 ± 4.24"]),
-        (29.9, 40.0, "not alive", ["BASELINE 29.9 is 2.99 times chance (10)"]),
+        (30.0, 40.0, "alive", ["BASELINE: 30, 3.00 times chance (10)", "BASELINE +10.00 ± 4.24"]),
+        (29.9, 40.0, "not alive", ["BASELINE: 29.9, 2.99 times chance (10)"]),
         (30.0, 34.0, "not alive", ["teacher resnet50 - BASELINE +4.00 ± 4.17, not above by more than the noise"]),
-        (20.0, 10.0, "not alive", ["BASELINE 20 is 2.00 times chance (10)", "-10.00"]),
+        (20.0, 10.0, "not alive", ["BASELINE: 20, 2.00 times chance (10)", "-10.00"]),
         (None, 40.0, "unknown", ["BASELINE (seed 0 without a finite top1)"]),
     ],
 )
@@ -70,7 +70,7 @@ def test_only_a_teacher_of_the_same_data_is_compared(tmp_path: Path) -> None:
 def test_taught_students_stand_in_for_untaught_ones(tmp_path: Path) -> None:
     scores = {"bipartite": {"top1": 50.0}, "greedy": {"top1": 20.0}}
     alive = life(tmp_path, "kcd_strategies", scores, {"top1": 0.0}, num_classes=10, test_size=1000)["alive"]
-    assert alive["reasons"] == ["GREEDY 20 is 2.00 times chance (10)"] and "no student is untaught" in alive["evidence"]
+    assert alive["reasons"] == ["GREEDY: 20, 2.00 times chance (10)"] and "no student is untaught" in alive["evidence"]
 
 
 def test_an_analysis_is_of_networks_that_have_learned(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_chance_of_other_scores(table: str, row_id: str, score: Json, alive: boo
 
 def test_without_what_tells_chance_nothing_is_known(tmp_path: Path) -> None:
     alive = life(tmp_path, "gta5_teachers", {"baseline": {"miou": 50.0}})["alive"]
-    assert alive["verdict"] == "unknown" and alive["reasons"] == ["BASELINE has kept nothing that tells what chance is"]
+    assert alive["verdict"] == "unknown" and alive["reasons"] == ["BASELINE: nothing is kept that tells chance"]
 
 
 def test_answers_that_look_at_no_image() -> None:
