@@ -88,7 +88,7 @@ def _above_student(context: Context, teacher: Row, alone: Row) -> Check:
     except Missing as missing:
         return None, str(missing)
     above = found.verdict == HOLDS
-    return above, f"{found.text}{'' if above else ', not above by more than the noise'}"
+    return above, f"{found.text}{'' if above else ', not clearly above'}"
 
 
 def _chance(context: Context, row: Row, metric: Mapping[str, Any]) -> float | None:
@@ -137,5 +137,5 @@ def reach(scale: str, results: Iterable[Mapping[str, Any]], seeds: int) -> str:
     return (
         f"With at most {max(sizes):,} training images and {count_seeds(seeds)} a row, scale={scale} shows that every "
         "row trains, what it costs, and differences beyond the noise beside them; it decides neither smaller ones nor "
-        "how methods rank on the paper's data."
+        "how methods rank in the paper's own setting."
     )

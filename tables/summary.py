@@ -56,8 +56,7 @@ def summarise(ran: Sequence[Ran], folder: Path | None, scale: str) -> None:
             trained = [row["cells"] for row in written["rows"] if row["cells"]]  # others are only cited
             done = sum(all(cell["status"] == "done" for cell in cells) for cells in trained)
             rows, claims = f"{done}/{len(trained)} done", ", ".join(text for _, text in tally(written))
-            life = written["alive"]
-            alive = "; ".join([life["verdict"], *life["reasons"]])
+            alive = ": ".join(filter(None, [written["alive"]["verdict"], "; ".join(written["alive"]["reasons"])]))
         problem = each.error or ("a cell failed" if each.status else "")
         shown.add_row(each.name, rows, f"{each.seconds / 60:.1f}", claims, Text(alive), Text(problem, "red"))
     console.print(shown)

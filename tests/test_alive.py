@@ -14,7 +14,8 @@ from kt.store import folder_of, outcomes_file
 from results import make_row, write_cell
 from tables.alive import commonest, flat
 from tables.collect import collect
-from tables.render import life_notes
+from tables.render import as_json, life_notes
+from tables.summary import Ran, summarise
 
 Json = dict[str, Any]
 DATA = {"name": "scenes", "task": "classification"}
@@ -42,7 +43,7 @@ def life(root: Path, table: str, scores: dict[str, Json], teacher: Json | None =
     [
         (30.0, 40.0, "alive", ["BASELINE: 30, 3.00 times chance (10)", "BASELINE +10.00 ± 4.24"]),
         (29.9, 40.0, "not alive", ["BASELINE: 29.9, 2.99 times chance (10)"]),
-        (30.0, 34.0, "not alive", ["teacher resnet50 - BASELINE +4.00 ± 4.17, not above by more than the noise"]),
+        (30.0, 34.0, "not alive", ["teacher resnet50 - BASELINE +4.00 ± 4.17, not clearly above"]),
         (20.0, 10.0, "not alive", ["BASELINE: 20, 2.00 times chance (10)", "-10.00"]),
         (None, 40.0, "unknown", ["BASELINE (seed 0 without a finite top1)"]),
     ],
@@ -58,6 +59,19 @@ def test_students_are_above_chance_and_teachers_above_them(
     reasons = table["alive"]["reasons"]
     assert reasons == [] if verdict == "alive" else told[0] in reasons[0]
     assert life_notes(table)[0].startswith(f"{verdict.capitalize()}: ")
+
+
+def test_the_summary_of_tables_says_who_is_alive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ran = []
+    for name, row_id, top1 in (("cifar100_stagewise", "student", 50.0), ("stage_count", "student", 20.0)):
+        table = life(tmp_path / name, name, {row_id: {"top1": top1}}, num_classes=10, test_size=1000)
+        (tmp_path / "tables" / name / "mini").mkdir(parents=True)
+        (tmp_path / "tables" / name / "mini" / "table.json").write_text(as_json(table))
+        ran.append(Ran(name, 0, 1.0, ""))
+    summarise(ran, tmp_path / "tables", "mini")
+    lines = capsys.readouterr().out.splitlines()
+    assert " alive  " in lines[1] and "not alive: STUDENT: 20, 2.00 times chance (10)" in lines[2]
+    assert "not" not in lines[1]
 
 
 def test_only_a_teacher_of_the_same_data_is_compared(tmp_path: Path) -> None:
