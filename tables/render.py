@@ -277,6 +277,7 @@ def as_markdown(record: TableRecord, table: Mapping[str, Any]) -> str:
     text += [f"**{table['banner']}**", "", *markdown_grid(lines, left=2), ""]
     notes = [*filter(None, [record.table.get("expect")]), *spread_notes(table)]
     text += [*notes, ""] if notes else []
+    text += [" ".join(life_notes(table)), ""]
     if found := differing(table):
         text += [f"Other than the table's own at scale=paper: {'; '.join(found)}.", ""]
     text += [
@@ -421,6 +422,7 @@ def as_html(
         plots=plots,
         tally=tally(table),
         open_note=open_note(table),
+        life=life_notes(table),
         facts={
             "scale": table["scale"],
             "dataset": table["dataset"] or "unknown",
@@ -428,6 +430,12 @@ def as_html(
         },
         command=command,
     )
+
+
+def life_notes(table: Mapping[str, Any]) -> list[str]:
+    """Whether the table is alive and why, and what its scale can decide."""
+    alive = table["alive"]
+    return [f"{alive['verdict'].capitalize()}: {alive['evidence']}", *filter(None, [table["reach"]])]
 
 
 def open_note(table: Mapping[str, Any]) -> str:
