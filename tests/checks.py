@@ -18,7 +18,7 @@ from kt.train import fit
 
 def bits(state: dict[str, torch.Tensor]) -> dict[str, bytes]:
     """A state dict to compare bit for bit."""
-    return {key: value.detach().cpu().contiguous().numpy().tobytes() for key, value in state.items()}
+    return {key: value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes() for key, value in state.items()}
 
 
 def digest(state: dict[str, torch.Tensor]) -> str:
