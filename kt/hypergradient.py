@@ -182,7 +182,14 @@ def directional(
 
     Returns:
         In the shape of the losses, without a graph.
+
+    Raises:
+        ValueError: It is called under autocast, or there is no such way.
     """
+    if any(torch.is_autocast_enabled(kind) for kind in {parameter.device.type for parameter in parameters}):
+        raise ValueError(
+            "directional: expected full precision, without autocast; differences of rounded losses say nothing"
+        )
     at = [parameter.detach() for parameter in parameters]
     devices = sorted({value.device for value in at if value.device.type == "cuda"}, key=str)
 

@@ -95,9 +95,11 @@ DATASET = {
 }
 
 
-def make_data(seed: int = 0, rank: int = 0, world: int = 1, device_batch: int | None = None) -> Any:
+def make_data(
+    seed: int = 0, rank: int = 0, world: int = 1, device_batch: int | None = None, device: str = "cpu"
+) -> Any:
     """A few embedded scenes, and beside them half as many of another style without labels."""
-    shared = {"batch_size": 16, "seed": seed, "rank": rank, "world": world}
+    shared: dict[str, Any] = {"batch_size": 16, "seed": seed, "rank": rank, "world": world, "device": device}
     data = build_data(DATASET, Path("."), device_batch=device_batch, **shared)
     data.further["source"] = unlabelled({**DATASET, "style": "synthetic"}, 0.5, Path("."), **shared)
     return data

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,7 @@ from torch import Tensor, nn
 
 import dense_settings
 import method_settings
-from checks import bits
-from kt.engine import Engine, measured_loop, seed_everything
-from kt.settings import Schedule, defaults
+from checks import bits, step_each_phase
 from kt.transfer import TransferModel
 
 torch.set_num_threads(1)
@@ -31,35 +28,11 @@ def drop_some(model: TransferModel) -> None:
     layer.register_forward_hook(lambda layer, _, output: torch.dropout(output, 0.5, layer.training))
 
 
-def flat(value: Any) -> dict[str, Tensor]:
-    """The tensors of nested mappings, by their keys in a row."""
-    if isinstance(value, Tensor):
-        return {"": value}
-    items = value.items() if isinstance(value, Mapping) else ()
-    return {f"{key} {rest}": each for key, one in items for rest, each in flat(one).items()}
-
-
-def after_a_step(model: TransferModel, batch: dict[str, Any], folder: Path, **options: Any) -> dict[str, bytes]:
-    """What one step of each phase leaves; the optimizers' momentum tells the gradients."""
-    left: dict[str, bytes] = {}
-    for number, phase in enumerate(model.method.phases()):
-        engine = Engine({**defaults(Schedule), "lr": 0.02, "epochs": 2}, torch.device("cpu"), folder, **options)
-        loop = measured_loop(model, phase, batch, engine, number)
-        loop.epoch = 1  # what a method puts off has begun
-        seed_everything(number)
-        found: dict[str, Any] = {"scalars": loop.step(copy.deepcopy(batch)), "random": torch.get_rng_state()}
-        found |= {name: each.optimizer.state_dict()["state"] for name, each in loop.optimizers.items()}
-        left |= {
-            f"{phase.name} {key}": each for key, each in bits(flat({**found, "model": model.state_dict()})).items()
-        }
-    return left
-
-
 def compare(model: TransferModel, batch: dict[str, Any], folder: Path, precision: str = "fp32") -> None:
     """Asserts that a model's steps are the same with and without."""
     drop_some(model)
     kept, recomputed = (
-        after_a_step(copy.deepcopy(model), batch, folder / str(on), precision=precision, activation_checkpointing=on)
+        bits(step_each_phase(copy.deepcopy(model), batch, folder, precision=precision, activation_checkpointing=on))
         for on in (False, True)
     )
     assert {key for key in kept if kept[key] != recomputed[key]} == set()
@@ -75,8 +48,8 @@ def test_a_step_of_every_method_is_the_same(name: str, batch: dict[str, Any], tm
     compare(method_settings.make_model(name, 10), batch, tmp_path)
 
 
-def test_a_step_in_mixed_precision_is_the_same(batch: dict[str, Any], tmp_path: Path) -> None:
-    compare(method_settings.make_model("m2as", 10), batch, tmp_path, "bf16")
+def test_a_step_in_mixed_precision_and_forward_mode_is_the_same(batch: dict[str, Any], tmp_path: Path) -> None:
+    compare(method_settings.make_model("distpro_search", 10, hypergradient="jvp"), batch, tmp_path, "bf16")
 
 
 @pytest.mark.parametrize("name", DENSE)
@@ -99,7 +72,7 @@ def kept_for_backward(model: TransferModel, batch: dict[str, Any], folder: Path,
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        after_a_step(model, batch, folder, activation_checkpointing=on)
+        step_each_phase(model, batch, folder, activation_checkpointing=on)
     return sum(sizes.values())
 
 
