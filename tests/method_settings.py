@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import tempfile
 from dataclasses import dataclass, field
@@ -113,6 +114,13 @@ def make_classifier(name: str, num_classes: int, seed: int) -> Classifier:
 
 def make_teacher(name: str, num_classes: int, seed: int = 1) -> Classifier:
     """A network whose running statistics fit images, as a trained one's do; else its activations explode."""
+    teacher = copy.deepcopy(_fitted(name, num_classes, seed))
+    seed_everything(seed)  # whatever is drawn next, made anew or not
+    return teacher
+
+
+@functools.cache
+def _fitted(name: str, num_classes: int, seed: int) -> Classifier:
     teacher = make_classifier(name, num_classes, seed)
     images = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
