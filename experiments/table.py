@@ -43,7 +43,9 @@ SELECTORS = {"rows": "id", "role": "role", "method": "method"}  # key -> what it
 FIXED = ("scale", "data_root", "output_root", "device", "plan", "workers", "evaluation")
 AVERAGED = "seed"
 # Keys that say where and how, not what: a sweep with others of them is the same one.
-ACCIDENTAL = ("output_root", "data_root", "device", "threads", "workers", "plan", "wandb")
+ACCIDENTAL = (
+    *("output_root", "data_root", "device", "activation_checkpointing", "threads", "workers", "plan", "wandb"),
+)
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,6 +147,13 @@ def config_of(name: str, task: str) -> dict[str, Any]:
 
 def make_teacher(name: str, task: str) -> DenseModel:
     """A network whose running statistics fit images, as a trained one's do."""
+    teacher = copy.deepcopy(_fitted(name, task))
+    seed_everything(1)  # whatever is drawn next, made anew or not
+    return teacher
+
+
+@functools.cache
+def _fitted(name: str, task: str) -> DenseModel:
     teacher = make_network(name, task, seed=1)
     images = torch.rand(8, 3 + name.endswith(SPARSE), *SIZE, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

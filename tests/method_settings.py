@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -107,9 +108,11 @@ DATASET = {
 }
 
 
-def make_data(seed: int = 0, rank: int = 0, world: int = 1, device_batch: int | None = None) -> Any:
+def make_data(
+    seed: int = 0, rank: int = 0, world: int = 1, device_batch: int | None = None, device: str = "cpu"
+) -> Any:
     """A few embedded scenes, and beside them half as many of another style without labels."""
-    shared = {"batch_size": 16, "seed": seed, "rank": rank, "world": world}
+    shared: dict[str, Any] = {"batch_size": 16, "seed": seed, "rank": rank, "world": world, "device": device}
     data = build_data(DATASET, Path("."), device_batch=device_batch, **shared)
     data.further["source"] = unlabelled({**DATASET, "style": "synthetic"}, 0.5, Path("."), **shared)
     return data
@@ -123,6 +126,13 @@ def make_classifier(name: str, num_classes: int, seed: int) -> Classifier:
 
 def make_teacher(name: str, num_classes: int, seed: int = 1) -> Classifier:
     """A network whose running statistics fit images, as a trained one's do; else its activations explode."""
+    teacher = copy.deepcopy(_fitted(name, num_classes, seed))
+    seed_everything(seed)  # whatever is drawn next, made anew or not
+    return teacher
+
+
+@functools.cache
+def _fitted(name: str, num_classes: int, seed: int) -> Classifier:
     teacher = make_classifier(name, num_classes, seed)
     images = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
