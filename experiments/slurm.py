@@ -38,7 +38,7 @@ class Standing(NamedTuple):
 def read_standings(listed: str) -> dict[str, Standing]:
     """Job id (of an array's job `<id>_<number>`) -> how it stands, from what `QUEUE` prints."""
     lines = (line.split("|", 2) for line in listed.splitlines())
-    return {number: Standing(state, reason) for number, state, reason in lines}
+    return {number: Standing(state, "" if why == "None" else why) for number, state, why in lines}
 
 
 # Of a job that has ended the queue knows for some minutes (`MinJobAge`). Accounting (`sacct`) is not on every cluster.
@@ -185,6 +185,7 @@ class InQueue(ByLauncher):
         for number, each in self.queued.items():
             state, reason = self.listed.setdefault(number, Standing(GONE))
             if state == PENDING:
+                reason = reason or "the scheduler"
                 each.waited[reason] = each.waited.get(reason, 0.0) + now - self.asked
         self.asked = now
 

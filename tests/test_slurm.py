@@ -38,7 +38,7 @@ PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin"])
 DAEMONS = ("munged", "slurmctld", "slurmd")
 ABSENT = [name for name in (*DAEMONS, "sbatch") if shutil.which(name, path=PATH) is None]
 PATIENCE = 120.0
-EPOCHS = 20
+EPOCHS = 30
 
 # What the node claims to have is what the preset asks for, for two jobs at a time; nothing keeps these to it.
 CONFIG = """
@@ -189,6 +189,7 @@ def test_a_table_survives_its_cluster(tmp_path: Path, cluster: Cluster) -> None:
         wait_for(lambda: learns("kd") and learns("at"))
         job = read_queue(cells(out)["kd"])["job"]
         cluster.ask("scancel", job)
+        wait_for(lambda: read_status(cells(out)["kd"])["status"] == "interrupted")
         cluster.lose("slurmd")
         wait_for(lambda: cluster.node().startswith("down"))
         cluster.start("slurmd")
@@ -196,7 +197,6 @@ def test_a_table_survives_its_cluster(tmp_path: Path, cluster: Cluster) -> None:
     finally:
         first.kill()
     assert first.returncode == 3 and f"kd seed 0: failed: job {job} was cancelled" in printed, printed
-    assert read_status(cells(out)["kd"])["status"] == "interrupted"
     before = {folder: read_result(folder) for folder in finished_cells(out)}
     assert len(before) == 4, printed
 
@@ -218,7 +218,7 @@ def test_standings() -> None:
     listed = "4_1|PENDING|Resources\n4_0|RUNNING|None\n5|PENDING|Nodes required for job are DOWN|DRAINED\n"
     assert read_standings(listed) == {
         "4_1": Standing("PENDING", "Resources"),
-        "4_0": Standing("RUNNING", "None"),
+        "4_0": Standing("RUNNING"),
         "5": Standing("PENDING", "Nodes required for job are DOWN|DRAINED"),
     }
 
