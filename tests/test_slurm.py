@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import shutil
@@ -37,7 +38,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin"])
 DAEMONS = ("munged", "slurmctld", "slurmd")
 ABSENT = [name for name in (*DAEMONS, "sbatch") if shutil.which(name, path=PATH) is None]
-PATIENCE = 120.0
+PATIENCE = 240.0
 EPOCHS = 30
 
 # What the node claims to have is what the preset asks for, for two jobs at a time; nothing keeps these to it.
@@ -70,9 +71,9 @@ PartitionName=gpu Nodes={host} MaxTime=INFINITE
 """
 
 
-def wait_for(true: Callable[[], object]) -> None:
+def wait_for(true: Callable[[], object], patience: float = PATIENCE) -> None:
     """Returns once a condition holds."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + patience
     while not true():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.1)
@@ -139,8 +140,14 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Ends the jobs first, then the daemons, all of which were started here."""
-        self.ask("scancel", "--signal=KILL", f"--user={getpass.getuser()}")
+        """Ends the jobs, which need their node's daemon for that, then the daemons; all of them were started here."""
+        if {"munged", "slurmctld"} <= self.running.keys():
+            if "slurmd" not in self.running:
+                self.start("slurmd")
+            self.ask("scancel", "--signal=KILL", "--full", f"--user={getpass.getuser()}")
+            self.ask("scancel", f"--user={getpass.getuser()}")
+            with contextlib.suppress(AssertionError):
+                wait_for(lambda: not self.ask("squeue", "--noheader"), 20.0)
         for name in reversed(list(self.running)):
             self.running[name].terminate()
             try:
