@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import getpass
 import os
 import shutil
@@ -110,7 +111,12 @@ class Cluster:
             arguments = ["--foreground", "--force", *(f"--{key}={self.folder / file}" for key, file in files.items())]
         with open(self.folder / f"{name}.out", "ab") as file:
             self.running[name] = subprocess.Popen(
-                [name, *arguments], env=self.environment, stdout=file, stderr=file, stdin=subprocess.DEVNULL
+                [name, *arguments],
+                env=self.environment,
+                stdout=file,
+                stderr=file,
+                stdin=subprocess.DEVNULL,
+                preexec_fn=lambda: ctypes.CDLL(None).prctl(1, signal.SIGTERM),  # PR_SET_PDEATHSIG: ends with the test
             )
 
     def lose(self, name: str) -> None:
