@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from kt.errors import UserError
 from kt.files import read_json, write_bytes, write_text
-from kt.store import folder_of, read_results
+from kt.store import folder_of, read_queue, read_results
 from tables.collect import collect
 from tables.judging import Context, tally
 from tables.plotting import Drawing, drawings, plot
@@ -457,6 +457,10 @@ def _link(output_root: str | os.PathLike[str], cell_id: str, folder: Path) -> st
     return Path(os.path.relpath(folder_of(output_root, cell_id), folder)).as_posix() + "/"
 
 
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 7200 else f"{seconds / 60:.1f} min"
+
+
 def facts_of(rows: Sequence[Mapping[str, Any]], output_root: str | os.PathLike[str]) -> dict[str, str]:
     """How many cells of the rows are done and how these were made, where all or any of them say so."""
     every = {cell["id"] for row in rows for cell in row["cells"]}
@@ -469,7 +473,13 @@ def facts_of(rows: Sequence[Mapping[str, Any]], output_root: str | os.PathLike[s
         facts["device"] = ", ".join(sorted(map(str, devices)))
     seconds = sum(result.get("seconds") or 0 for result in results)
     if seconds:
-        facts["training time"] = f"{seconds / 3600:.1f} h" if seconds >= 7200 else f"{seconds / 60:.1f} min"
+        facts["training time"] = _duration(seconds)
+    waited: dict[str, float] = {}
+    for cell_id in every:
+        for reason, seconds in read_queue(folder_of(output_root, cell_id)).get("waited", {}).items():
+            waited[reason] = waited.get(reason, 0.0) + seconds
+    if waited:
+        facts["cells waited for"] = ", ".join(f"{reason} {_duration(waited[reason])}" for reason in sorted(waited))
     sizes = {(result.get("train_size"), result.get("test_size")) for result in results}
     if len(sizes) == 1 and all(next(iter(sizes))):
         train, test = next(iter(sizes))
