@@ -28,6 +28,7 @@ from kt.settings import METHODS, SOURCE, Schedule, kinds, shown
 from tables.papers import table_files
 from tables.records import TableRecord
 from tables.stated import agrees, stated
+from tables.summary import open_grid
 
 Json = dict[str, Any]
 
@@ -268,14 +269,10 @@ def print_settings(rows: Mapping[str, Sequence[Setting]], title: str) -> None:
         rows: Row id -> its settings.
         title: Above them.
     """
-    from rich.console import Console
-    from rich.table import Table as Grid
     from rich.text import Text
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=180)
-    grid = Grid(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
+    console, grid = open_grid()
+    grid.title, grid.title_justify = title, "left"
     for name in ("setting", "value", "from", "source", "rows"):
         grid.add_column(name, overflow="fold")
     found: dict[tuple[str, str, str | None, str], list[str]] = {}

@@ -31,6 +31,7 @@ from experiments.meaning import Identified, differences, identify, needed_cells,
 from experiments.plan import Config, Job, plan_lines
 from experiments.schema import Config as Schema
 from experiments.schema import is_group, sign, with_recipe
+from experiments.slurm import InQueue
 from experiments.sources import RowSettings, Setting, print_settings
 from experiments.workers import default_workers
 from kt.errors import UserError, nearest
@@ -48,7 +49,10 @@ FIXED = ("scale", "data_root", "output_root", "device", "plan", "settings", "wor
 AVERAGED = "seed"
 TEACHERS = "teachers"  # teachers.<name>.<key> is teacher.<key> of the rows whose teacher has the name
 # Keys that say where and how, not what: a sweep with others of them is the same one.
-ACCIDENTAL = ("output_root", "data_root", "device", "threads", "workers", "plan", "settings", "wandb")
+ACCIDENTAL = (
+    *("output_root", "data_root", "device", "activation_checkpointing", "threads", "workers", "wandb"),
+    *("plan", "settings"),
+)
 
 
 @dataclass
@@ -734,7 +738,8 @@ def run_table(sweeper: Any, arguments: Sequence[str]) -> tuple[int, Path | None]
     interrupted = False
     try:
         if workers is None:
-            ByLauncher(report, launcher, sweeper.batch or _default_batch(launcher)).run()
+            runner = InQueue if type(launcher).__name__ == "SlurmLauncher" else ByLauncher
+            runner(report, launcher, sweeper.batch or _default_batch(launcher)).run()
         else:
             SideBySide(report, workers).run()
     except KeyboardInterrupt:
