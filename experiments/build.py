@@ -363,8 +363,8 @@ def _is_pretrained(value: Any) -> bool:
     return isinstance(value, dict) and value.get("type") == "Pretrained"
 
 
-def evaluate_cell(config: Mapping[str, Any], folder: Path) -> dict[str, float]:
-    """The score of a finished cell's student on the dataset that `evaluation` names.
+def evaluate_cell(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The score of a finished cell's student on the dataset that `evaluation` names, with that of each class.
 
     Raises:
         UserError: The dataset is missing, or for another task or other classes.
@@ -385,11 +385,11 @@ def evaluate_cell(config: Mapping[str, Any], folder: Path) -> dict[str, float]:
             f"evaluation={config['evaluation']}: it has {data.spec.num_classes} classes, the student was trained with "
             f"{record['num_classes']}"
         )
-    outcomes: Outcomes = {}
+    outcomes = Outcomes()
     metrics = data.score(load_model(folder / WEIGHTS, "student").eval().to(device), outcomes=outcomes)
     if ranks.is_first():
-        keep_outcomes(outcomes_file(folder, config["evaluation"]), outcomes)
-    return metrics
+        keep_outcomes(outcomes_file(folder, config["evaluation"]), outcomes.images, outcomes.sheet)
+    return outcomes.beside(metrics)
 
 
 def _score_teacher(teacher: Classifier, data: Any, device: torch.device, folder: Path) -> None:
