@@ -35,6 +35,7 @@ from kt.data.cityscapes import STUFF_AND_THINGS, train_ids
 from kt.data.dense import DenseLoader
 from kt.data.dense_scenes import DETECTED, heatmaps, mirrored_keypoints, scene_seed
 from kt.data.gta5 import split_names
+from kt.evaluation import pictures
 from kt.evaluation.outcomes import Outcomes
 from tables.noise import mean_iou
 
@@ -392,8 +393,7 @@ def test_two_processes_score_the_whole_set(tmp_path: Path, monkeypatch: pytest.M
                 assert sheets == [None, None]
                 continue
             assert [picture.index for picture in sheets[0].pictures] == [0, 1, 2]
-            for own, theirs in zip(*(sheet.pictures for sheet in sheets), strict=True):
-                assert all(np.array_equal(vars(own)[part], vars(theirs)[part]) for part in ("image", "truth", "found"))
+            assert [shown(each) for each in sheets[0].pictures] == [shown(each) for each in sheets[1].pictures]
         kept = every["segmentation"].images
         assert np.array_equal(kept["indices"], np.arange(len(kept["indices"]))) and kept["union"].dtype == np.int32
         areas = np.stack([kept["intersect"], kept["union"]]).sum(axis=1)
@@ -426,6 +426,14 @@ class Inexact(Oracle):
         return samples
 
 
+def first_scene() -> np.ndarray:
+    return draw_scene(scene_seed("segmentation", "photo", "test"), 0, 48, 96, "photo").image
+
+
+def shown(picture: pictures.Picture) -> list[bytes]:
+    return [part.tobytes() for part in (picture.image, picture.truth, picture.found)]
+
+
 def test_each_class_has_its_own_iou(cache: Path) -> None:
     student, outcomes = Inexact(), Outcomes()
     found = build(cache_root=cache).score(student, outcomes)
@@ -438,6 +446,9 @@ def test_each_class_has_its_own_iou(cache: Path) -> None:
     assert outcomes.classes == {"iou": pytest.approx(expected)}
     known = [value for value in expected.values() if value is not None]
     assert found["miou"] == pytest.approx(np.mean(known), abs=0.005) and len(known) < len(expected)
+    drawn = pictures.of_labels(0, first_scene(), truth[0], answer[0], list(expected))
+    assert outcomes.sheet is not None and shown(outcomes.sheet.pictures[0]) == shown(drawn)
+    assert list(outcomes.sheet.names) == list(expected)
 
 
 def test_each_class_has_its_own_ap(cache: Path) -> None:
@@ -476,6 +487,11 @@ def test_each_class_has_its_own_ap(cache: Path) -> None:
     assert outcomes.classes == {"ap": pytest.approx(expected, abs=0.051)}
     known = [value for value in expected.values() if value is not None]
     assert len(set(np.round(known))) > 4 and metrics["ap"] == pytest.approx(np.mean(known), abs=0.051)
+    truth, found = student.said[0]
+    boxes = pictures.Boxes(*(np.array([one[key] for one in truth]) for key in ("bbox", "bbox_label")))
+    answer = pictures.Boxes(*(found[key].numpy() for key in BOXES))
+    drawn = pictures.of_boxes(0, first_scene(), (48, 96), boxes, answer, DETECTED)
+    assert outcomes.sheet is not None and shown(outcomes.sheet.pictures[0]) == shown(drawn)
 
 
 # The pose network

@@ -89,7 +89,8 @@ def test_boxes_stand_where_they_are_and_only_certain_ones() -> None:
     assert picture.truth[100, 192].tolist() == list(UNKNOWN) and picture.found[100, 192].tolist() == [128, 64, 128]
     assert (picture.found[:, :60] == 77).all() and picture.found[140, 64].tolist() == [0, 0, 142]
     assert (picture.truth[:60, 180:] == 77).all()  # no name for what does not count
-    alone = of_boxes(0, plain(77, (25, 50)), (50, 100), truth, Boxes(corners, truth.labels + 1, np.ones(3)), NAMES[:1])
+    of_one_class = Boxes(corners, np.zeros(3, int))
+    alone = of_boxes(0, plain(77), (50, 100), of_one_class, of_one_class._replace(scores=np.ones(3)), NAMES[:1])
     assert (alone.truth[50:62, 40:150] == 77).all() and (alone.found[50:62, 34:52] != 77).any()
     empty = Boxes(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0))
     assert (of_boxes(0, plain(77), (20, 33), empty, empty, NAMES).found == 77).all()
@@ -129,7 +130,7 @@ def cells_of(root: Path, *row_ids: str, seeds: tuple[int, ...] = (0,), **result:
     rows = [make_row("cityscapes_distpro", row_id, seeds) for row_id in row_ids]
     for row in rows:
         for cell in row["cells"]:
-            scores = {"miou": 30.0, "classes": {"iou": {"road": 90.0 + cell["seed"], "bus": None, "a<b": 5.0}}}
+            scores = {"miou": 30.0, "classes": {"iou": {"road": 90.0 + cell["seed"], "bus": None, "a<b": 0.0}}}
             write_cell(root, cell["id"], {"miou": 30.0}, evaluations={"test": scores}, needs={}, **result)
     return rows
 
@@ -205,10 +206,10 @@ def test_classes_have_their_scores_and_a_page_without_pictures_has_no_place_for_
     assert [(name, re.findall(r"<td>(.*?)</td>", cells)) for name, cells in lines] == [
         ("road", ["90.5", "90.5"]),
         ("bus", ["–", "–"]),
-        ("a&lt;b", ["5.0", "5.0"]),
+        ("a&lt;b", ["0.0", "0.0"]),
     ]
     written = json.loads((tmp_path / "tables" / "cityscapes_distpro" / "mini" / "table.json").read_text())["rows"]
-    iou = {"iou": {"road": 90.5, "bus": None, "a<b": 5.0}}
+    iou = {"iou": {"road": 90.5, "bus": None, "a<b": 0.0}}
     assert [row["classes"] for row in written] == [iou, iou, {}]
     alone = page_of(tmp_path, [make_row("cityscapes_distpro", "ifvd_equal")])
     assert "of each class" not in alone and "<h2>Pictures" not in alone

@@ -192,7 +192,7 @@ def of_depth(index: int, image: Pixels, truth: NDArray[Any], found: NDArray[Any]
 def _coloured(depth: NDArray[Any], near: float, far: float) -> Pixels:
     import cv2  # late: pages read pictures and draw none
 
-    known = np.isfinite(depth) & (depth > 0)
+    known = depth > 0
     share = np.clip((np.where(known, depth, near) - near) / max(far - near, 1e-6), 0, 1)
     painted = cv2.applyColorMap(np.rint(255 * share).astype(np.uint8), cv2.COLORMAP_VIRIDIS)[..., ::-1]
     return np.where(known[..., None], painted, np.array(UNKNOWN, np.uint8))
