@@ -28,7 +28,7 @@ from kt.evaluation.pictures import (
     read_sheet,
     write_sheet,
 )
-from kt.store import folder_of, pictures_file
+from kt.store import folder_of, inspect, pictures_file, write_result
 from results import make_row, write_cell
 from tables.pictures import MOST
 from tables.render import write_table
@@ -112,6 +112,18 @@ def test_a_sheet_is_read_as_it_was_written_or_not_at_all(tmp_path: Path) -> None
     Image.open(path).convert("L").save(tmp_path / "other.png")
     path.write_bytes(path.read_bytes()[:300])
     assert read_sheet(path) is None and read_sheet(tmp_path / "other.png") is None
+
+
+def test_a_cell_answers_for_its_pictures_if_it_has_any(tmp_path: Path) -> None:
+    (tmp_path / "evaluations").mkdir()
+    for name in ("student.pth", "student.json", "metrics.jsonl", "evaluations/test.json"):
+        (tmp_path / name).touch()
+    assert "evaluations/test.png" not in write_result(tmp_path, {})["files"]
+    pictures_file(tmp_path).write_bytes(b"pictures")
+    assert inspect(tmp_path)[1] is None
+    assert "evaluations/test.png" in write_result(tmp_path, {})["files"]
+    pictures_file(tmp_path).write_bytes(b"other ones")
+    assert inspect(tmp_path) == (None, "evaluations/test.png is damaged")
 
 
 # Pages
