@@ -55,6 +55,7 @@ from kt.store import (
     list_evaluation,
     lock_of,
     outcomes_file,
+    pictures_file,
     read_evaluation,
     seconds_spent,
     void,
@@ -281,8 +282,8 @@ def _evaluate(config: Config, found: Identified, folder: Path, display: Display)
     if is_first():
         failure.unlink(missing_ok=True)
         write_json(path, metrics)
-        outcomes = outcomes_file(folder, name)
-        left = [*LEFT.get(name, ()), *([outcomes.name] if outcomes.exists() else [])]
+        some = outcomes_file(folder, name), pictures_file(folder, name)
+        left = [*LEFT.get(name, ()), *(each.name for each in some if each.exists())]
         list_evaluation(folder, name, *left, data=summarised([found.scored]) if found.scored else None)
 
 

@@ -54,7 +54,7 @@ from experiments.groups import CONF, GROUPS, choices
 from experiments.meaning import cell_id
 from experiments.schema import is_group, sign, with_recipe
 from kt.errors import UserError, nearest
-from kt.store import folder_of, read_result
+from kt.store import evaluation_file, folder_of, read_evaluation, read_result
 
 CONFIG_NAME = "config"
 TABLE = "+table="  # as `normalise` leaves it
@@ -207,7 +207,12 @@ def _run_one(hydra: Hydra, overrides: list[str]) -> int:
     result = read_result(folder_of(config["output_root"], cell_id))
     if cell.is_first() and result is not None:
         metrics = ", ".join(f"{name} {value:.2f}" for name, value in result["metrics"].items())
-        print(f"{metrics} after {result['seconds']:.0f} s: {folder_of(config['output_root'], cell_id)}")
+        folder = folder_of(config["output_root"], cell_id)
+        print(f"{metrics} after {result['seconds']:.0f} s: {folder}")
+        name = config["evaluation"]
+        if name is not None and (scores := read_evaluation(folder, name)) is not None:
+            numbers = (f"{key} {value:.2f}" for key, value in scores.items() if isinstance(value, int | float))
+            print(f"evaluation={name}: {', '.join(numbers)}; all of it: {evaluation_file(folder, name)}")
     return 0
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from kt.errors import UserError
+from kt.files import read_json
 from kt.settings import shown
-from kt.store import folder_of, read_evaluation, read_results, read_status
+from kt.store import evaluation_file, folder_of, read_evaluation, read_results, read_status
 from tables.alive import judge_life, reach
 from tables.judging import Context, judge_all, mixed_data
 from tables.records import TableRecord, find_table, metric_label
@@ -215,8 +216,22 @@ def measured_row(
         "best": {
             name: float(np.mean(found)) if len(found) == len(measured) > 0 else None for name, found in bests.items()
         },
+        "classes": _classes(row, [cell["id"] for cell in cells if cell["status"] == "done"], output_root),
         "cells": cells,
     }
+
+
+def _classes(row: Mapping[str, Any], done: Sequence[str], output_root: str | os.PathLike[str]) -> Json:
+    """`iou` or `ap` -> class -> mean over the seeds that have it, as far as evaluations say."""
+    name = row.get("evaluation") or "test"
+    files = [evaluation_file(folder_of(output_root, cell_id), name) for cell_id in done]
+    kept = [(read_json(file) or {}).get("classes", {}) for file in files]
+    found: Json = {}
+    for metric in dict.fromkeys(metric for each in kept for metric in each):
+        seeds = [each[metric] for each in kept if metric in each]
+        values = {one: [seed[one] for seed in seeds if seed.get(one) is not None] for one in seeds[0]}
+        found[metric] = {one: float(np.mean(each)) if each else None for one, each in values.items()}
+    return found
 
 
 def _notes(row: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> list[str]:

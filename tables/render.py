@@ -23,6 +23,7 @@ from kt.store import folder_of, read_queue, read_results
 from tables.collect import collect
 from tables.folders import ROWS, table_folder
 from tables.judging import Context, tally
+from tables.pictures import shown_pictures
 from tables.plotting import Drawing, drawings, plot
 from tables.records import TableRecord, find_table
 
@@ -30,6 +31,7 @@ Json = dict[str, Any]
 
 X = "X"
 ARROWS = {"higher": "↑", "lower": "↓"}
+CLASS_METRICS = {"iou": "IoU (%)", "ap": "AP (%)"}
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -429,6 +431,8 @@ def as_html(
         notes=spread_notes(table),
         differing=differing(table),
         plots=plots,
+        pictures=shown_pictures(table["rows"], output_root),
+        by_class=by_class(table["rows"]),
         tally=tally(table),
         open_note=open_note(table),
         life=life_notes(table),
@@ -439,6 +443,21 @@ def as_html(
         },
         command=command,
     )
+
+
+def by_class(rows: Sequence[Mapping[str, Any]]) -> list[Json]:
+    """What there is of each class, a table for each metric: its `title`, `heads` and `lines`, a class in each."""
+    found = []
+    for metric in dict.fromkeys(metric for row in rows for metric in row["classes"]):
+        measured = [row for row in rows if metric in row["classes"]]
+        names = dict.fromkeys(name for row in measured for name in row["classes"][metric])
+        lines = []
+        for name in names:
+            values = (row["classes"][metric].get(name) for row in measured)
+            lines.append([name, *("–" if value is None else f"{value:.1f}" for value in values)])
+        heads = [{"label": row["label"], "network": row["student"] or row["teacher"]} for row in measured]
+        found.append({"title": CLASS_METRICS[metric], "heads": heads, "lines": lines})
+    return found
 
 
 def life_notes(table: Mapping[str, Any]) -> list[str]:
