@@ -34,6 +34,7 @@ from kt.store import (
     read_status,
     records_file,
 )
+from tables.render import facts_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin"])
@@ -328,3 +329,12 @@ def test_the_time_limit_interrupts_and_then_requeues() -> None:
     finally:
         signal.signal(signal.SIGUSR2, own)
     assert said == ["written", "requeued"]
+
+
+def test_the_page_says_what_was_waited_for(tmp_path: Path) -> None:
+    """Of all jobs that a cell has had, and of all cells."""
+    note_queue(folder_of(tmp_path, "a"), "1_0", {"Resources": 60.0})
+    note_queue(folder_of(tmp_path, "a"), "2", {"Resources": 30.0, "BeginTime": 12.0})
+    note_queue(folder_of(tmp_path, "b"), "1_1", {"Resources": 30.0})
+    cells = [{"id": name, "status": "missing"} for name in "abc"]
+    assert facts_of([{"cells": cells}], tmp_path)["cells waited for"] == "BeginTime 0.2 min, Resources 2.0 min"
