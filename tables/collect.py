@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +38,7 @@ def collect(
     output_root: str | os.PathLike[str],
     scale: str,
     dataset: str | None = None,
+    settings: Mapping[str, Sequence[str]] | None = None,
 ) -> Json:
     """The content of `table.json`.
 
@@ -53,11 +53,12 @@ def collect(
         output_root: Where `cells/` is.
         scale: The scale of the run.
         dataset: The run's dataset; None takes it from the results.
+        settings: Key -> values of the run's settings that are not the table's own at the scale.
 
     Returns:
-        table, paper, scale, dataset, comparable, banner (the same in words), differs, device_batch, reported, metrics,
-        rows, mixed (datasets of which the rows are of several states), claims, alive (`tables.alive.judge_life`), reach
-        (what the scale can decide, in words).
+        table, paper, scale, settings, dataset, comparable, banner (the same in words), differs, device_batch, reported,
+        metrics, rows, mixed (datasets of which the rows are of several states), claims, alive
+        (`tables.alive.judge_life`), reach (what the scale can decide, in words).
 
     Raises:
         UserError: There is no such table or printed row, or rows do not say which they are.
@@ -87,6 +88,7 @@ def collect(
         "table": name,
         "paper": record.paper,
         "scale": scale,
+        "settings": {key: list(values) for key, values in (settings or {}).items()},
         "dataset": dataset,
         "comparable": comparable,
         "banner": banner(record, differing, bool(results), scale),
@@ -287,18 +289,6 @@ def _evaluations(rows: Sequence[Mapping[str, Any]], output_root: str | os.PathLi
         for cell in row["cells"]
     ]
     return [each for each in found if each is not None]
-
-
-def dataset_key(name: str) -> str:
-    """A printed dataset's name as configs spell it."""
-    key = re.sub("[^a-z0-9]", "", name.lower().split("(")[0])
-    return {"imagenet1k": "imagenet"}.get(key, key)
-
-
-def network_key(name: str) -> str:
-    """A printed network's name as configs spell it."""
-    name = name.replace("_x0.5", "_half")
-    return f"fasterrcnn_{name.removeprefix('fpn_')}" if name.startswith("fpn_") else name
 
 
 def differences(rows: Sequence[Mapping[str, Any]]) -> list[Json]:
