@@ -270,7 +270,7 @@ def test_ends_of_jobs(
             status["status"] = "done"
         return None if state is None else {sent[-1]: Standing(state, "why")} if state else {}
 
-    status = {"status": "missing"}
+    status: dict[str, str | None] = {"status": "missing", "error": None}
     monkeypatch.setattr(Job, "read_status", lambda *_: dict(status))
     monkeypatch.setattr(slurm, "submit", submit)
     monkeypatch.setattr(slurm, "standings", standings)
@@ -289,7 +289,7 @@ def test_what_waits_is_not_submitted_again(tmp_path: Path, monkeypatch: pytest.M
     job = Job("cell", [], {}, "kd", [], {"status": "missing"})
     note_queue(folder_of(tmp_path, "cell"), "7_3", {"Priority": 2.0})
     asked = iter(["RUNNING", "RUNNING", "COMPLETED"])
-    status = {"status": "missing"}
+    status: dict[str, str | None] = {"status": "missing", "error": None}
 
     def standings() -> dict[str, Standing]:
         state = next(asked)
