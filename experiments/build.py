@@ -361,8 +361,8 @@ def describe_student(
     write_json(folder / DESCRIPTION, {**record, "mean": mean, "std": std})
 
 
-def evaluate_cell(config: Mapping[str, Any], folder: Path) -> dict[str, float]:
-    """The score of a finished cell's student on the dataset that `evaluation` names.
+def evaluate_cell(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The score of a finished cell's student on the dataset that `evaluation` names, with that of each class.
 
     Raises:
         UserError: The dataset is missing, or for another task or other classes.
@@ -383,11 +383,11 @@ def evaluate_cell(config: Mapping[str, Any], folder: Path) -> dict[str, float]:
             f"evaluation={config['evaluation']}: it has {data.spec.num_classes} classes, the student was trained with "
             f"{record['num_classes']}"
         )
-    outcomes: Outcomes = {}
+    outcomes = Outcomes()
     metrics = data.score(load_model(folder / WEIGHTS, "student").eval().to(device), outcomes=outcomes)
     if ranks.is_first():
-        keep_outcomes(outcomes_file(folder, config["evaluation"]), outcomes)
-    return metrics
+        keep_outcomes(outcomes_file(folder, config["evaluation"]), outcomes.images, outcomes.sheet)
+    return outcomes.beside(metrics)
 
 
 def _score_teacher(teacher: Classifier, data: Any, device: torch.device, folder: Path) -> None:

@@ -38,6 +38,7 @@ _HELD_BY_SOME = (
     f"{SNAPSHOTS}/*.pth",
     "evaluations/teacher.json",
     "evaluations/test.npz",
+    "evaluations/test.png",
     _DATA,
 )
 
@@ -159,6 +160,11 @@ def evaluation_file(folder: Path, name: str) -> Path:
 def outcomes_file(folder: Path, name: str = "test") -> Path:
     """Where a cell keeps what became of each image of a test set (`kt.evaluation.outcomes`), its own by default."""
     return evaluation_file(folder, name).with_suffix(".npz")
+
+
+def pictures_file(folder: Path, name: str = "test") -> Path:
+    """Where a cell keeps pictures of the first images of a test set (`kt.evaluation.pictures`), its own by default."""
+    return evaluation_file(folder, name).with_suffix(".png")
 
 
 def failure_file(folder: Path, name: str) -> Path:

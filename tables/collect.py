@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from kt.errors import UserError
+from kt.files import read_json
 from kt.settings import shown
-from kt.store import folder_of, read_evaluation, read_results, read_status
+from kt.store import evaluation_file, folder_of, read_evaluation, read_results, read_status
 from tables.alive import judge_life, reach
 from tables.judging import Context, judge_all, mixed_data
 from tables.records import TableRecord, find_table, metric_label
@@ -38,6 +38,7 @@ def collect(
     output_root: str | os.PathLike[str],
     scale: str,
     dataset: str | None = None,
+    settings: Mapping[str, Sequence[str]] | None = None,
 ) -> Json:
     """The content of `table.json`.
 
@@ -52,11 +53,12 @@ def collect(
         output_root: Where `cells/` is.
         scale: The scale of the run.
         dataset: The run's dataset; None takes it from the results.
+        settings: Key -> values of the run's settings that are not the table's own at the scale.
 
     Returns:
-        table, paper, scale, dataset, comparable, banner (the same in words), differs, device_batch, reported, metrics,
-        rows, mixed (datasets of which the rows are of several states), claims, alive (`tables.alive.judge_life`), reach
-        (what the scale can decide, in words).
+        table, paper, scale, settings, dataset, comparable, banner (the same in words), differs, device_batch, reported,
+        metrics, rows, mixed (datasets of which the rows are of several states), claims, alive
+        (`tables.alive.judge_life`), reach (what the scale can decide, in words).
 
     Raises:
         UserError: There is no such table or printed row, or rows do not say which they are.
@@ -86,6 +88,7 @@ def collect(
         "table": name,
         "paper": record.paper,
         "scale": scale,
+        "settings": {key: list(values) for key, values in (settings or {}).items()},
         "dataset": dataset,
         "comparable": comparable,
         "banner": banner(record, differing, bool(results), scale),
@@ -213,8 +216,22 @@ def measured_row(
         "best": {
             name: float(np.mean(found)) if len(found) == len(measured) > 0 else None for name, found in bests.items()
         },
+        "classes": _classes(row, [cell["id"] for cell in cells if cell["status"] == "done"], output_root),
         "cells": cells,
     }
+
+
+def _classes(row: Mapping[str, Any], done: Sequence[str], output_root: str | os.PathLike[str]) -> Json:
+    """`iou` or `ap` -> class -> mean over the seeds that have it, as far as evaluations say."""
+    name = row.get("evaluation") or "test"
+    files = [evaluation_file(folder_of(output_root, cell_id), name) for cell_id in done]
+    kept = [(read_json(file) or {}).get("classes", {}) for file in files]
+    found: Json = {}
+    for metric in dict.fromkeys(metric for each in kept for metric in each):
+        seeds = [each[metric] for each in kept if metric in each]
+        values = {one: [seed[one] for seed in seeds if seed.get(one) is not None] for one in seeds[0]}
+        found[metric] = {one: float(np.mean(each)) if each else None for one, each in values.items()}
+    return found
 
 
 def _notes(row: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -272,18 +289,6 @@ def _evaluations(rows: Sequence[Mapping[str, Any]], output_root: str | os.PathLi
         for cell in row["cells"]
     ]
     return [each for each in found if each is not None]
-
-
-def dataset_key(name: str) -> str:
-    """A printed dataset's name as configs spell it."""
-    key = re.sub("[^a-z0-9]", "", name.lower().split("(")[0])
-    return {"imagenet1k": "imagenet"}.get(key, key)
-
-
-def network_key(name: str) -> str:
-    """A printed network's name as configs spell it."""
-    name = name.replace("_x0.5", "_half")
-    return f"fasterrcnn_{name.removeprefix('fpn_')}" if name.startswith("fpn_") else name
 
 
 def differences(rows: Sequence[Mapping[str, Any]]) -> list[Json]:

@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ran:
-    """One of them: its name, exit status, seconds, and what was wrong with the command where something was."""
+    """One of them: its name, exit status, seconds, what was wrong with the command, and where it has been rendered."""
 
     name: str
     status: int
     seconds: float
     error: str
+    folder: Path | None
 
 
 def open_grid() -> tuple[Console, Table]:
@@ -36,21 +37,15 @@ def open_grid() -> tuple[Console, Table]:
     return console, Table(box=None, pad_edge=False, header_style="bold")
 
 
-def summarise(ran: Sequence[Ran], folder: Path | None, scale: str) -> None:
-    """Prints a line for each table: rows done, how long it took, its verdicts, whether it is alive, what went wrong.
-
-    Args:
-        ran: The tables.
-        folder: Holds what they have written; None if they have only been planned.
-        scale: Whose rows are meant.
-    """
+def summarise(ran: Sequence[Ran]) -> None:
+    """Prints a line for each table: rows done, how long it took, its verdicts, whether it is alive, what went wrong."""
     from rich.text import Text
 
     console, shown = open_grid()
     for title in ("table", "rows", "minutes", "claims", "alive", ""):
         shown.add_column(title, justify="right" if title == "minutes" else "left")
     for each in ran:
-        written = read_json(folder / each.name / scale / "table.json") if folder and not each.error else None
+        written = read_json(each.folder / "table.json") if each.folder else None
         rows = claims = alive = ""
         if written:
             trained = [row["cells"] for row in written["rows"] if row["cells"]]  # others are only cited

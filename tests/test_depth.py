@@ -27,7 +27,9 @@ from kt.data.depth import JITTER, Approach, CutMiddle, jittered, turning
 from kt.data.scenes import FARTHEST_OBJECT, STUFF, draw_scene
 from kt.dense import as_teacher
 from kt.errors import UserError
+from kt.evaluation import pictures
 from kt.evaluation.depth import depth_errors
+from kt.evaluation.outcomes import Outcomes
 from kt.features import Features
 from kt.functional import depth_error
 from kt.methods import build_method
@@ -182,14 +184,20 @@ def test_scores_are_means_over_images_and_each_images_error_is_kept(tmp_path: Pa
     data = build(tmp_path, **settings)
     truths = [plain_depth(24, 32, i) / 1000 for i in range(3)]
     each = np.array([0.3 * np.sqrt(np.mean(truth[truth > 0] ** 2)) for truth in truths])
-    outcomes: dict[str, Any] = {}
+    outcomes = Outcomes()
     found = data.score(Answer(lambda truth: 1.3 * truth), outcomes)
     assert found["rmse"] == pytest.approx(each.mean(), rel=1e-5) and found["rel"] == pytest.approx(0.3, rel=1e-5)
     assert (found["delta1"], found["delta2"]) == (0, 100)
-    assert outcomes["indices"].tolist() == [0, 1, 2] and outcomes["rmse"] == pytest.approx(each, rel=1e-5)
+    assert outcomes.images["indices"].tolist() == [0, 1, 2]
+    assert outcomes.images["rmse"] == pytest.approx(each, rel=1e-5)
     known = [truth[truth > 0] for truth in truths]
-    assert outcomes["depth_mean"] == pytest.approx([part.mean() for part in known], rel=1e-5)
-    assert outcomes["depth_std"] == pytest.approx([part.std() for part in known], rel=1e-5)
+    assert outcomes.images["depth_mean"] == pytest.approx([part.mean() for part in known], rel=1e-5)
+    assert outcomes.images["depth_std"] == pytest.approx([part.std() for part in known], rel=1e-5)
+    assert outcomes.sheet is not None and not outcomes.classes and not outcomes.sheet.names
+    for i, (shown, truth) in enumerate(zip(outcomes.sheet.pictures, truths, strict=True)):
+        own = pictures.of_depth(i, shown.image, truth, 1.3 * truth)
+        assert (shown.index, shown.note) == (i, own.note) and np.array_equal(shown.truth, own.truth)
+        assert np.array_equal(shown.found, own.found) and not np.array_equal(shown.found, shown.truth)
     pooled = 0.3 * np.sqrt(np.mean(np.concatenate([truth[truth > 0] ** 2 for truth in truths])))
     assert abs(pooled - each.mean()) > 0.01 * pooled
     for split, i in (("val", 0), ("val", 1), ("val", 2)):
