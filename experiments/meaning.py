@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -44,6 +45,8 @@ from kt.store import (
     read_result,
 )
 
+# Keys of a command that no settled cell has, as a config without them would be checked.
+ASKED: Config = {"rows": None, "role": None, "plan": False, "rehearse": False}
 DEEPEST = 8  # cells that need one another in a row
 
 
@@ -126,7 +129,7 @@ def settle(config: Mapping[str, Any]) -> Config:
     Raises:
         UserError: The method needs a teacher and there is none.
     """
-    settled = {key: copy.deepcopy(value) for key, value in config.items() if key not in ("rows", "role", "plan")}
+    settled = {key: copy.deepcopy(value) for key, value in config.items() if key not in ASKED}
     if settled["cell"] == "teacher":
         if settled["teacher"]["network"] is None:
             raise UserError("cell=teacher: there is no teacher; add teacher=<network>, for example teacher=resnet56")
@@ -189,7 +192,7 @@ def _own_needs(config: Mapping[str, Any]) -> dict[str, Need | Path]:
                 continue
             if not isinstance(need, Need):
                 raise UserError(f"expected a kt.needs.Need, it is a {type(need).__name__}")
-            validate({**need.config, "rows": None, "role": None, "plan": False})
+            validate({**need.config, **ASKED})
             found[name] = _needed(config, name, need)
         except UserError as error:
             raise UserError(f"method={method}: what it needs as '{name}' is no cell: {error}") from None
@@ -240,6 +243,20 @@ def file_key(name: str) -> str:
     return "teacher.checkpoint" if name == "teacher" else "method.file"
 
 
+_lenient = False
+
+
+@contextlib.contextmanager
+def lenient(is_so: object) -> Iterator[None]:
+    """Within, if it is so, a file of the user's that is not there is none to stop at: a rehearsal lists them all."""
+    global _lenient
+    before, _lenient = _lenient, bool(is_so)
+    try:
+        yield
+    finally:
+        _lenient = before
+
+
 def content_hash(path: Path, key: str) -> str:
     """The hash of a file of the user's, and of the description beside a checkpoint that says how to read it.
 
@@ -253,6 +270,8 @@ def content_hash(path: Path, key: str) -> str:
         if described.exists():
             found = hashlib.sha256((found + described.read_text()).encode()).hexdigest()
     except OSError as error:
+        if _lenient:
+            return f"missing:{path.name}"
         raise UserError(f"{key}={path}: expected a readable file ({error.strerror})") from None
     return f"sha256:{found[:32]}"
 

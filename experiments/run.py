@@ -183,7 +183,9 @@ def _value(job: JobReturn) -> str:
 
 def _run_one(hydra: Hydra, overrides: list[str]) -> int:
     """One cell, without a table."""
-    from experiments.plan import print_plan
+    from experiments.meaning import lenient
+    from experiments.plan import jobs_of, plan_lines
+    from experiments.rehearse import rehearse
 
     _refuse_sweep(overrides, "add -m, or +table=<name> for the rows of a table")
     config = plain(hydra.compose_config(CONFIG_NAME, list(overrides), RunMode.RUN))
@@ -192,9 +194,14 @@ def _run_one(hydra: Hydra, overrides: list[str]) -> int:
             tables = ", ".join(choices("table"))
             raise UserError(f"{key}={config[key]}: selects rows of a table; add +table=<name> (one of {tables})")
     if config["plan"]:
-        print_plan([config], config)
+        print("\n".join(plan_lines(jobs_of(config), config["output_root"], 1)))
         return 0
     cell.check_writable(config["output_root"])
+    if config["rehearse"]:
+        with lenient(True):
+            jobs = [*jobs_of(config).values()]
+        name = config["table"]["name"] or jobs[-1].id
+        return rehearse(name, jobs, config["rehearse"], config["output_root"], config["scale"]["name"])
     cell_id = _value(hydra.run(CONFIG_NAME, task, [*overrides, "hydra.mode=RUN"]))
     result = read_result(folder_of(config["output_root"], cell_id))
     if cell.is_first() and result is not None:
@@ -247,7 +254,9 @@ def _run_each(names: Sequence[str], arguments: argparse.Namespace, parser: argpa
             values = hydra.compose_config(CONFIG_NAME, [*others, TABLE + names[0]], RunMode.MULTIRUN)
         finally:
             GlobalHydra.instance().clear()
-        summarise(ran, None if values.plan else Path(values.output_root) / "tables", str(values.scale.name))
+        summarise(
+            ran, None if values.plan or values.rehearse else Path(values.output_root) / "tables", str(values.scale.name)
+        )
     return max(each.status for each in ran)
 
 

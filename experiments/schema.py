@@ -116,7 +116,6 @@ class Scale(Settings):
     width: Positive
     stand_in: bool
     pretrained: bool
-    cell_minutes: Positive | None
 
 
 class Wandb(Settings):
@@ -182,3 +181,4 @@ class Config(Settings):
     rows: str | list[str] | None
     role: str | list[str] | None
     plan: bool
+    rehearse: bool | Literal["synthetic"]

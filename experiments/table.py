@@ -25,8 +25,9 @@ from experiments.cell import check_writable, is_first, tell, world_size
 from experiments.checking import known_keys, plain, unknown
 from experiments.groups import choices
 from experiments.launch import ByLauncher, Report, SideBySide, refresh
-from experiments.meaning import Identified, differences, identify, needed_cells, settle
+from experiments.meaning import Identified, differences, identify, lenient, needed_cells, settle
 from experiments.plan import Config, Job, plan_lines
+from experiments.rehearse import rehearse
 from experiments.schema import Config as Schema
 from experiments.schema import is_group, sign, with_recipe
 from experiments.workers import default_workers
@@ -40,10 +41,10 @@ Settings = dict[str, list[str]]  # override key -> its values; more than one mak
 ROW_KEYS = ("label", "role", "ours", "optional", "overrides")
 SELECTORS = {"rows": "id", "role": "role", "method": "method"}  # key -> what it compares of a row
 # One value for the whole run.
-FIXED = ("scale", "data_root", "output_root", "device", "plan", "workers", "evaluation")
+FIXED = ("scale", "data_root", "output_root", "device", "plan", "rehearse", "workers", "evaluation")
 AVERAGED = "seed"
 # Keys that say where and how, not what: a sweep with others of them is the same one.
-ACCIDENTAL = ("output_root", "data_root", "device", "threads", "workers", "plan", "wandb")
+ACCIDENTAL = ("output_root", "data_root", "device", "threads", "workers", "plan", "rehearse", "wandb")
 
 
 @dataclass
@@ -254,7 +255,7 @@ def route(rows: Sequence[Row], user: Mapping[str, list[str]], sweep: bool = Fals
     known = set(known_keys())
     routed = {row.id: dict(row.overrides) for row in rows}
     for key, values in user.items():
-        if key in SELECTORS or key in ("plan", "table"):
+        if key in SELECTORS or key in ("plan", "rehearse", "table"):
             continue
         if key.startswith("table.") or (key == "cell" and not sweep):
             raise UserError(f"{key}={values[0]}: the table sets this itself; rows= and role= select rows")
@@ -511,7 +512,7 @@ def run_table(sweeper: Any, arguments: Sequence[str]) -> int:
         UserError: A mistake in the overrides, or one that kept every cell from being trained.
     """
     master, launcher = sweeper.config, sweeper.launcher
-    for key in ("plan", "workers"):  # read here, before any cell's config is checked
+    for key in ("plan", "rehearse", "workers"):  # read here, before any cell's config is checked
         check_value(master[key], Schema, key, key)
     loader = sweeper.hydra_context.config_loader
     output_root, scale = str(master.output_root), OmegaConf.to_container(master.scale)
@@ -522,11 +523,12 @@ def run_table(sweeper: Any, arguments: Sequence[str]) -> int:
         return OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
 
     table: Table
-    if sweeper.name is None:
-        table = Sweep(arguments, composer(load))
-    else:
-        dataset = str(master.hydra.runtime.choices["dataset"])
-        table = Table(sweeper.name, sweeper.rows, arguments, composer(load), dataset, scale["stand_in"])
+    with lenient(master.rehearse):
+        if sweeper.name is None:
+            table = Sweep(arguments, composer(load))
+        else:
+            dataset = str(master.hydra.runtime.choices["dataset"])
+            table = Table(sweeper.name, sweeper.rows, arguments, composer(load), dataset, scale["stand_in"])
     refresh(table.jobs, output_root)
     jobs = list(table.jobs.values())
     workers = _workers(master, launcher, jobs)
@@ -535,6 +537,8 @@ def run_table(sweeper: Any, arguments: Sequence[str]) -> int:
             print("\n".join(plan_lines(table.jobs, output_root, workers or 1)))
         return 0
     check_writable(output_root)
+    if master.rehearse:
+        return rehearse(table.name, jobs, master.rehearse, output_root, str(scale["name"]))
     display = progress.Display(quiet=not is_first())
     progress.use(display)
     for job in jobs:

@@ -25,7 +25,7 @@ def summarise(ran: Sequence[Ran], folder: Path | None, scale: str) -> None:
 
     Args:
         ran: The tables.
-        folder: Holds what they have written; None if they have only been planned.
+        folder: Holds what they have written; None if they have only been planned or rehearsed.
         scale: Whose rows are meant.
     """
     from rich.console import Console
@@ -45,7 +45,7 @@ def summarise(ran: Sequence[Ran], folder: Path | None, scale: str) -> None:
             trained = [row["cells"] for row in written["rows"] if row["cells"]]  # others are only cited
             done = sum(all(cell["status"] == "done" for cell in cells) for cells in trained)
             rows, claims = f"{done}/{len(trained)} done", ", ".join(text for _, text in tally(written))
-        problem = each.error or ("a cell failed" if each.status else "")
+        problem = each.error or {0: "", 2: "something is missing"}.get(each.status, "a cell failed")
         shown.add_row(each.name, rows, f"{each.seconds / 60:.1f}", claims, Text(problem, "red"))
     console.print(shown)
     total = sum(each.seconds for each in ran) / 60

@@ -30,6 +30,9 @@ class DatasetSpec:
             `{folder}`, `{train_split}` and the like stand for the config's values (an empty folder for the dataset's
             name); see `kt.data.fingerprint`. An entry without any is taken to have always the same data.
         folder: What a `folder` of null stands for; None where it has to be given.
+        published: Images of the training and of the test set as they are handed out, by domain where there are some
+            (else under the empty name); what a rehearsal without the data goes by.
+        classes: How many, where the choices leave that to the files; for the same use.
         code: Modules that draw it, of a dataset without files.
         embedded: Whether it is drawn for networks as slim as the scale says, which train best on a thread each, side
             by side.
@@ -43,6 +46,8 @@ class DatasetSpec:
     images: tuple[str, ...] = ()
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     folder: str | None = None
+    published: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    classes: int | None = None
     code: tuple[str, ...] = ()
     embedded: bool = False
     settings: type[Dataset] = Dataset
@@ -136,6 +141,7 @@ DATASETS: dict[str, DatasetSpec] = {
             **{"num_classes": 100, "stand_in": "scenes_small"},
         },
         labels={CLASSIFICATION: tuple(f"cifar-100-python/{name}" for name in ("train", "test", "meta"))},
+        published={"": (50_000, 10_000)},
     ),
     "imagenet": DatasetSpec(
         {CLASSIFICATION: "kt.data.images:read_imagenet"},
@@ -143,6 +149,7 @@ DATASETS: dict[str, DatasetSpec] = {
         defaults={**_AT_224, "num_classes": 1000, "stand_in": "scenes"},
         images=_CLASS_FOLDERS,
         folder="imagenet",
+        published={"": (1_281_167, 50_000)},
     ),
     "imagefolder": DatasetSpec(
         {CLASSIFICATION: "kt.data.images:read_imagefolder"},
@@ -167,6 +174,7 @@ DATASETS: dict[str, DatasetSpec] = {
                 f"CUB_200_2011/{name}.txt" for name in ("classes", "images", "image_class_labels", "train_test_split")
             )
         },
+        published={"": (5994, 5794)},
     ),
     "stanford40": DatasetSpec(
         {CLASSIFICATION: "kt.data.image_lists:read_stanford40"},
@@ -174,6 +182,7 @@ DATASETS: dict[str, DatasetSpec] = {
         schedule=_WHAT_AND_WHERE,
         images=("Stanford40/JPEGImages/*",),
         labels={CLASSIFICATION: tuple(f"Stanford40/ImageSplits/{name}.txt" for name in ("actions", "train", "test"))},
+        published={"": (4000, 5532)},
     ),
     "mit67": DatasetSpec(
         {CLASSIFICATION: "kt.data.image_lists:read_mit67"},
@@ -181,6 +190,7 @@ DATASETS: dict[str, DatasetSpec] = {
         schedule=_WHAT_AND_WHERE,
         images=("mit67/Images/*/*",),
         labels={CLASSIFICATION: ("mit67/TrainImages.txt", "mit67/TestImages.txt")},
+        published={"": (5360, 1340)},
     ),
     "domainnet": DatasetSpec(
         {CLASSIFICATION: "kt.data.image_lists:read_domainnet"},
@@ -195,6 +205,10 @@ DATASETS: dict[str, DatasetSpec] = {
                 for split in ("train", "test")
             )
         },
+        published={
+            **{"clipart": (33_525, 14_604), "infograph": (36_023, 15_582), "painting": (50_416, 21_850)},
+            **{"quickdraw": (120_750, 51_750), "real": (120_906, 52_041), "sketch": (48_212, 20_916)},
+        },
     ),
     "tiny_imagenet": DatasetSpec(
         {CLASSIFICATION: "kt.data.image_lists:read_tiny_imagenet"},
@@ -206,6 +220,7 @@ DATASETS: dict[str, DatasetSpec] = {
         schedule={"epochs": 20, "batch_size": 512, "lr": 0.1, "weight_decay": 1e-4, "policy": "cosine"},
         images=("tiny-imagenet-200/train/*", "tiny-imagenet-200/train/*/images/*", "tiny-imagenet-200/val/images/*"),
         labels={CLASSIFICATION: ("tiny-imagenet-200/wnids.txt", "tiny-imagenet-200/val/val_annotations.txt")},
+        published={"": (100_000, 10_000)},
     ),
     "cityscapes": DatasetSpec(
         dict.fromkeys(("segmentation", "detection"), "kt.data.cityscapes:read_cityscapes"),
@@ -214,6 +229,7 @@ DATASETS: dict[str, DatasetSpec] = {
             "segmentation": _city_labels("labelTrainIds", "labelIds"),
             "detection": (*_city_labels("instanceIds"), "cityscapes/annotations/instances*.json"),
         },
+        published={"": (2975, 500)},
     ),
     "gta5": DatasetSpec(
         {"segmentation": "kt.data.gta5:read_gta5"},
@@ -225,6 +241,7 @@ DATASETS: dict[str, DatasetSpec] = {
         schedule={"defaults": ["cityscapes_seg"]},
         images=("gta5/images/*.png",),
         labels={"segmentation": ("gta5/labels/*.png", "gta5/val.txt")},
+        published={"": (24_466, 500)},  # of 24,966, see `kt.data.gta5.split_names`
     ),
     "citypersons": DatasetSpec(
         {"pedestrians": "kt.data.citypersons:read_citypersons"},
@@ -236,6 +253,7 @@ DATASETS: dict[str, DatasetSpec] = {
         schedule={"defaults": ["cityscapes_det"]},
         images=_CITIES,
         labels={"pedestrians": ("citypersons/annotations/anno_*.mat",)},
+        published={"": (2975, 500)},
     ),
     "scenes_depth": DatasetSpec(
         {"depth": "kt.data.depth:read_scenes"},
@@ -256,6 +274,8 @@ DATASETS: dict[str, DatasetSpec] = {
         schedule=_SPARSE_TO_DENSE,
         images=("nyudepthv2/*/*/*.h5",),
         settings=DepthDataset,
+        published={"": (47_584, 654)},
+        classes=1,
     ),
     "depthfolder": DatasetSpec(
         {"depth": "kt.data.depth:read_depthfolder"},
@@ -280,6 +300,8 @@ DATASETS: dict[str, DatasetSpec] = {
         labels={
             "detection": tuple(f"{{folder}}/annotations/instances_{{{part}_split}}.json" for part in ("train", "test"))
         },
+        published={"": (118_287, 5000)},
+        classes=80,
     ),
     "segfolder": DatasetSpec(
         {"segmentation": "kt.data.dense_folders:read_segfolder"},
