@@ -34,6 +34,7 @@ from experiments.build import (
 from experiments.cell import processor
 from experiments.devices import own_memory, pick_device
 from experiments.meaning import is_of_library, needs_of, states_of
+from experiments.plan import on_processor
 from kt.data import Data
 from kt.data.synthetic import stand_in
 from kt.engine import Engine, OneBatch, measured_loop, seed_everything
@@ -222,7 +223,7 @@ def _measure(
     model.place(device)
     student = size_of(export_student(model))
     scored = sum(_evaluations(stretch, settings["evaluate_every"]) for stretch in stretches) + 1
-    facts = {"phases": [{"name": each.phase.name, "steps": each.steps} for each in stretches]}
+    facts: Message = {"phases": [{"name": each.phase.name, "steps": each.steps} for each in stretches]}
     facts |= {"passes": data.train.passes, "evaluations": scored, "test_size": data.spec.test_size}
     tell({"facts": facts | _device_facts(device), "fixed": (held := _held(device))})
     seed_everything(config["seed"])
@@ -281,6 +282,6 @@ def _held(device: torch.device) -> int:
 def _device_facts(device: torch.device) -> Message:
     """What computes, and of a GPU the bytes that are free and those that are taken already."""
     if device.type != "cuda":
-        return {"device": f"{processor()}, {torch.get_num_threads()} threads", "limit": None}
+        return {"device": on_processor(processor(), torch.get_num_threads()), "limit": None}
     free, _ = torch.cuda.mem_get_info(device)
     return {"device": torch.cuda.get_device_name(device), "limit": free + torch.cuda.memory_reserved(device)}

@@ -14,6 +14,7 @@ from typing import Any
 from experiments.meaning import identify, needed_cells, settle
 from kt.data.names import DATASETS, content
 from kt.files import read_json
+from kt.models.names import folder_of_weights
 from kt.settings import METHODS, SOURCE, defaults
 from kt.store import finished_cells, folder_of, read_result, read_status
 
@@ -92,9 +93,10 @@ def costs(config: Mapping[str, Any]) -> Config:
 
 
 def case_key(config: Mapping[str, Any]) -> str:
-    """Of a settled cell, the same for all that take as long and as much memory: 16 hex digits."""
+    """Of a settled cell, the same for all that take as long and as much memory, and the same files: 16 hex digits."""
     length = {key: config["schedule"][key] for key in LENGTH}
-    text = json.dumps({**costs(config), "length": length}, sort_keys=True)
+    files = [config["teacher"]["checkpoint"], config["student"]["checkpoint"], config["method"].get("file")]
+    text = json.dumps({**costs(config), "length": length, "files": files}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -165,10 +167,15 @@ def expected(jobs: Iterable[Job], output_root: str) -> Times:
     return Times(seconds, f"{told} on {' and '.join(dict.fromkeys(devices))}" if told else "")
 
 
+def on_processor(name: str, threads: int) -> str:
+    """A processor as a device."""
+    return f"{name} ({threads} thread{'s' * (threads != 1)})"
+
+
 def _computed_on(record: Mapping[str, Any]) -> str:
     """The device of a finished cell."""
     hardware = record["hardware"]
-    return str(hardware["gpus"][0] if hardware["gpus"] else f"{hardware['cpu']}, {record['threads']} threads")
+    return str(hardware["gpus"][0]) if hardware["gpus"] else on_processor(hardware["cpu"], record["threads"])
 
 
 def _length(config: Config) -> int:
@@ -243,6 +250,14 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+def _lacks_weights(config: Config) -> str | None:
+    """What to say of the pretrained weights of a cell's student that have not been fetched yet."""
+    name, weights = config["student"]["network"]["name"], config["student"]["pretrained"]
+    if not weights or (folder := folder_of_weights(name, weights)) is None:
+        return None
+    return f"weights {weights} of {name}: not in {folder} yet; they are fetched by the first cell that needs them"
+
+
 def plan_lines(jobs: Mapping[str, Job], output_root: str, workers: int) -> list[str]:
     """What a run would do: every cell with its state and needs, and how long the rest may take.
 
@@ -258,6 +273,7 @@ def plan_lines(jobs: Mapping[str, Job], output_root: str, workers: int) -> list[
     lines += dict.fromkeys(line for job in jobs.values() for line in job.told)
     lines += dict.fromkeys(f"{line}; needed to train" for job in jobs.values() for line in job.absent)
     todo = [job for job in jobs.values() if not job.is_done]
+    lines += dict.fromkeys(line for job in todo if (line := _lacks_weights(job.config)))
     times = expected(todo, output_root)
     known = [seconds for seconds in times.seconds.values() if seconds is not None]
     unknown = len(todo) - len(known)

@@ -1,8 +1,8 @@
 """`rehearse=true`: what a table's cells will take at their real size, measured before any of them is trained.
 
-Cells that differ in nothing that costs time or memory (`experiments.plan.costs`) are one case. Each case is built as its
+Cells that differ in nothing that costs time or memory (`experiments.plan.costs`) are one case. A case is built as its
 cells are and passes over 2 and over 4 images, each in a process of its own. To the schedule's batch time and memory are
-extrapolated; where that should fit and take no minute, and on a GPU always where it fits, it is measured as well.
+extrapolated; where that should fit and takes no minute, it is measured as well.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class Run:
     """What one process has measured of a case, over so many images.
 
     Attributes:
-        facts: Of the cell: its `phases` with their `steps`, `passes` of an update, `evaluations` and `test_size`; of the
-            device: its name and the bytes that are its `limit`.
+        facts: Of the cell: its `phases` with their `steps`, `passes` of an update, `evaluations` and `test_size`; of
+            the device its name and, of a GPU, the bytes that are its `limit`.
         steps: Seconds of each phase's steps.
         evaluation: Seconds of one evaluation batch.
         memory: Bytes at most.
@@ -129,9 +129,11 @@ def _work(
 
 @dataclass(frozen=True)
 class Stage:
-    """Where and how cases are measured: a folder for whatever they write, a file for what they print, and on which data.
+    """Where cases are measured, and on which data.
 
     Attributes:
+        folder: For whatever they write.
+        log: For what they print.
         synthetic: Whether images of the right shape take the place of all data that are not embedded.
     """
 
@@ -300,11 +302,9 @@ class Case:
             return f"does not fit: needs {_gib(needed)}, {_gib(self.limit)} are free"
         if run := ended.get("memory"):
             return f"does not fit: {run.images} images need more than the {_gib(self.limit)} that are free"
-        if not self.facts or None in self.step_seconds():
+        if not self._telling:
             return f"slower than {CASE_SECONDS:.0f} s a step"
-        if self.image_seconds() is None:
-            return f"no score within {CASE_SECONDS:.0f} s"
-        return ""
+        return f"not all of it could be measured in {CASE_SECONDS:.0f} s" if self.seconds() is None else ""
 
     def record(self) -> Config:
         """What is written of it."""
@@ -351,7 +351,7 @@ def cases_of(jobs: Iterable[Job]) -> list[Case]:
     return list(found.values())
 
 
-_known: dict[tuple[str, bool], Case] = {}  # of the tables that this command has rehearsed before
+_known: dict[tuple[str, str, str, bool], Case] = {}  # of the tables that this command has rehearsed before
 
 
 def _title(record: Mapping[str, Any]) -> str:
@@ -405,9 +405,8 @@ def _show(name: str, records: Sequence[Config], missing: Sequence[str]) -> None:
     disk = sum((record["disk"] or 0) * count for record, count in cells)
     devices = ", ".join(dict.fromkeys(record["device"] for record in records if record["device"]))
     left = f" and {unknown} cells of which nobody knows" if unknown else ""
-    console.print(
-        f"{name}: {sum(count for _, count in cells)} cells, {in_words(known)}{left}, {_gib(disk)} on the disk"
-    )
+    count = sum(count for _, count in cells)
+    console.print(f"{name}: {count} cells, {in_words(known)}{left}, {_gib(disk)} on the disk")
     console.print(f"measured on {devices or 'no device'}; images that have to be read and changed first take longer")
     for line in missing:
         console.print(f"missing: {line}")
@@ -442,7 +441,7 @@ def rehearse(name: str, jobs: Sequence[Job], kind: bool | str, output_root: str,
     with tempfile.TemporaryDirectory(prefix="kt-rehearsal-") as folder:
         stage = Stage(Path(folder), path.with_suffix(".log"), kind == SYNTHETIC)
         for number, case in enumerate(cases, 1):
-            mark = case.key, stage.synthetic
+            mark = case.key, case.config["data_root"], case.config["device"], stage.synthetic
             if mark not in _known:
                 case.rehearse(stage)
                 _known[mark] = case

@@ -254,9 +254,8 @@ def _run_each(names: Sequence[str], arguments: argparse.Namespace, parser: argpa
             values = hydra.compose_config(CONFIG_NAME, [*others, TABLE + names[0]], RunMode.MULTIRUN)
         finally:
             GlobalHydra.instance().clear()
-        summarise(
-            ran, None if values.plan or values.rehearse else Path(values.output_root) / "tables", str(values.scale.name)
-        )
+        trained = not (values.plan or values.rehearse)
+        summarise(ran, Path(values.output_root) / "tables" if trained else None, str(values.scale.name))
     return max(each.status for each in ran)
 
 
