@@ -50,6 +50,20 @@ ASKED: Config = {"rows": None, "role": None, "plan": False, "rehearse": False}
 DEEPEST = 8  # cells that need one another in a row
 
 
+_lenient = False
+
+
+@contextlib.contextmanager
+def lenient(is_so: object) -> Iterator[None]:
+    """Within, if it is so, a file of the user's that is not there or not named stops nobody: a rehearsal lists it."""
+    global _lenient
+    before, _lenient = _lenient, bool(is_so)
+    try:
+        yield
+    finally:
+        _lenient = before
+
+
 def _settled_network(network: Config, dataset: Config, config: Config) -> Config:
     """A network whose width is a number: the scale's on embedded data, the full one on real data."""
     if network["width"] is not None:
@@ -206,11 +220,14 @@ def needs_of(config: Mapping[str, Any]) -> dict[str, Need | Path]:
         found["teacher"] = Path(config["teacher"]["checkpoint"])
     elif config["teacher"]["network"] is not None:
         need = _needed(config, "teacher", Need(teacher_of(config)))
-        if DATASETS[need.config["dataset"]["name"]].embedded and not DATASETS[config["dataset"]["name"]].embedded:
-            raise UserError(
-                "teacher.checkpoint=null: the teacher would be trained on embedded data; give the file of its weights"
-            )
         found["teacher"] = need
+        if DATASETS[need.config["dataset"]["name"]].embedded and not DATASETS[config["dataset"]["name"]].embedded:
+            if not _lenient:
+                raise UserError(
+                    "teacher.checkpoint=null: the teacher would be trained on embedded data; "
+                    "give the file of its weights"
+                )
+            found["teacher"] = Path(f"<weights of {config['teacher']['network']['name']}>")
     return {**found, **_own_needs(config)}
 
 
@@ -241,20 +258,6 @@ def needed_cells(config: Mapping[str, Any]) -> dict[str, Config]:
 def file_key(name: str) -> str:
     """The key that names the file of a need, where that is no cell."""
     return "teacher.checkpoint" if name == "teacher" else "method.file"
-
-
-_lenient = False
-
-
-@contextlib.contextmanager
-def lenient(is_so: object) -> Iterator[None]:
-    """Within, if it is so, a file of the user's that is not there is none to stop at: a rehearsal lists them all."""
-    global _lenient
-    before, _lenient = _lenient, bool(is_so)
-    try:
-        yield
-    finally:
-        _lenient = before
 
 
 def content_hash(path: Path, key: str) -> str:

@@ -6,11 +6,12 @@ whose passes take as long. Nothing of it is kept.
 
 from __future__ import annotations
 
+import json
 import re
 import resource
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,14 @@ from experiments.build import (
 )
 from experiments.cell import processor
 from experiments.devices import own_memory, pick_device
-from experiments.meaning import is_of_library, needs_of, states_of
+from experiments.meaning import is_of_library, lenient, needs_of, states_of
 from experiments.plan import on_processor
-from kt.data import Data
-from kt.data.synthetic import stand_in
+from kt.data import Data, DataSpec
+from kt.data.names import CLASSIFICATION, DATASETS
+from kt.data.synthetic import is_stood_in, stand_in
 from kt.engine import Engine, OneBatch, measured_loop, seed_everything
 from kt.errors import UserError
+from kt.models.names import IMAGENET
 from kt.needs import SNAPSHOTS, WEIGHTS, teacher_of
 from kt.phase import TRAIN, Batch
 from kt.settings import METHODS, SOURCE, Schedule, defaults, kinds
@@ -94,6 +97,7 @@ class Rehearsal:
         self.config = {**config, "output_root": str(folder), "method": method}
         self.folder, self.synthetic = folder, synthetic
         self.missing: dict[str, None] = {}
+        self._seen: dict[str, Any] = {}
         self.device = pick_device(config["device"])
         set_threads(config)
 
@@ -104,16 +108,18 @@ class Rehearsal:
             UserError: Nobody knows enough of the dataset to stand in for it.
         """
         own = {**dataset, "resident": False}  # or all images would be decoded, to be used a few times
+        key = reader.__name__ + json.dumps(own, sort_keys=True)
         if self.synthetic:
             stand_in(dataset["name"])
-        try:
-            return reader(self.config, own, self.device, workers=0)
-        except UserError as error:
-            if self.synthetic:
-                raise
-            self.missing[str(error)] = None
-        stand_in(dataset["name"])
-        return reader(self.config, own, self.device, workers=0)
+        while key not in self._seen:
+            try:
+                self._seen[key] = reader(self.config, own, self.device, workers=0)
+            except UserError as error:
+                if is_stood_in(dataset["name"]):
+                    raise
+                self.missing[str(error)] = None
+                stand_in(dataset["name"])
+        return self._seen[key]
 
     def build(self) -> tuple[TransferModel, Data]:
         """The cell's model and data."""
@@ -143,6 +149,20 @@ class Rehearsal:
             self.missing[str(error)] = None
         return assemble(config, data.spec, hidden, {}, given=False)[0], data
 
+    def length(self, model: TransferModel, config: Mapping[str, Any]) -> Message:
+        """How many updates each phase of a cell makes, and how often its student is scored on how many images."""
+        data = self.read(config["dataset"])
+        if source := config["method"].get(SOURCE):
+            data.further[SOURCE] = self.read(source, read_source)
+        settings = {**defaults(Schedule), **config["schedule"]}
+        stretches = plan_phases(model, data, settings)
+        scores = 1 + sum(_evaluations(stretch, settings["evaluate_every"]) for stretch in stretches)
+        return {
+            "steps": [stretch.steps for stretch in stretches],
+            "evaluations": scores,
+            "test_size": data.spec.test_size,
+        }
+
     def _given_teacher(self, path: Path, spec: Any) -> Any:
         """The user's teacher; where its file is none of it, one with random weights."""
         try:
@@ -153,17 +173,27 @@ class Rehearsal:
 
     def _untrained(self, config: Mapping[str, Any], spec: Any) -> Any:
         """The student of a cell that this one needs, with random weights."""
-        own = self.read(config["dataset"]).spec
+        dataset = config["dataset"]
+        if dataset["task"] == CLASSIFICATION and dataset["num_classes"]:  # its own rehearsal reads the data
+            own = DataSpec(dataset["name"], dataset["num_classes"], dataset["image_size"], *IMAGENET, 0, 0, ())
+        else:
+            drawn = {"train_size": 4, "test_size": 4, "subset": None, "validation": 0.0}
+            own = self.read({**dataset, **drawn} if DATASETS[dataset["name"]].embedded else dataset).spec
         return as_hidden(build_student(config, own, None, given=False)[0], spec)
 
 
 def measure(
-    config: Mapping[str, Any], images: int, folder: Path, synthetic: bool, room: int, tell: Callable[[Message], None]
+    configs: Sequence[Mapping[str, Any]],
+    images: int,
+    folder: Path,
+    synthetic: bool,
+    room: int,
+    tell: Callable[[Message], None],
 ) -> None:
     """Measures a cell's passes over so many images.
 
     Args:
-        config: The resolved config.
+        configs: The resolved config, and those of cells like it that differ in length alone and are to be told.
         images: Of a pass; at most those that the schedule has.
         folder: For whatever is written, by other processes too; it also keeps what is drawn.
         synthetic: See `Rehearsal`.
@@ -172,14 +202,18 @@ def measure(
     """
     rehearsal = model = None
     try:
+        config = configs[0]
         rehearsal = Rehearsal(config, folder, synthetic)
         if rehearsal.device.type == "cpu":
             _limit(room)
         if is_of_library(config) and not states_of(config):
             _take_weights(rehearsal, tell)
+            tell({"lengths": [{"steps": [], "evaluations": 0, "test_size": 0}] * len(configs[1:])})
         else:
-            model, data = rehearsal.build()
+            with lenient(True):
+                model, data = rehearsal.build()
             tell({"missing": [*rehearsal.missing]})
+            tell({"lengths": [rehearsal.length(model, each) for each in configs[1:]]})
             _measure(rehearsal, model, data, images, tell)
         tell({"ended": "done", "why": ""})
     except UserError as error:
@@ -222,9 +256,7 @@ def _measure(
     engine = Engine(settings, device, own, config["seed"], config["precision"])
     model.place(device)
     student = size_of(export_student(model))
-    scored = sum(_evaluations(stretch, settings["evaluate_every"]) for stretch in stretches) + 1
-    facts: Message = {"phases": [{"name": each.phase.name, "steps": each.steps} for each in stretches]}
-    facts |= {"passes": data.train.passes, "evaluations": scored, "test_size": data.spec.test_size}
+    facts = {"phases": [each.phase.name for each in stretches], "passes": data.train.passes}
     tell({"facts": facts | _device_facts(device), "fixed": (held := _held(device))})
     seed_everything(config["seed"])
     disk = student * (1 + min(count_snapshots(config), settings["epochs"] or 0))
@@ -261,7 +293,7 @@ def _take_weights(rehearsal: Rehearsal, tell: Callable[[Message], None]) -> None
     except UserError as error:
         rehearsal.missing[str(error)] = None
         network = build_classifier(*shape)
-    facts = {"phases": [], "passes": 1, "evaluations": 0, "test_size": 0, **_device_facts(rehearsal.device)}
+    facts = {"phases": [], "passes": 1, **_device_facts(rehearsal.device)}
     tell({"facts": facts, "missing": [*rehearsal.missing], "disk": size_of(network.state_dict())})
     tell({"memory": peak_memory(rehearsal.device), "evaluation": 0.0})
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.meaning import identify, needed_cells, settle
-from kt.data.names import DATASETS, content
+from kt.data.names import DATASETS, SPLIT_SIZES, content
 from kt.files import read_json
 from kt.models.names import folder_of_weights
 from kt.settings import METHODS, SOURCE, defaults
@@ -66,8 +66,9 @@ def waves(jobs: Mapping[str, Job]) -> list[list[Job]]:
     return [grouped[depth] for depth in sorted(grouped)]
 
 
-# Keys of a schedule that an update's time depends on, and those that say how many there are.
-UPDATE, LENGTH = ("batch_size", "device_batch", "optimizer"), ("epochs", "iterations", "interval", "evaluate_every")
+# Keys of a schedule that an update's time depends on; of schedule and dataset those that say how many there are.
+UPDATE = ("batch_size", "device_batch", "optimizer")
+LENGTH, SIZES = ("epochs", "iterations", "interval", "evaluate_every"), ("subset", "validation", *SPLIT_SIZES)
 
 
 def _structure(method: Mapping[str, Any]) -> Config:
@@ -78,7 +79,7 @@ def _structure(method: Mapping[str, Any]) -> Config:
 
 
 def costs(config: Mapping[str, Any]) -> Config:
-    """Everything that the time and the memory of a settled cell's update depend on: networks, images, batch, method."""
+    """What the time and the memory of a settled cell's updates depend on, and what they are counted in."""
     student, teacher = config["student"], config["teacher"]
     dataset = {**defaults(DATASETS[config["dataset"]["name"]].settings), **config["dataset"]}  # keys may be younger
     return {
@@ -93,11 +94,17 @@ def costs(config: Mapping[str, Any]) -> Config:
 
 
 def case_key(config: Mapping[str, Any]) -> str:
-    """Of a settled cell, the same for all that take as long and as much memory, and the same files: 16 hex digits."""
-    length = {key: config["schedule"][key] for key in LENGTH}
-    files = [config["teacher"]["checkpoint"], config["student"]["checkpoint"], config["method"].get("file")]
-    text = json.dumps({**costs(config), "length": length, "files": files}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """Of a settled cell, the same for all whose updates take the same and that read the same files of the user's."""
+    told = {key: value for key, value in costs(config).items() if key != "unit"}
+    told["dataset"] = {key: value for key, value in told["dataset"].items() if key not in SIZES}
+    told["files"] = [config["teacher"]["checkpoint"], config["student"]["checkpoint"], config["method"].get("file")]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def length_key(config: Mapping[str, Any]) -> str:
+    """Of a settled cell, the same for all of a case that make as many updates and scores."""
+    told = {key: config["schedule"][key] for key in LENGTH} | {key: config["dataset"][key] for key in SIZES}
+    return json.dumps({key: value for key, value in told.items() if value is not None})
 
 
 def rehearsals_of(output_root: str | os.PathLike[str]) -> Path:
@@ -139,29 +146,30 @@ def expected(jobs: Iterable[Job], output_root: str) -> Times:
     ]
     known = [(costs(record["config"]), record) for record in records]
     rehearsed = {
-        case["key"]: case
+        (case["key"], length["key"]): (length["seconds"], case["device"])
         for path in sorted(rehearsals_of(output_root).glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
         for case in (read_json(path) or {"cases": ()})["cases"]
-        if case["seconds"] is not None
+        for length in case["lengths"]
+        if length["seconds"] is not None
     }
     seconds: dict[str, float | None] = {}
     cells: dict[str, Config] = {}
-    cases: dict[str, Config] = {}
+    cases: dict[str, str] = {}
     for job in jobs:
         own = costs(job.config)
         similar = [(theirs["method"], record) for theirs, record in known if {**theirs, "method": own["method"]} == own]
         same = [record for method, record in similar if method == own["method"]]
-        case = None if same else rehearsed.get(case_key(job.config))
+        key = case_key(job.config)
         alike = same or [record for _, record in similar]
-        if case is not None:
-            seconds[job.id], cases[case["key"]] = case["seconds"], case
+        if not same and (found := rehearsed.get((key, length_key(job.config)))):
+            seconds[job.id], cases[key] = found
         elif alike:
             per_pass = [record["seconds"] / _length(record["config"]) / _passes(record["config"]) for record in alike]
             seconds[job.id] = sum(per_pass) / len(per_pass) * _passes(job.config) * max(1, _length(job.config))
             cells |= {record["id"]: record for record in alike}
         else:
             seconds[job.id] = None
-    devices = [_computed_on(record) for record in cells.values()] + [case["device"] for case in cases.values()]
+    devices = [*map(_computed_on, cells.values()), *cases.values()]
     counts = ((len(cells), "finished cell"), (len(cases), "rehearsed case"))
     told = " and ".join(f"{count} {word}{'s' * (count != 1)}" for count, word in counts if count)
     return Times(seconds, f"{told} on {' and '.join(dict.fromkeys(devices))}" if told else "")

@@ -8,6 +8,7 @@ extrapolated; where that should fit and takes no minute, it is measured as well.
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import re
@@ -23,7 +24,7 @@ from typing import Any
 
 from experiments import lifeline
 from experiments.devices import own_memory
-from experiments.plan import Config, Job, case_key, in_words, rehearsals_of
+from experiments.plan import Config, Job, case_key, in_words, length_key, rehearsals_of
 from experiments.progress import Display
 from experiments.workers import DENSE_IMPORTS, preload
 from kt.errors import UserError
@@ -79,8 +80,9 @@ class Run:
     """What one process has measured of a case, over so many images.
 
     Attributes:
-        facts: Of the cell: its `phases` with their `steps`, `passes` of an update, `evaluations` and `test_size`; of
-            the device its name and, of a GPU, the bytes that are its `limit`.
+        facts: The names of its `phases` and the `passes` of an update; of the device its name and, of a GPU, the bytes
+            that are its `limit`.
+        lengths: See `Case.lengths`.
         steps: Seconds of each phase's steps.
         evaluation: Seconds of one evaluation batch.
         memory: Bytes at most.
@@ -93,6 +95,7 @@ class Run:
 
     images: int
     facts: Config = field(default_factory=dict)
+    lengths: Sequence[Config] = ()
     steps: dict[int, list[float]] = field(default_factory=dict)
     evaluation: float | None = None
     memory: int = 0
@@ -109,12 +112,18 @@ class Run:
             self.steps.setdefault(message["phase"], []).append(message["seconds"])
         self.memory, self.fixed = (max(getattr(self, key), message.get(key, 0)) for key in ("memory", "fixed"))
         self.missing += tuple(message.get("missing", ()))
-        for key in ("facts", "evaluation", "disk", "ended", "why"):
+        for key in ("facts", "lengths", "evaluation", "disk", "ended", "why"):
             setattr(self, key, message.get(key, getattr(self, key)))
 
 
 def _work(
-    config: Config, images: int, folder: Path, log: Path, synthetic: bool, events: Connection, run: tuple[int, Any]
+    configs: Sequence[Config],
+    images: int,
+    folder: Path,
+    log: Path,
+    synthetic: bool,
+    events: Connection,
+    run: tuple[int, Any],
 ) -> None:
     """The process that measures; what it prints goes to a file."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run ends it
@@ -124,7 +133,7 @@ def _work(
         os.dup2(file.fileno(), 2)
     from experiments.measure import measure
 
-    measure(config, images, folder, synthetic, free_memory(), events.send)
+    measure(configs, images, folder, synthetic, free_memory(), events.send)
 
 
 @dataclass(frozen=True)
@@ -141,12 +150,17 @@ class Stage:
     log: Path
     synthetic: bool
 
-    def measure(self, config: Config, images: int, seconds: float) -> Run:
-        """A case in a process of its own, which is killed when its time is up or the machine's memory is."""
+    def measure(self, configs: Sequence[Config], images: int, seconds: float) -> Run:
+        """A case in a process of its own, which is killed when its time is up or the machine's memory is used up.
+
+        Args:
+            configs, images: As for `experiments.measure.measure`.
+            seconds: What it may take.
+        """
         found, until = Run(images), time.monotonic() + seconds
         events, theirs = multiprocessing.Pipe(duplex=False)
         me = os.getpid(), lifeline.started(os.getpid())
-        arguments = (config, images, self.folder, self.log, self.synthetic, theirs, me)
+        arguments = (configs, images, self.folder, self.log, self.synthetic, theirs, me)
         process = multiprocessing.get_context("fork").Process(target=_work, args=arguments, daemon=True)
         process.start()
         theirs.close()
@@ -172,20 +186,29 @@ class Stage:
 
 @dataclass
 class Case:
-    """Cells that take the same, and what is known of them.
+    """Cells whose updates take the same, and what is known of them.
 
     Attributes:
-        config: Of one of them.
-        ids: Of them all.
+        cells: Of each length (`experiments.plan.length_key`) the config of one, the one with most images first.
+        ids: Of all cells, by their length.
         limit: Bytes that such a process may have.
         runs: What was measured, by the images of a pass.
     """
 
     key: str
-    config: Config
-    ids: list[str] = field(default_factory=list)
+    cells: dict[str, Config] = field(default_factory=dict)
+    ids: dict[str, list[str]] = field(default_factory=dict)
     limit: int = 0
     runs: dict[int, Run] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Config:
+        """Of the cell that is built: what a method remembers of each training image counts."""
+
+        def images(config: Config) -> float:
+            return config["dataset"]["subset"] or config["dataset"]["train_size"] or math.inf
+
+        return max(self.cells.values(), key=images)
 
     @property
     def batch(self) -> int:
@@ -218,7 +241,9 @@ class Case:
 
     def _add(self, stage: Stage, images: int, until: float) -> bool:
         started = time.monotonic()
-        run = self.runs[images] = stage.measure(self.config, images, until - started)
+        # Only the first run tells the lengths.
+        configs = [self.config, *(self.cells.values() if not self.lengths else ())]
+        run = self.runs[images] = stage.measure(configs, images, until - started)
         run.seconds = time.monotonic() - started
         return run.ended == "done"
 
@@ -226,6 +251,12 @@ class Case:
     def facts(self) -> Config:
         """See `Run`; nothing where the cell could not be built."""
         return next((run.facts for run in self.runs.values() if run.facts), {})
+
+    @property
+    def lengths(self) -> dict[str, Config]:
+        """Of each length the `steps` of each phase, the number of `evaluations` and their `test_size`."""
+        told = next((run.lengths for run in self.runs.values() if run.lengths), None)
+        return {} if told is None else dict(zip(self.cells, told, strict=True))
 
     @property
     def limit_of_gpu(self) -> int | None:
@@ -264,16 +295,19 @@ class Case:
         points = {run.images: run.evaluation for run in self._telling if run.evaluation is not None}
         if not points:
             return None
-        tested = self.facts["test_size"]
+        tested = max(length["test_size"] for length in self.lengths.values())
         return extrapolated({0: 0.0, **points}, tested) / tested if tested else 0.0
 
-    def seconds(self) -> float | None:
-        """Seconds of a whole cell, its scores included; None where a part of it is not known."""
-        steps, image = self.step_seconds(), self.image_seconds()
-        if image is None or None in steps:
-            return None
-        training = sum(phase["steps"] * each for phase, each in zip(self.facts["phases"], steps, strict=True) if each)
-        return training + self.facts["evaluations"] * self.facts["test_size"] * image
+    def seconds(self) -> dict[str, float | None]:
+        """Of each length the seconds of a whole cell, its scores included; None where a part of it is not known."""
+        each, image = self.step_seconds(), self.image_seconds()
+        if image is None or None in each or not self.lengths:
+            return dict.fromkeys(self.cells)
+        return {
+            key: sum(steps * one for steps, one in zip(length["steps"], each, strict=True) if one)
+            + length["evaluations"] * length["test_size"] * image
+            for key, length in self.lengths.items()
+        }
 
     def fitting(self) -> int | None:
         """The largest `schedule.device_batch` that this device has the memory for; None where there is none."""
@@ -304,12 +338,17 @@ class Case:
             return f"does not fit: {run.images} images need more than the {_gib(self.limit)} that are free"
         if not self._telling:
             return f"slower than {CASE_SECONDS:.0f} s a step"
-        return f"not all of it could be measured in {CASE_SECONDS:.0f} s" if self.seconds() is None else ""
+        unknown = None in self.seconds().values()
+        return f"not all of it could be measured in {CASE_SECONDS:.0f} s" if unknown else ""
 
     def record(self) -> Config:
         """What is written of it."""
         config, facts, steps = self.config, self.facts, self.step_seconds()
-        phases = [{**phase, "seconds": each} for phase, each in zip(facts.get("phases", ()), steps, strict=True)]
+        phases = [{"name": name, "seconds": each} for name, each in zip(facts.get("phases", ()), steps, strict=True)]
+        lengths = [
+            {"key": key, "cells": self.ids[key], "seconds": each, **self.lengths.get(key, {})}
+            for key, each in self.seconds().items()
+        ]
         measured = [
             {"images": run.images, "steps": [*run.steps.values()], "evaluation": run.evaluation, "memory": run.memory}
             | {"ended": run.ended, "why": run.why}
@@ -317,7 +356,7 @@ class Case:
         ]
         return {
             "key": self.key,
-            "cells": self.ids,
+            "lengths": lengths,
             "student": config["student"]["network"],
             "teacher": config["teacher"]["network"],
             "method": config["method"]["name"],
@@ -327,7 +366,6 @@ class Case:
             "device": facts.get("device"),
             "phases": phases,
             "image_seconds": self.image_seconds(),
-            "seconds": self.seconds(),
             "memory": self.memory(self.batch),
             "limit": self.limit,
             "device_batch": self.fitting(),
@@ -346,12 +384,14 @@ def cases_of(jobs: Iterable[Job]) -> list[Case]:
     found: dict[str, Case] = {}
     for job in jobs:
         if not job.is_done:
-            key = case_key(job.config)
-            found.setdefault(key, Case(key, job.config)).ids.append(job.id)
+            key, length = case_key(job.config), length_key(job.config)
+            case = found.setdefault(key, Case(key))
+            case.cells.setdefault(length, job.config)
+            case.ids.setdefault(length, []).append(job.id)
     return list(found.values())
 
 
-_known: dict[tuple[str, str, str, bool], Case] = {}  # of the tables that this command has rehearsed before
+_known: dict[tuple[Any, ...], Case] = {}  # of the tables that this command has rehearsed before
 
 
 def _title(record: Mapping[str, Any]) -> str:
@@ -384,28 +424,29 @@ def _show(name: str, records: Sequence[Config], missing: Sequence[str]) -> None:
         table.add_column(column, justify="left" if column in ("case", "") else "right")
     for record in records:
         steps = [phase["seconds"] for phase in record["phases"]]
-        image, seconds, memory, disk = (record[key] for key in ("image_seconds", "seconds", "memory", "disk"))
+        image, memory, disk = (record[key] for key in ("image_seconds", "memory", "disk"))
+        seconds = [length["seconds"] for length in record["lengths"]]
         fitting = record["device_batch"]
         table.add_row(
             _title(record),
-            str(len(record["cells"])),
+            str(sum(len(length["cells"]) for length in record["lengths"])),
             str(record["batch"]),
             " ".join("?" if each is None else f"{each:.2g}" for each in steps) or "-",
             "?" if image is None else f"{1e3 * image:.3g}",
             "?" if memory is None else _gib(memory),
             "none" if fitting is None else "null" if fitting == record["images"] else str(fitting),
-            "?" if seconds is None else in_words(seconds),
+            "?" if None in seconds else " to ".join(dict.fromkeys(map(in_words, (min(seconds), max(seconds))))),
             "?" if disk is None else _gib(disk),
             record["problem"],
         )
     console.print(table)
-    cells = [(record, len(record["cells"])) for record in records]
-    known = sum(record["seconds"] * count for record, count in cells if record["seconds"] is not None)
-    unknown = sum(count for record, count in cells if record["seconds"] is None)
-    disk = sum((record["disk"] or 0) * count for record, count in cells)
+    lengths = [(length["seconds"], len(length["cells"])) for record in records for length in record["lengths"]]
+    known = sum(seconds * cells for seconds, cells in lengths if seconds is not None)
+    unknown = sum(cells for seconds, cells in lengths if seconds is None)
+    disk = sum((record["disk"] or 0) * len(length["cells"]) for record in records for length in record["lengths"])
     devices = ", ".join(dict.fromkeys(record["device"] for record in records if record["device"]))
     left = f" and {unknown} cells of which nobody knows" if unknown else ""
-    count = sum(count for _, count in cells)
+    count = sum(cells for _, cells in lengths)
     console.print(f"{name}: {count} cells, {in_words(known)}{left}, {_gib(disk)} on the disk")
     console.print(f"measured on {devices or 'no device'}; images that have to be read and changed first take longer")
     for line in missing:
@@ -441,7 +482,8 @@ def rehearse(name: str, jobs: Sequence[Job], kind: bool | str, output_root: str,
     with tempfile.TemporaryDirectory(prefix="kt-rehearsal-") as folder:
         stage = Stage(Path(folder), path.with_suffix(".log"), kind == SYNTHETIC)
         for number, case in enumerate(cases, 1):
-            mark = case.key, case.config["data_root"], case.config["device"], stage.synthetic
+            places = case.config["data_root"], case.config["device"], stage.synthetic
+            mark = (case.key, *case.cells, *places)
             if mark not in _known:
                 case.rehearse(stage)
                 _known[mark] = case

@@ -20,7 +20,7 @@ from configs import composed
 from experiments.launch import Report
 from experiments.lifeline import started
 from experiments.meaning import settle
-from experiments.plan import Agenda, Job, Times, case_key, jobs_of, makespan, plan_lines, rehearsals_of
+from experiments.plan import Agenda, Job, Times, case_key, jobs_of, length_key, makespan, plan_lines, rehearsals_of
 from experiments.progress import Display
 from experiments.workers import Pool, default_workers
 from kt.files import write_json, write_sealed
@@ -193,12 +193,16 @@ def test_a_plan_goes_by_cells_of_the_same_networks_images_and_updates(tmp_path: 
 
 def test_a_plan_goes_by_rehearsals(tmp_path: Path) -> None:
     finish(tmp_path, 1, 40.0, "teacher=resnet34", "method=at")
-    rehearsed = {"key": case_key(cell(*KD)), "seconds": 17.0, "device": "abacus"}
+
+    def rehearsed(config: dict[str, Any], seconds: float | None) -> dict[str, Any]:
+        lengths = [{"key": length_key(config), "seconds": seconds}]
+        return {"key": case_key(config), "device": "abacus", "lengths": lengths}
+
     path = rehearsals_of(tmp_path) / "a-mini.json"
     path.parent.mkdir()
-    write_json(path, {"cases": [rehearsed, {"key": case_key(cell()), "seconds": None}]})
+    write_json(path, {"cases": [rehearsed(cell(*KD), 17.0), rehearsed(cell(), None)]})
     assert planned(tmp_path, cell(*KD)) == "about 17 s one after the other (from 1 rehearsed case on abacus)"
-    assert planned(tmp_path, cell()).startswith("unknown")
+    assert all(planned(tmp_path, other).startswith("unknown") for other in (cell(), cell("dataset.subset=9")))
     finish(tmp_path, 2, 30.0, *KD)
     assert planned(tmp_path, cell(*KD)).startswith("about 30 s ")
 

@@ -53,6 +53,7 @@ class DatasetSpec:
     settings: type[Dataset] = Dataset
 
 
+SPLIT_SIZES = ("train_size", "test_size")  # of what is drawn
 # Keys that decide the images of every dataset.
 COMMON = ("name", "task", "num_classes", "image_size", "crop_size", "subset", "validation", "augmentation")
 CLASSIFICATION = "classification"
@@ -410,7 +411,7 @@ def check_dataset(dataset: Mapping[str, Any], key: str = "dataset") -> None:
             raise UserError(
                 f"{key}.{part}={given}: expected the name of a folder in the dataset's, such as {split.name}"
             )
-    for part in ("train_size", "test_size"):
+    for part in SPLIT_SIZES:
         if DATASETS[dataset["name"]].code and dataset[part] is None:
             raise UserError(f"{key}.{part}=null: expected how many images to draw, for {dataset['name']}")
     size, crop, task = dataset["image_size"], dataset["crop_size"], dataset["task"]

@@ -30,6 +30,11 @@ def stand_in(name: str) -> None:
         DATASETS[name] = dataclasses.replace(spec, readers=dict.fromkeys(spec.readers, f"{__name__}:read"))
 
 
+def is_stood_in(name: str) -> bool:
+    """Whether a dataset consists of such images, or of others that need no files."""
+    return DATASETS[name].embedded or f"{__name__}:read" in DATASETS[name].readers.values()
+
+
 def read(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> Images | Source:
     """Both splits of a dataset's config; nothing is read from `root`.
 
