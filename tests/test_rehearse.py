@@ -100,7 +100,7 @@ def faked(tmp_path: Path, *overrides: str, limit: float, **runs: Run) -> Case:
 def run(
     images: int, memory: float, steps: dict[int, list[float]], evaluation: float | None, ended: str = "done"
 ) -> Run:
-    return Run(images, {}, steps, evaluation, int(memory * 2**30), 2**30, 7, ended=ended)
+    return Run(images, {}, (), steps, evaluation, int(memory * 2**30), 2**30, 7, ended=ended)
 
 
 def test_seconds_and_memory_go_to_the_batch(tmp_path: Path) -> None:
