@@ -81,20 +81,23 @@ def build_dense_model(
     image_size: Any,
     normalisation: Any,
     pretrained: str | None = None,
+    checkpoint: str | Path | None = None,
     given: bool = True,
 ) -> tuple[DenseModel, dict[str, Any]]:
     """A detector, segmentor or pose network and the config that mmdet or mmseg build it from.
 
-    Pretrained weights also decide what stays fixed; `given` says whether they are really taken.
+    Of a network whose weights come from a checkpoint, the weights that its config names are not fetched. Pretrained
+    weights also decide what stays fixed; `given` says whether they are really taken.
     """
     needs_mm(f"network.name={network['name']}")
-    from kt.models.dense import build_dense, dense_config, read_config
+    from kt.models.dense import build_dense, dense_config, read_config, without_pretrained
 
     if network["config"] is not None:
         model = read_config(network["config"], network["options"], num_classes)
+        model = without_pretrained(model) if checkpoint else model
     else:
         model = dense_config(network["name"], num_classes, network["width"], image_size, normalisation, pretrained)
-    return DenseModel(build_dense(model if given else _without_pretrained(model))), model
+    return DenseModel(build_dense(model if given else without_pretrained(model))), model
 
 
 def build_teacher(config: Mapping[str, Any], spec: Any, path: Path | None) -> Classifier | Backbone | None:
@@ -118,7 +121,9 @@ def build_teacher(config: Mapping[str, Any], spec: Any, path: Path | None) -> Cl
             )
         return found
     if network["name"] not in NETWORKS:
-        model, _ = build_dense_model(network, spec.num_classes, config["dataset"]["image_size"], IMAGENET)
+        model, _ = build_dense_model(
+            network, spec.num_classes, config["dataset"]["image_size"], IMAGENET, checkpoint=path
+        )
         if SETTINGS[config["method"]["name"]].whole_teacher:
             load_weights(model.network, path, "teacher.checkpoint")
         else:
@@ -159,7 +164,7 @@ def build_student(
         normalisation = (described["mean"], described["std"])
     if spec.task != "classification":
         size = config["dataset"]["image_size"]
-        dense, model = build_dense_model(network, spec.num_classes, size, normalisation, pretrained, given)
+        dense, model = build_dense_model(network, spec.num_classes, size, normalisation, pretrained, checkpoint, given)
         if checkpoint:
             load_weights(dense.network, Path(checkpoint), "student.checkpoint")
         return dense, model
@@ -277,6 +282,7 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
             seed=config["seed"],
             device=device,
             precision=config["precision"],
+            activation_checkpointing=config["activation_checkpointing"],
             mirror=run.log if run else None,
             progress=progress,
             snapshots=count_snapshots(config),
@@ -379,6 +385,8 @@ def describe_student(
     else:
         from mmengine.config import Config
 
+        from kt.models.dense import without_pretrained
+
         mean, std = student.normaliser.in_rgb()
         record |= {"image_size": list(config["dataset"]["image_size"])}
         own = {
@@ -389,29 +397,13 @@ def describe_student(
         }
         used = sorted({module for name, module in own.items() if f'"{name}"' in json.dumps(model_config, default=str)})
         imports = {"custom_imports": {"imports": used, "allow_failed_imports": False}} if used else {}
-        config_file = Config({**imports, "model": _without_pretrained(model_config)})
+        config_file = Config({**imports, "model": without_pretrained(model_config)})
         write_text(folder / "student_config.py", config_file.pretty_text)
     write_json(folder / DESCRIPTION, {**record, "mean": mean, "std": std})
 
 
-def _without_pretrained(model: Any) -> Any:
-    """A model's config that builds it without fetching weights: the student's own lie beside it."""
-    if isinstance(model, dict):
-        return {
-            key: None
-            if key == "pretrained" or (key == "init_cfg" and _is_pretrained(value))
-            else _without_pretrained(value)
-            for key, value in model.items()
-        }
-    return [_without_pretrained(part) for part in model] if isinstance(model, list) else model
-
-
-def _is_pretrained(value: Any) -> bool:
-    return isinstance(value, dict) and value.get("type") == "Pretrained"
-
-
-def evaluate_cell(config: Mapping[str, Any], folder: Path) -> dict[str, float]:
-    """The score of a finished cell's student on the dataset that `evaluation` names.
+def evaluate_cell(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The score of a finished cell's student on the dataset that `evaluation` names, with that of each class.
 
     Raises:
         UserError: The dataset is missing, or for another task or other classes.
@@ -432,11 +424,11 @@ def evaluate_cell(config: Mapping[str, Any], folder: Path) -> dict[str, float]:
             f"evaluation={config['evaluation']}: it has {data.spec.num_classes} classes, the student was trained with "
             f"{record['num_classes']}"
         )
-    outcomes: Outcomes = {}
+    outcomes = Outcomes()
     metrics = data.score(load_model(folder / WEIGHTS, "student").eval().to(device), outcomes=outcomes)
     if ranks.is_first():
-        keep_outcomes(outcomes_file(folder, config["evaluation"]), outcomes)
-    return metrics
+        keep_outcomes(outcomes_file(folder, config["evaluation"]), outcomes.images, outcomes.sheet)
+    return outcomes.beside(metrics)
 
 
 def _score_teacher(teacher: Classifier, data: Any, device: torch.device, folder: Path) -> None:

@@ -34,7 +34,7 @@ from experiments.build import (
 )
 from experiments.cell import processor
 from experiments.devices import own_memory, pick_device
-from experiments.meaning import is_of_library, lenient, needs_of, states_of
+from experiments.meaning import Unnamed, is_of_library, needs_of, states_of
 from experiments.plan import on_processor
 from kt.data import Data, DataSpec
 from kt.data.names import CLASSIFICATION, DATASETS
@@ -129,7 +129,10 @@ class Rehearsal:
             data.further[SOURCE] = self.read(source, read_source)
         hidden: dict[str, Any] = {}
         for name, need in needs_of(config).items():
-            if isinstance(need, Path):
+            if isinstance(need, Unnamed):
+                self.missing[need.reason] = None
+                hidden[name] = self._untrained(teacher_of(config, trained=False), data.spec)
+            elif isinstance(need, Path):
                 if name == "teacher":
                     hidden[name] = self._given_teacher(need, data.spec)
                 elif not need.exists():
@@ -210,8 +213,7 @@ def measure(
             _take_weights(rehearsal, tell)
             tell({"lengths": [{"steps": [], "evaluations": 0, "test_size": 0}] * len(configs[1:])})
         else:
-            with lenient(True):
-                model, data = rehearsal.build()
+            model, data = rehearsal.build()
             tell({"missing": [*rehearsal.missing]})
             tell({"lengths": [rehearsal.length(model, each) for each in configs[1:]]})
             _measure(rehearsal, model, data, images, tell)
@@ -253,7 +255,8 @@ def _measure(
     settings = {**defaults(Schedule), **config["schedule"]}
     stretches = plan_phases(model, data, settings)
     own = Path(tempfile.mkdtemp(dir=rehearsal.folder))
-    engine = Engine(settings, device, own, config["seed"], config["precision"])
+    how = (config["precision"], config["activation_checkpointing"])
+    engine = Engine(settings, device, own, config["seed"], *how)
     model.place(device)
     student = size_of(export_student(model))
     facts = {"phases": [each.phase.name for each in stretches], "passes": data.train.passes}

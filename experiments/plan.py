@@ -89,6 +89,7 @@ def costs(config: Mapping[str, Any]) -> Config:
         "update": {key: config["schedule"].get(key) for key in UPDATE},
         "unit": "iterations" if config["schedule"]["iterations"] else "epochs",
         "precision": config["precision"],
+        "activation_checkpointing": config.get("activation_checkpointing", False),
         "method": _structure(config["method"]),
     }
 

@@ -489,7 +489,7 @@ def rehearse(name: str, jobs: Sequence[Job], kind: bool | str, output_root: str,
                 _known[mark] = case
             case.runs, case.limit = _known[mark].runs, _known[mark].limit
             display.line(f"[{number}/{len(cases)}] {_title(case.record())}: {_outcome(case.record())}")
-    absent = [f"{line}; needed to train" for job in jobs for line in job.absent]
+    absent = [line for job in jobs for line in job.absent]
     missing = [*dict.fromkeys([*absent, *(line for case in cases for line in case.missing)])]
     records = [case.record() for case in cases]
     write_json(path, {"name": name, "scale": scale, "synthetic": stage.synthetic, "cases": records, "missing": missing})

@@ -79,6 +79,7 @@ def fit(
     seed: int = 0,
     device: torch.device | str = "cpu",
     precision: str = "fp32",
+    activation_checkpointing: bool = False,
     mirror: Callable[[dict[str, Any]], None] | None = None,
     progress: Any = None,
     snapshots: int = 0,
@@ -89,15 +90,16 @@ def fit(
     Args:
         model: Student, method and teachers.
         data: `kt.data.Data`.
-        folder: Gets `phases/`, `metrics.jsonl`, `evaluations/test.json` (and `.npz`, of each image), `student.pth` and
-            what the method keeps. Called again with the same folder, it goes on after the last epoch saved, or further
-            back where files are damaged, and ends at the numbers of an uninterrupted run.
+        folder: Gets `phases/`, `metrics.jsonl`, `evaluations/test.json` (and of each image `.npz`, and pictures,
+            `.png`), `student.pth` and what the method keeps. Called again with the same folder, it goes on after the
+            last epoch saved, or further back where files are damaged, and ends at the numbers of an uninterrupted run.
         schedule: Changes to the defaults of `kt.settings.Schedule`; 0 epochs score the student as it is. With
             `iterations` the length is that many updates, and every `interval` of them counts as an epoch. What an
             update consists of (`batch_size`, `device_batch`), the data's loaders say.
         seed: Of everything random in training.
         device: Where to train.
         precision: `fp32` or `bf16`.
+        activation_checkpointing: Less memory for longer steps, to the same numbers (`kt.recomputing`).
         mirror: Called with every record written.
         progress: An object with `start(total, text)`, `advance(steps, text)`, `line(text)` and `stop()`.
         snapshots: How many weights-only snapshots of the main phase to keep.
@@ -136,7 +138,7 @@ def fit(
             made.append(ProgressHook(progress))
         return made
 
-    engine = Engine(settings, torch.device(device), cell, seed, precision, hooks)
+    engine = Engine(settings, torch.device(device), cell, seed, precision, activation_checkpointing, hooks)
     steps = [stretch.steps for stretch in stretches]
     if progress is not None and first:
         progress.start(sum(steps), cell.name)
@@ -150,14 +152,14 @@ def fit(
                 records.cut(mark)
         for index in range(finished, len(phases)):
             run_phase(model, phases[index], index, stretches[index].loaders, engine)
-        outcomes: Outcomes = {}
+        outcomes = Outcomes()
         metrics = data.score(model.student, outcomes=outcomes)
         if records is not None:
             total = stretches[-1].epochs if stretches else 0
             row = {"kind": "eval", "phase": "train", "step": steps[-1] if steps else 0, "epoch": total, **metrics}
             records.write([row])
-            write_json(evaluation_file(cell, "test"), metrics)
-            keep_outcomes(outcomes_file(cell), outcomes)
+            write_json(evaluation_file(cell, "test"), outcomes.beside(metrics))
+            keep_outcomes(outcomes_file(cell), outcomes.images, outcomes.sheet)
             for name, content in {**(model.method.keeps() if phases else {}), WEIGHTS: export_student(model)}.items():
                 with replacing(cell / name) as file:
                     torch.save(content, file)

@@ -78,7 +78,7 @@ def test_identity_forgets_what_is_of_no_account(tmp_path: Path) -> None:
         ["method=kd", *PAIR, "+table=imagenet_compression", "dataset=scenes", "table.row=kd"],
         ["method=kd", *PAIR, "method.temperature=4", "student.network.width=0.25", "schedule.epochs=8"],
         ["method=kd", *PAIR, "scale=paper", "dataset=scenes", "scale.width=0.25"],
-        ["method=kd", *PAIR, "rehearse=synthetic"],
+        ["method=kd", *PAIR, "rehearse=synthetic", "activation_checkpointing=true"],
     )
     for overrides in same:
         assert identity(composed(*overrides)) == base, overrides
@@ -286,6 +286,8 @@ def test_a_finished_student_is_scored_elsewhere_without_training(tmp_path: Path,
     run_cell(elsewhere)
     assert read_status(folder, "gta5")["status"] == "done"
     assert json.loads((folder / "evaluations" / "gta5.json").read_text()) == {"miou": 12.0}
+    kept = json.loads((folder / "result.json").read_text())["evaluations"]["gta5"]["files"]
+    assert set(kept) == {"evaluations/gta5.json", "evaluations/gta5.png"}
     assert calls(folder) == 1
 
 
