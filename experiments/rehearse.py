@@ -34,6 +34,7 @@ from kt.settings import accumulates, check_accumulation, device_batch
 
 IMAGES = (2, 4)  # of the passes that are measured
 CASE_SECONDS = 60.0  # for all passes of a case; what is known then has to do
+BUILDING_SECONDS = 600.0  # for reading the data and building the networks
 RESERVE = 1 << 30  # bytes that stay free for the rest of the machine
 POLL_SECONDS = 0.2
 SYNTHETIC = "synthetic"
@@ -90,7 +91,8 @@ class Run:
         disk: Bytes that the cell keeps.
         missing: Files, weights and classes that are not there, in lines.
         ended: `done`, `slow` (out of time), `memory`, `norm`, `user` or `error`; `why` says more.
-        seconds: That it took in all.
+        begun: When it was built; None where it was not.
+        seconds: That the passes took.
     """
 
     images: int
@@ -104,6 +106,7 @@ class Run:
     missing: tuple[str, ...] = ()
     ended: str = "slow"
     why: str = ""
+    begun: float | None = None
     seconds: float = 0.0
 
     def hear(self, message: Mapping[str, Any]) -> None:
@@ -155,9 +158,9 @@ class Stage:
 
         Args:
             configs, images: As for `experiments.measure.measure`.
-            seconds: What it may take.
+            seconds: What its passes may take.
         """
-        found, until = Run(images), time.monotonic() + seconds
+        found, until = Run(images), time.monotonic() + BUILDING_SECONDS
         events, theirs = multiprocessing.Pipe(duplex=False)
         me = os.getpid(), lifeline.started(os.getpid())
         arguments = (configs, images, self.folder, self.log, self.synthetic, theirs, me)
@@ -166,6 +169,9 @@ class Stage:
         theirs.close()
         try:
             while time.monotonic() < until:
+                if found.facts and found.begun is None:
+                    found.begun = time.monotonic()
+                    until = found.begun + seconds
                 if free_memory() == 0:  # another process may have taken it
                     found.ended, found.why = "memory", "the memory of the machine was used up"
                     break
@@ -181,6 +187,7 @@ class Stage:
             process.kill()
             process.join()
             events.close()
+        found.seconds = 0.0 if found.begun is None else time.monotonic() - found.begun
         return found
 
 
@@ -217,34 +224,33 @@ class Case:
 
     def rehearse(self, stage: Stage) -> None:
         """Measures it, as far as time and memory allow."""
-        until = time.monotonic() + CASE_SECONDS
         self.limit = free_memory() + (own_memory("VmRSS") or 0)  # which the process has from this one
         for images in dict.fromkeys(min(each, self.batch) for each in IMAGES):
-            if not self._add(stage, images, until) or time.monotonic() + 2 * self.runs[images].seconds > until:
+            if not self._add(stage, images) or 2 * self.runs[images].seconds > self._left:
                 break  # more images would not come to their end
         smallest = min(self.runs.values(), key=lambda run: run.images)
         if smallest.ended == "memory" and smallest.images > 1:
-            self._add(stage, 1, time.monotonic() + CASE_SECONDS)
-        if self.limit_of_gpu is not None:
-            self.limit, until = self.limit_of_gpu, time.monotonic() + CASE_SECONDS
-        if self.batch not in self.runs and self._is_cheap(until - time.monotonic()):
-            self._add(stage, self.batch, until)
+            self._add(stage, 1)
+        self.limit = self.facts.get("limit") or self.limit
+        if self.batch not in self.runs and self._is_cheap():
+            self._add(stage, self.batch)
 
-    def _is_cheap(self, seconds: float) -> bool:
-        """Whether the whole batch can be measured in so many seconds."""
+    @property
+    def _left(self) -> float:
+        return CASE_SECONDS - sum(run.seconds for run in self.runs.values())
+
+    def _is_cheap(self) -> bool:
+        """Whether the whole batch can be measured as well."""
         needed, steps, image = self.memory(self.batch), self.step_seconds(), self.image_seconds()
         if needed is None or needed > self.limit or image is None:
             return False
         once = [each / self.facts["passes"] for each in steps if each is not None]
-        before = max(run.seconds for run in self.runs.values())  # of which most is spent on building
-        return len(once) == len(steps) and before + 3 * sum(once) + self.batch * image < seconds
+        return len(once) == len(steps) and 3 * sum(once) + self.batch * image < self._left
 
-    def _add(self, stage: Stage, images: int, until: float) -> bool:
-        started = time.monotonic()
+    def _add(self, stage: Stage, images: int) -> bool:
         # Only the first run tells the lengths.
         configs = [self.config, *(self.cells.values() if not self.lengths else ())]
-        run = self.runs[images] = stage.measure(configs, images, until - started)
-        run.seconds = time.monotonic() - started
+        run = self.runs[images] = stage.measure(configs, images, self._left)
         return run.ended == "done"
 
     @property
@@ -257,11 +263,6 @@ class Case:
         """Of each length the `steps` of each phase, the number of `evaluations` and their `test_size`."""
         told = next((run.lengths for run in self.runs.values() if run.lengths), None)
         return {} if told is None else dict(zip(self.cells, told, strict=True))
-
-    @property
-    def limit_of_gpu(self) -> int | None:
-        """Bytes of the GPU that this process may have, where it computes on one."""
-        return self.facts.get("limit")
 
     @property
     def missing(self) -> list[str]:
@@ -336,6 +337,8 @@ class Case:
             return f"does not fit: needs {_gib(needed)}, {_gib(self.limit)} are free"
         if run := ended.get("memory"):
             return f"does not fit: {run.images} images need more than the {_gib(self.limit)} that are free"
+        if not self.facts:
+            return f"not built within {BUILDING_SECONDS:.0f} s"
         if not self._telling:
             return f"slower than {CASE_SECONDS:.0f} s a step"
         unknown = None in self.seconds().values()
