@@ -21,14 +21,25 @@ from typing import Any
 import yaml
 from filelock import Timeout
 
-from experiments.meaning import Identified, all_needs, content_hash, file_key, identify, needs_of, settle, states_of
+from experiments.meaning import (
+    Identified,
+    Needed,
+    Unnamed,
+    all_needs,
+    content_hash,
+    file_key,
+    identify,
+    needs_of,
+    settle,
+    states_of,
+)
 from experiments.progress import Display, cell_log, current
 from experiments.schema import ANALYSES, LEFT
 from kt import ranks
 from kt.data.fingerprint import State, changes, combined, forget, summarised
 from kt.errors import UserError, nearest
 from kt.files import write_json, write_sealed, write_text
-from kt.needs import Config, Need
+from kt.needs import Config
 from kt.ranks import launched as world_size
 from kt.ranks import launched_first as is_first
 from kt.store import (
@@ -44,6 +55,7 @@ from kt.store import (
     list_evaluation,
     lock_of,
     outcomes_file,
+    pictures_file,
     read_evaluation,
     seconds_spent,
     void,
@@ -270,8 +282,8 @@ def _evaluate(config: Config, found: Identified, folder: Path, display: Display)
     if is_first():
         failure.unlink(missing_ok=True)
         write_json(path, metrics)
-        outcomes = outcomes_file(folder, name)
-        left = [*LEFT.get(name, ()), *([outcomes.name] if outcomes.exists() else [])]
+        some = outcomes_file(folder, name), pictures_file(folder, name)
+        left = [*LEFT.get(name, ()), *(each.name for each in some if each.exists())]
         list_evaluation(folder, name, *left, data=summarised([found.scored]) if found.scored else None)
 
 
@@ -344,9 +356,7 @@ def _attempt(config: Config, cell: Identified, folder: Path, display: Display) -
         raise CellFailed(f"cell {cell.id}: {message} (traceback: {folder / 'error.txt'})") from error
 
 
-def _provide(
-    config: Config, needs: Mapping[str, Need | Path], display: Display
-) -> tuple[dict[str, Path], dict[str, str]]:
+def _provide(config: Config, needs: Mapping[str, Needed], display: Display) -> tuple[dict[str, Path], dict[str, str]]:
     """Makes what a cell needs: name -> file, and name -> id.
 
     Raises:
@@ -354,6 +364,8 @@ def _provide(
     """
     paths, ids = {}, {}
     for name, need in needs.items():
+        if isinstance(need, Unnamed):
+            raise UserError(need.reason)
         if isinstance(need, Path):
             paths[name], ids[name] = need, content_hash(need, file_key(name))
             continue

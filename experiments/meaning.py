@@ -18,6 +18,7 @@ from kt.data.fingerprint import State, changes, combined, state_of
 from kt.data.names import DATASETS, content, own_keys, settings_of
 from kt.errors import UserError, nearest
 from kt.files import checksum
+from kt.models.configs import read_config_file
 from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS
 from kt.needs import NO_TEACHER, Config, Need, teacher_dataset, teacher_of
 from kt.ranks import launched
@@ -45,6 +46,21 @@ from kt.store import (
 )
 
 DEEPEST = 8  # cells that need one another in a row
+ASKED = ("rows", "role", "plan", "settings")  # keys of a command that say nothing of a cell
+
+
+@dataclass(frozen=True)
+class Unnamed:
+    """A need for which the command has to name a file and has not.
+
+    Attributes:
+        reason: What to tell the user.
+    """
+
+    reason: str
+
+
+Needed = Need | Path | Unnamed
 
 
 def _settled_network(network: Config, dataset: Config, config: Config) -> Config:
@@ -126,7 +142,7 @@ def settle(config: Mapping[str, Any]) -> Config:
     Raises:
         UserError: The method needs a teacher and there is none.
     """
-    settled = {key: copy.deepcopy(value) for key, value in config.items() if key not in ("rows", "role", "plan")}
+    settled = {key: copy.deepcopy(value) for key, value in config.items() if key not in ASKED}
     if settled["cell"] == "teacher":
         if settled["teacher"]["network"] is None:
             raise UserError("cell=teacher: there is no teacher; add teacher=<network>, for example teacher=resnet56")
@@ -174,13 +190,13 @@ def _needed(config: Mapping[str, Any], name: str, need: Need) -> Need:
     return replace(need, config=settle({**made, "cell": "student", "evaluation": None}))
 
 
-def _own_needs(config: Mapping[str, Any]) -> dict[str, Need | Path]:
+def _own_needs(config: Mapping[str, Any]) -> dict[str, Needed]:
     """What a settled cell's method needs.
 
     Raises:
         UserError: One of the needs is neither a cell nor a file.
     """
-    found: dict[str, Need | Path] = {}
+    found: dict[str, Needed] = {}
     method = config["method"]["name"]
     for name, need in METHODS[method].needs(config).items():
         try:
@@ -189,25 +205,25 @@ def _own_needs(config: Mapping[str, Any]) -> dict[str, Need | Path]:
                 continue
             if not isinstance(need, Need):
                 raise UserError(f"expected a kt.needs.Need, it is a {type(need).__name__}")
-            validate({**need.config, "rows": None, "role": None, "plan": False})
+            validate({**need.config, "rows": None, "role": None, "plan": False, "settings": False})
             found[name] = _needed(config, name, need)
         except UserError as error:
             raise UserError(f"method={method}: what it needs as '{name}' is no cell: {error}") from None
     return found
 
 
-def needs_of(config: Mapping[str, Any]) -> dict[str, Need | Path]:
+def needs_of(config: Mapping[str, Any]) -> dict[str, Needed]:
     """What a settled cell needs, by name: another cell, whose config is settled too, or a file."""
-    found: dict[str, Need | Path] = {}
+    found: dict[str, Needed] = {}
     if config["teacher"]["checkpoint"]:
         found["teacher"] = Path(config["teacher"]["checkpoint"])
     elif config["teacher"]["network"] is not None:
         need = _needed(config, "teacher", Need(teacher_of(config)))
+        found["teacher"] = need
         if DATASETS[need.config["dataset"]["name"]].embedded and not DATASETS[config["dataset"]["name"]].embedded:
-            raise UserError(
+            found["teacher"] = Unnamed(
                 "teacher.checkpoint=null: the teacher would be trained on embedded data; give the file of its weights"
             )
-        found["teacher"] = need
     return {**found, **_own_needs(config)}
 
 
@@ -225,7 +241,7 @@ def evaluation_dataset(config: Mapping[str, Any]) -> Config | None:
     return dataset_choice(stood_in(name) if DATASETS[config["dataset"]["name"]].embedded else name)
 
 
-def all_needs(config: Mapping[str, Any]) -> dict[str, Need | Path]:
+def all_needs(config: Mapping[str, Any]) -> dict[str, Needed]:
     """What a settled cell and its evaluation need; only the former is part of what the cell is."""
     return {**evaluation_needs(config), **needs_of(config)}
 
@@ -274,16 +290,7 @@ def _network_content(network: Config) -> Config:
     """A network with the content of its config file in the place of the file's name."""
     if network["config"] is None:
         return {key: value for key, value in network.items() if key not in ("config", "options")}
-    from mmengine.config import Config as FileConfig
-
-    try:
-        content = FileConfig.fromfile(network["config"]).get("model")
-        text = json.dumps(content, sort_keys=True, default=str)
-    except Exception as error:  # a config is a program: anything may go wrong in it
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"network.config={network['config']}: cannot be read as a config of mmdet or mmseg ({reason})"
-        ) from None
+    text = json.dumps(read_config_file(network["config"], "network.config").model, sort_keys=True, default=str)
     return {**network, "config": hashlib.sha256(text.encode()).hexdigest()[:32]}
 
 
@@ -345,12 +352,12 @@ def semantics(config: Mapping[str, Any], depth: int = 0) -> Config:
     found = needs_of(config)
     if found and depth == DEEPEST:
         raise UserError(f"method={config['method']['name']}: its cell needs another, that one the next, without an end")
-    needs: dict[str, str] = {}
+    needs: dict[str, str | None] = {}
     for name, need in found.items():
         if isinstance(need, Need):
             needs[name] = identity(need.config, depth + 1)
         else:
-            needs[name] = content_hash(need, file_key(name))
+            needs[name] = content_hash(need, file_key(name)) if isinstance(need, Path) else None
     told = _decisive(config)
     data = _telling(told["dataset"], settings_of(told["dataset"]))
     told |= {"dataset": data, "schedule": _telling(told["schedule"], Schedule)}
@@ -390,6 +397,15 @@ def states_of(config: Mapping[str, Any]) -> list[State]:
     for need in needs_of(config).values():
         found += states_of(need.config) if isinstance(need, Need) and not is_of_library(need.config) else []
     return list({state.key: state for state in reversed(found)}.values())[::-1]
+
+
+def unnamed(config: Mapping[str, Any]) -> list[str]:
+    """What to tell of the files that a settled cell and all cells that it needs lack, each once."""
+    found = []
+    for need in needs_of(config).values():
+        if not isinstance(need, Path):
+            found += [need.reason] if isinstance(need, Unnamed) else unnamed(need.config)
+    return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True)
@@ -432,6 +448,7 @@ def identify(config: Mapping[str, Any]) -> Identified:
         told.append(f"there are no data of {config['dataset']['name']}: the weights {weights} teach without a score")
     cell_id, unverified = settings, False
     absent = [f"{state}: is not there" for state in states if state.summary is None]
+    absent += unnamed(config)
     if fingerprint is None:
         cell_id = newest_state(root, settings)
         if unverified := read_result(folder_of(root, cell_id)) is not None:
@@ -478,21 +495,17 @@ def _decisive_keys(config: Mapping[str, Any]) -> Config:
     """
     found = dict(_dotted(_decisive(config)))
     del found["seed"]
-    try:
-        needs = needs_of(config)
-    except UserError:  # such as a teacher whose weights only the command line can name
-        needs = {}
-    for name, need in needs.items():
+    for name, need in needs_of(config).items():
         if isinstance(need, Path):
             found[file_key(name)] = content_hash(need, file_key(name))
-        else:
+        elif isinstance(need, Need):
             own = _decisive_keys(need.config)
             found |= {f"{name}.{key.removeprefix('student.')}": value for key, value in own.items()}
     return found
 
 
 def differences(config: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """The keys in which two settled cells differ, seeds aside, with the values of both; none if they are the same cell.
+    """The keys in which two settled cells or their scores differ, seeds aside, with the values of both.
 
     Keys of a dataset, method or network of another name follow from the name, and what a need shares with the cell is
     said once.
@@ -504,7 +517,7 @@ def differences(config: Mapping[str, Any], reference: Mapping[str, Any]) -> dict
     Returns:
         Dotted key -> [value, value in the reference]; None where one lacks the key.
     """
-    ours, theirs = _decisive_keys(config), _decisive_keys(reference)
+    ours, theirs = ({**_decisive_keys(each), "evaluation": each["evaluation"]} for each in (config, reference))
     found = {key: [ours.get(key), theirs.get(key)] for key in ours | theirs if ours.get(key) != theirs.get(key)}
 
     def is_told(key: str) -> bool:

@@ -54,10 +54,11 @@ from experiments.groups import CONF, GROUPS, choices
 from experiments.meaning import cell_id
 from experiments.schema import is_group, sign, with_recipe
 from kt.errors import UserError, nearest
-from kt.store import folder_of, read_result
+from kt.store import evaluation_file, folder_of, read_evaluation, read_result
 
 CONFIG_NAME = "config"
 TABLE = "+table="  # as `normalise` leaves it
+Outcome = tuple[int, Path | None]  # exit status, and the folder of the one table or sweep that has been rendered
 SKIPPED = ("full_key", "object_type", "See https", "To append")  # lines of Hydra's errors that help nobody here
 
 
@@ -155,6 +156,11 @@ def _task(config: DictConfig) -> str:
     if "joblib" in launcher and HydraConfig.get().mode == RunMode.MULTIRUN:
         isolated(values)
         return cell_id(values)
+    if launcher.endswith("SlurmLauncher"):
+        from experiments.slurm import interruptible
+
+        with interruptible():
+            return str(cell.run_cell(values)["id"])
     return str(cell.run_cell(values)["id"])
 
 
@@ -191,6 +197,8 @@ def _run_one(hydra: Hydra, overrides: list[str]) -> int:
         if config[key] is not None:
             tables = ", ".join(choices("table"))
             raise UserError(f"{key}={config[key]}: selects rows of a table; add +table=<name> (one of {tables})")
+    if config["settings"]:
+        raise UserError("settings=true: tells of the rows of a table; add +table=<name>")
     if config["plan"]:
         print_plan([config], config)
         return 0
@@ -199,7 +207,12 @@ def _run_one(hydra: Hydra, overrides: list[str]) -> int:
     result = read_result(folder_of(config["output_root"], cell_id))
     if cell.is_first() and result is not None:
         metrics = ", ".join(f"{name} {value:.2f}" for name, value in result["metrics"].items())
-        print(f"{metrics} after {result['seconds']:.0f} s: {folder_of(config['output_root'], cell_id)}")
+        folder = folder_of(config["output_root"], cell_id)
+        print(f"{metrics} after {result['seconds']:.0f} s: {folder}")
+        name = config["evaluation"]
+        if name is not None and (scores := read_evaluation(folder, name)) is not None:
+            numbers = (f"{key} {value:.2f}" for key, value in scores.items() if isinstance(value, int | float))
+            print(f"evaluation={name}: {', '.join(numbers)}; all of it: {evaluation_file(folder, name)}")
     return 0
 
 
@@ -213,6 +226,9 @@ def named_tables(overrides: Sequence[str]) -> list[str]:
     given = [name for line in overrides if line.startswith(TABLE) for name in line.removeprefix(TABLE).split(",")]
     names = [name for each in given for name in (known if each == "all" else (each,))]
     for name in names:
+        if name.startswith("["):
+            asked = ",".join(given)
+            raise UserError(f"table={asked}: write +table={asked.strip('[]')}")
         if name not in known:
             raise UserError(
                 f"table={name}: there is no such table{nearest(name, known)}; choices: all, {', '.join(known)}"
@@ -225,40 +241,35 @@ def without_table(overrides: Sequence[str]) -> list[str]:
     return [line for line in overrides if not line.startswith(TABLE)]
 
 
-def _run_each(names: Sequence[str], arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+def _run_each(names: Sequence[str], arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> Outcome:
     """Several tables, one after the other, sharing cells; what keeps one from running stops no other."""
     from tables.summary import Ran, summarise
 
     others = without_table(normalise(arguments.overrides))
     ran = []
     for name in names:
-        started, error = time.monotonic(), ""
+        started, error, folder = time.monotonic(), "", None
         try:
             arguments.overrides = [*others, TABLE + name]
-            status = dispatch(arguments, parser)
+            status, folder = dispatch(arguments, parser)
         except (UserError, HydraException, OmegaConfBaseException) as found:
             error, status = explain(found), 2
         if status == 130:
-            return status
-        ran.append(Ran(name, status, time.monotonic() - started, error))
+            return status, None
+        ran.append(Ran(name, status, time.monotonic() - started, error, folder))
     if cell.is_first():
-        hydra = Hydra.create_main_hydra2("run", create_automatic_config_search_path(None, None, str(CONF)))
-        try:
-            values = hydra.compose_config(CONFIG_NAME, [*others, TABLE + names[0]], RunMode.MULTIRUN)
-        finally:
-            GlobalHydra.instance().clear()
-        summarise(ran, None if values.plan else Path(values.output_root) / "tables", str(values.scale.name))
-    return max(each.status for each in ran)
+        summarise(ran)
+    return max(each.status for each in ran), None
 
 
-def dispatch(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    """Does what the command line asks for; returns the exit status."""
+def dispatch(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> Outcome:
+    """Does what the command line asks for."""
     version.setbase("1.3")
     overrides = normalise(arguments.overrides)
     if arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion:
         arguments.overrides = overrides
         _run_hydra(arguments, parser, task, str(CONF), CONFIG_NAME)
-        return 0
+        return 0, None
     tables = named_tables(overrides)
     if len(tables) > 1:
         if arguments.cfg:
@@ -273,24 +284,25 @@ def dispatch(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
             overrides = add_recipe(overrides)
         if arguments.cfg:
             _show(hydra, arguments, overrides)
-            return 0
+            return 0, None
         single, multirun = (
             any(re.fullmatch(rf"\+*hydra\.mode={mode}", line) for line in overrides) for mode in ("RUN", "MULTIRUN")
         )
         if tables and not single:
-            return int(hydra.multirun(CONFIG_NAME, task, [*overrides, "hydra.mode=MULTIRUN"]))
+            status, folder = hydra.multirun(CONFIG_NAME, task, [*overrides, "hydra.mode=MULTIRUN"])
+            return status, folder
         if arguments.multirun or multirun:
             if not any(line.startswith("hydra/sweeper=") and line != "hydra/sweeper=table" for line in overrides):
-                return int(
-                    hydra.multirun(CONFIG_NAME, task, [*overrides, "hydra.mode=MULTIRUN", "hydra/sweeper=table"])
-                )
+                swept = [*overrides, "hydra.mode=MULTIRUN", "hydra/sweeper=table"]
+                status, folder = hydra.multirun(CONFIG_NAME, task, swept)
+                return status, folder
             master = hydra.compose_config(CONFIG_NAME, list(overrides), RunMode.MULTIRUN)
             cell.check_writable(master.output_root)
             for batch in hydra.multirun(CONFIG_NAME, task, [*overrides, "hydra.mode=MULTIRUN"]):
                 for job in batch:
                     _value(job)
-            return 0
-        return _run_one(hydra, overrides)
+            return 0, None
+        return _run_one(hydra, overrides), None
     finally:
         GlobalHydra.instance().clear()
 
@@ -303,7 +315,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = get_args_parser()
     try:
         with lifeline.interruptible():
-            return dispatch(parser.parse_args(argv), parser)
+            return dispatch(parser.parse_args(argv), parser)[0]
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)
         return 130

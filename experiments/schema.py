@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from omegaconf import OmegaConf
 
@@ -91,6 +91,11 @@ class Network(Settings):
 class Teacher(Settings):
     """A teacher: its network and, where they are not the student's, parts of its own dataset and schedule."""
 
+    sources: ClassVar[Mapping[str, str]] = {
+        "norm": "ours, a teacher's normalisations are as they were trained",
+        "pretrained": "the library's weights",
+    }
+
     network: Network | None
     dataset: dict[str, Any] | None
     schedule: dict[str, Any] | None
@@ -102,6 +107,8 @@ class Teacher(Settings):
 
 class Student(Settings):
     """A student: its network and where its initial weights come from, if not from the seed."""
+
+    sources: ClassVar[Mapping[str, str]] = {"pretrained": "the library's weights"}
 
     network: Network
     checkpoint: str | None
@@ -162,6 +169,8 @@ LEFT = {"channel_overlap": (MAPS,)}  # what an analysis leaves beside its number
 class Config(Settings):
     """The whole config of one command."""
 
+    sources: ClassVar[Mapping[str, str]] = {"precision": "ours, single precision"}
+
     teacher: Teacher
     student: Student
     dataset: Dataset
@@ -183,3 +192,4 @@ class Config(Settings):
     rows: str | list[str] | None
     role: str | list[str] | None
     plan: bool
+    settings: bool

@@ -1,13 +1,15 @@
 """A table: rows that are no grid, expanded into cells, launched in waves of what they need, and rendered.
 
 Keys of the command line other than `rows=`, `method=` and `role=` (which select rows) override every row whose schema
-has them. A comma list is an axis: its values become rows of their own, or are averaged over if the key is `seed`.
+has them, `teachers.<name>.<key>` those whose teacher has the name. A comma list is an axis: its values become rows of
+their own, or are averaged over if the key is `seed`.
 """
 
 from __future__ import annotations
 
 import copy
 import fnmatch
+import functools
 import hashlib
 import itertools
 import os
@@ -29,10 +31,13 @@ from experiments.meaning import Identified, differences, identify, needed_cells,
 from experiments.plan import Config, Job, plan_lines
 from experiments.schema import Config as Schema
 from experiments.schema import is_group, sign, with_recipe
+from experiments.slurm import InQueue
+from experiments.sources import RowSettings, Setting, print_settings
 from experiments.workers import default_workers
 from kt.errors import UserError, nearest
 from kt.settings import METHODS, check_value, kinds
 from kt.store import finished_cells, folder_of, read_result
+from tables.folders import stored_rows, table_folder
 from tables.records import find_table
 
 Settings = dict[str, list[str]]  # override key -> its values; more than one make an axis
@@ -40,11 +45,13 @@ Settings = dict[str, list[str]]  # override key -> its values; more than one mak
 ROW_KEYS = ("label", "role", "ours", "optional", "overrides")
 SELECTORS = {"rows": "id", "role": "role", "method": "method"}  # key -> what it compares of a row
 # One value for the whole run.
-FIXED = ("scale", "data_root", "output_root", "device", "plan", "workers", "evaluation")
+FIXED = ("scale", "data_root", "output_root", "device", "plan", "settings", "workers", "evaluation")
 AVERAGED = "seed"
+TEACHERS = "teachers"  # teachers.<name>.<key> is teacher.<key> of the rows whose teacher has the name
 # Keys that say where and how, not what: a sweep with others of them is the same one.
 ACCIDENTAL = (
-    *("output_root", "data_root", "device", "activation_checkpointing", "threads", "workers", "plan", "wandb"),
+    *("output_root", "data_root", "device", "activation_checkpointing", "threads", "workers", "wandb"),
+    *("plan", "settings"),
 )
 
 
@@ -100,6 +107,7 @@ class Shown:
         marks = {cell_id: {"unverified": True} if cell_id in self.unverified else {} for cell_id in self.cells}
         return {
             "id": self.id,
+            "row": self.row.id,
             "label": self.label,
             "role": self.row.role,
             "method": self.config["method"]["name"],
@@ -160,15 +168,25 @@ def composer(load: Callable[[list[str]], DictConfig]) -> Callable[[list[str]], D
     loaded: dict[tuple[str, ...], DictConfig] = {}
 
     def compose(overrides: list[str]) -> DictConfig:
-        files = tuple(line for line in overrides if not line.startswith("++"))
-        if files not in loaded:
-            loaded[files] = load(list(files))
-        config = copy.deepcopy(loaded[files])
+        files = [line for line in overrides if not line.startswith("++")]
+        # What is added counts in its order, what replaces a choice does not.
+        key = tuple(sorted(files, key=lambda line: "" if line.startswith("+") else line))
+        if key not in loaded:
+            loaded[key] = load(files)
+        config = copy.deepcopy(loaded[key])
         for override in OverridesParser.create().parse_overrides([x for x in overrides if x.startswith("++")]):
             OmegaConf.update(config, override.key_or_group, override.value(), merge=True, force_add=True)
         return config
 
     return compose
+
+
+def with_choices(composed: DictConfig) -> DictConfig:
+    """A composed config with which choices were made, of all that Hydra's own node says."""
+    kept = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    choices_made = OmegaConf.to_container(composed.hydra.runtime.choices)
+    OmegaConf.update(kept, "hydra", {"runtime": {"choices": choices_made}}, force_add=True)
+    return kept
 
 
 def quoted(text: str) -> str:
@@ -256,7 +274,7 @@ def route(rows: Sequence[Row], user: Mapping[str, list[str]], sweep: bool = Fals
     known = set(known_keys())
     routed = {row.id: dict(row.overrides) for row in rows}
     for key, values in user.items():
-        if key in SELECTORS or key in ("plan", "table"):
+        if key in SELECTORS or key in ("plan", "settings", "table") or (key.startswith(f"{TEACHERS}.") and not sweep):
             continue
         if key.startswith("table.") or (key == "cell" and not sweep):
             raise UserError(f"{key}={values[0]}: the table sets this itself; rows= and role= select rows")
@@ -280,6 +298,57 @@ def route(rows: Sequence[Row], user: Mapping[str, list[str]], sweep: bool = Fals
     return routed
 
 
+def _names_of_teacher(row: Row, settings: Settings, teacher: str) -> list[str]:
+    """What the command line may call a row's teacher: its network, its data, a domain of these; none has none.
+
+    Args:
+        row: The row.
+        settings: Its own and those of the command line.
+        teacher: The choice of `teacher` of rows that choose none.
+    """
+    if row.method in METHODS and not METHODS[row.method].needs_teacher and "cell" not in row.overrides:
+        return []
+    keys = ("dataset@teacher.dataset", "teacher.dataset.domain")
+    return [*settings.get("teacher", [teacher]), *(value for key in keys for value in settings.get(key, []))]
+
+
+def give_teachers(rows: Sequence[Row], routed: Mapping[str, Settings], user: Settings, teacher: str) -> None:
+    """Adds what `teachers.<name>.<key>` sets to the settings of the rows whose teacher has the name, or that have it.
+
+    Args:
+        rows: All rows of the table.
+        routed: Row id -> its own settings with all other ones of the command line.
+        user: The command line's settings.
+        teacher: The choice of `teacher` of rows that choose none.
+
+    Raises:
+        UserError: No row has such a teacher, or there is no such key.
+    """
+    named = {row.id: _names_of_teacher(row, routed[row.id], teacher) for row in rows}
+    taught = [row_id for row_id, names in named.items() if names]
+    known = list(dict.fromkeys([*(name for names in named.values() for name in names), *taught]))
+    given = [(key, values) for key, values in user.items() if key.startswith(f"{TEACHERS}.")]
+    for key, values in sorted(given, key=lambda each: each[0].split(".")[1] in taught):  # a row's own goes last
+        _, name, *rest = key.split(".")
+        leaf = ".".join(["teacher", *rest])
+        if name not in known or not rest:
+            hint = nearest(name, known)
+            raise UserError(
+                f"{key}={values[0]}: no row has such a teacher{hint}; expected {TEACHERS}.<name>.<key>, with a "
+                f"name of {', '.join(known)}"
+            )
+        if leaf not in known_keys():
+            raise unknown(leaf)
+        for row_id in taught:
+            if name == row_id or name in named[row_id]:
+                routed[row_id][leaf] = list(values)
+
+
+def _names_file(key: str) -> bool:
+    """Whether a key names the file of a teacher, which every row may have of its own."""
+    return key.split(".")[0] in ("teacher", TEACHERS) and key.endswith(".checkpoint")
+
+
 def _own_keys(method: str) -> set[str]:
     """The keys of a method; for a choice of the user's own those of all."""
     schemas = [METHODS[method]] if method in METHODS else METHODS.values()
@@ -299,7 +368,7 @@ class Table:
         rows: As in its file.
         arguments: The command line's task overrides.
         compose: Overrides -> composed config.
-        dataset: The choice of `dataset` of rows that choose none.
+        own: Config group -> the choice that the table's file makes for rows that choose none.
         stand_in: Whether datasets give way to their embedded stand-ins unless the command line names one.
     """
 
@@ -309,47 +378,89 @@ class Table:
         rows: Mapping[str, Any],
         arguments: Sequence[str],
         compose: Callable[[list[str]], DictConfig],
-        dataset: str,
+        own: Mapping[str, str],
         stand_in: bool,
     ):
-        self.name = name
-        user = parse(arguments)
-        self.dataset, self.stand_in = dataset, stand_in and "dataset" not in user
+        self.name, self.own, self.stands_in = name, own, stand_in
+        self.user = user = parse(arguments)
+        self.stand_in = stand_in and "dataset" not in user
         if user.get("scale") == ["paper"] and (seeds := find_table(name).seeds) > 1:
             user.setdefault(AVERAGED, [str(seed) for seed in range(seeds)])
-        everything = read_rows(name, rows)
-        self.selected = {row.id for row in select(everything, user)}
-        chosen = [row for row in everything if row.id in self.selected]
-        routed = route(chosen, user)
-        common = {key: values for key, values in user.items() if not key.startswith("method.")}
-        routed |= route([row for row in everything if row.id not in self.selected], common)
-        self.rows, self.routed, self.compose = everything, routed, compose
+        self.rows, self.compose = read_rows(name, rows), compose
+        self.selected = {row.id for row in select(self.rows, user)}
+        self.routed = self._route(user)
         self.shown: list[Shown] = []
         self.jobs: dict[str, Job] = {}
-        for row in chosen:
-            self.shown += self._expand(row)
+        for row in self.rows:
+            if row.id in self.selected:
+                self.shown += self._expand(row, self.routed[row.id])
+
+    def _route(self, user: Settings) -> dict[str, Settings]:
+        """Row id -> its own settings with those of the command line that it has; of a method's, if it is selected."""
+        chosen = [row for row in self.rows if row.id in self.selected]
+        common = {key: values for key, values in user.items() if not key.startswith("method.")}
+        routed = route(chosen, user) | route([row for row in self.rows if row.id not in self.selected], common)
+        give_teachers(self.rows, routed, user, self.own["teacher"])
+        return routed
 
     def _with_recipe(self, chosen: Mapping[str, str]) -> dict[str, str]:
         """One setting of all axes with what it brings along."""
-        return with_recipe({"table": self.name, **chosen}, self.dataset, self.stand_in)
+        return with_recipe({"table": self.name, **chosen}, self.own["dataset"], self.stand_in)
 
-    def _differs(self, shown: Shown) -> dict[str, list[Any]]:
+    def _meant(self, shown: Shown, user: Settings, stand_in: bool) -> Config:
+        """What a row means under some of the command line's settings, at one point of all its axes."""
+        settings = {**shown.row.overrides, **user}
+        single = {
+            key: shown.axes[key] if shown.axes.get(key) in values else values[0] for key, values in settings.items()
+        }
+        chosen = with_recipe({"table": self.name, **single}, self.own["dataset"], stand_in)
+        return settle(plain(self.compose(unparse(chosen))))
+
+    def differs(self, shown: Shown) -> dict[str, list[Any]]:
         """In which settings a row differs from what the table's own file means by it at scale=paper."""
-        own = shown.row.overrides.items()
-        single = {key: shown.axes[key] if shown.axes.get(key) in values else values[0] for key, values in own}
-        overrides = with_recipe({"table": self.name, "scale": "paper", **single}, self.dataset)
-        return differences(shown.config, settle(plain(self.compose(unparse(overrides)))))
+        return differences(shown.config, self._meant(shown, {"scale": ["paper"]}, stand_in=False))
+
+    @functools.cached_property
+    def settings(self) -> Settings:
+        """The command line's settings that make the selected rows others than the table's own at the scale.
+
+        Neither seeds nor teachers' files are among them, nor what no number depends on.
+        """
+
+        def is_neutral(key: str) -> bool:
+            kept = (*SELECTORS, "table", "scale", AVERAGED)
+            return key in kept or key.partition(".")[0] in ACCIDENTAL or _names_file(key)
+
+        open_keys = [key for key in self.user if not is_neutral(key)]
+
+        def matters(*dropped: str) -> bool:
+            """Whether the selected rows would be others without some keys."""
+            left = {key: values for key, values in self.user.items() if key not in dropped}
+            stand_in = self.stands_in and "dataset" not in left
+            try:
+                routed = self._route(left)
+                return any(
+                    differences(shown.config, self._meant(shown, routed[shown.row.id], stand_in))
+                    for shown in self.shown
+                )
+            except UserError:  # the other keys do not go without it
+                return True
+
+        if not open_keys or not matters(*open_keys):
+            return {}
+        told = [key for key in open_keys if len(open_keys) == 1 or matters(key)]
+        return {key: self.user[key] for key in told or open_keys}  # several keys may say the same
 
     def write(self, output_root: str, scale: str) -> Path:
-        """Renders what there are results of; returns the folder."""
+        """Renders what there are results of at a scale; returns the folder."""
         from tables.render import write_table
 
-        rows = [{**shown.entry(), "differs": self._differs(shown)} for shown in self.rendered(output_root)]
-        return write_table(self.name, rows, output_root, scale, self.shown[-1].config["dataset"]["name"])
+        rows = self.rendered(output_root, table_folder(output_root, self.name, scale, self.settings))
+        dataset = self.shown[-1].config["dataset"]["name"]
+        return write_table(self.name, rows, output_root, scale, dataset, settings=self.settings)
 
-    def _expand(self, row: Row) -> list[Shown]:
+    def _expand(self, row: Row, settings: Settings) -> list[Shown]:
         """A row's cells, one per combination of its axes that makes a difference; adds jobs if the row is selected."""
-        settings = self.routed[row.id]
         axes = {key: values for key, values in settings.items() if len(values) > 1}
         points = []
         for combination in itertools.product(*axes.values()):
@@ -402,19 +513,48 @@ class Table:
             self._add_job(needed, own, need, f"{name} seed {need['seed']}")
         self.jobs[job.id] = job
 
-    def rendered(self, output_root: str) -> list[Shown]:
-        """The rows to render, in the table's order: those selected, and others that have results anyway."""
+    def rendered(self, output_root: str, folder: Path) -> list[Config]:
+        """The rows to render, in the table's order: those selected, and others that have results anyway.
 
-        def has_results(shown: Shown) -> bool:
-            return any(read_result(folder_of(output_root, cell_id)) for cell_id in shown.cells)
+        Args:
+            output_root: Where cells live.
+            folder: The table's; of the others its earlier rendering knows under which settings they were run.
+        """
 
-        found = list(self.shown)
-        if finished_cells(output_root):
-            for row in self.rows:
-                if row.id not in self.selected:
-                    found += [shown for shown in self._expand(row) if has_results(shown)]
-        order = [row.id for row in self.rows]
-        return sorted(found, key=lambda shown: order.index(shown.row.id))
+        def entries(row: Row, settings: Settings, found: Sequence[Shown]) -> list[Config]:
+            given = {
+                key: values
+                for key, values in settings.items()
+                if row.overrides.get(key) != values and key.partition(".")[0] not in ACCIDENTAL
+            }
+            return [{**shown.entry(), "differs": self.differs(shown), "given": given} for shown in found]
+
+        def has_results(entry: Config) -> bool:
+            return any(read_result(folder_of(output_root, cell["id"])) for cell in entry["cells"])
+
+        before: dict[str, list[Config]] = {}
+        for entry in (stored_rows(folder) or {"rows": []})["rows"]:
+            if "given" in entry:
+                before.setdefault(entry["row"], []).append(entry)
+        found, any_done = [], bool(finished_cells(output_root))
+        for row in self.rows:
+            settings = self.routed[row.id]
+            if row.id in self.selected:
+                found += entries(row, settings, [shown for shown in self.shown if shown.row is row])
+                continue
+            if not any_done:
+                continue
+            here = {key: values for key, values in settings.items() if key.partition(".")[0] in ACCIDENTAL}
+            asked = [{**row.overrides, **entry["given"], **here} for entry in before.get(row.id, [])[:1]]
+            for meant in (*asked, settings):
+                try:
+                    made = entries(row, meant, self._expand(row, meant))
+                except UserError:  # such as a teacher's file that is not there any more
+                    made = before.get(row.id, [])
+                if any(map(has_results, made)):
+                    found += filter(has_results, made)
+                    break
+        return found
 
 
 class Sweep(Table):
@@ -444,7 +584,7 @@ class Sweep(Table):
         self.routed, self.compose = route(self.rows, user, sweep=True), compose
         self.shown, self.jobs = [], {}
         for row in self.rows:
-            self.shown += self._expand(row)
+            self.shown += self._expand(row, self.routed[row.id])
         # A key whose values make no difference is none of the sweep's.
         told_apart = {key for shown in self.shown for key in shown.axes}
         self.keys = ["method"] * (len(self.rows) > 1) + [key for key in user if key in told_apart]
@@ -466,6 +606,47 @@ class Sweep(Table):
                 needed = Row(job.id, job.text.partition(" seed ")[0], "needed", {})
                 points.append(Shown(needed, {}, {job.id: job.config["seed"]}, job.config).entry())
         return write_sweep(self.name, self.keys, points, output_root)
+
+
+def settings_of(
+    name: str,
+    rows: Mapping[str, Any],
+    arguments: Sequence[str],
+    compose: Callable[[list[str]], DictConfig],
+    dataset: str,
+) -> dict[str, list[Setting]]:
+    """Row id -> the settings of a table's rows at scale=paper, with where they come from.
+
+    Args:
+        name: The table's name.
+        rows: As in its file.
+        arguments: The command line's task overrides: `rows=`, `role=` and `method=` select.
+        compose: Overrides -> composed config.
+        dataset: The choice of `dataset` of rows that choose none.
+
+    Raises:
+        UserError: There are other overrides.
+    """
+    user = parse(arguments)
+    for key, values in user.items():
+        if key not in (*SELECTORS, "table", "scale") and key.partition(".")[0] not in ACCIDENTAL:
+            raise UserError(
+                f"{key}={','.join(values)}: settings=true shows the table's own at scale=paper; only "
+                f"{', '.join(SELECTORS)} go with it"
+            )
+    record, found = find_table(name), {}
+    for row in select(read_rows(name, rows), user):
+        for point in itertools.product(*row.overrides.values()):
+            single = dict(zip(row.overrides, point, strict=True))
+            axes = {key: value for key, value in single.items() if len(row.overrides[key]) > 1}
+            chosen = with_recipe({"table": name, "scale": "paper", **single}, dataset)
+            composed = compose(unparse(chosen))
+            config = plain(composed)
+            made = composed.hydra.runtime.choices
+            found[Shown(row, axes).id] = RowSettings(
+                record, row.id, list(single), config, settle(config), made
+            ).settings()
+    return found
 
 
 def _status_of(jobs: Iterable[Job]) -> int:
@@ -499,7 +680,7 @@ def _workers(master: DictConfig, launcher: Any, jobs: Sequence[Job]) -> int | No
     return default_workers([job.config for job in jobs if not job.is_done])
 
 
-def run_table(sweeper: Any, arguments: Sequence[str]) -> int:
+def run_table(sweeper: Any, arguments: Sequence[str]) -> tuple[int, Path | None]:
     """Runs a table, or the points of a sweep, under the command line's overrides.
 
     Args:
@@ -507,35 +688,47 @@ def run_table(sweeper: Any, arguments: Sequence[str]) -> int:
         arguments: Task overrides.
 
     Returns:
-        The exit status: 0 all done, 3 a cell failed, 130 interrupted.
+        The exit status (0 all done, 3 a cell failed, 130 interrupted), and the folder of what has been rendered.
 
     Raises:
         UserError: A mistake in the overrides, or one that kept every cell from being trained.
     """
     master, launcher = sweeper.config, sweeper.launcher
-    for key in ("plan", "workers"):  # read here, before any cell's config is checked
+    for key in ("plan", "settings", "workers"):  # read here, before any cell's config is checked
         check_value(master[key], Schema, key, key)
     loader = sweeper.hydra_context.config_loader
-    output_root, scale = str(master.output_root), OmegaConf.to_container(master.scale)
-    assert isinstance(scale, dict)
+    output_root, choices_made = str(master.output_root), master.hydra.runtime.choices
+    scale = str(choices_made["scale"])
 
     def load(overrides: list[str]) -> DictConfig:
-        composed = loader.load_sweep_config(master, overrides)
-        return OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+        return with_choices(loader.load_sweep_config(master, overrides))
 
     table: Table
     if sweeper.name is None:
+        if master.settings:
+            raise UserError("settings=true: tells of the rows of a table; add +table=<name>")
         table = Sweep(arguments, composer(load))
     else:
-        dataset = str(master.hydra.runtime.choices["dataset"])
-        table = Table(sweeper.name, sweeper.rows, arguments, composer(load), dataset, scale["stand_in"])
+        if {"dataset", "teacher"} & set(parse(arguments)):  # what the table's file chooses is not the master's
+            file = loader.load_sweep_config(master, [f"+table={sweeper.name}", f"scale={scale}"])
+            choices_made = file.hydra.runtime.choices
+        own = {group: str(choices_made[group]) for group in ("dataset", "teacher")}
+        if master.settings:
+            from hydra_plugins.kt_table_sweeper.table_sweeper import rows_of
+
+            at_paper = loader.load_sweep_config(master, [f"+table={sweeper.name}", "scale=paper"])
+            told = settings_of(sweeper.name, rows_of(at_paper), arguments, composer(load), own["dataset"])
+            if is_first():
+                print_settings(told, f"{sweeper.name} at scale=paper")
+            return 0, None
+        table = Table(sweeper.name, sweeper.rows, arguments, composer(load), own, bool(master.scale.stand_in))
     refresh(table.jobs, output_root)
     jobs = list(table.jobs.values())
     workers = _workers(master, launcher, jobs)
     if master.plan:
         if is_first():
             print("\n".join(plan_lines(table.jobs, output_root, workers or 1)))
-        return 0
+        return 0, None
     check_writable(output_root)
     display = progress.Display(quiet=not is_first())
     progress.use(display)
@@ -545,7 +738,8 @@ def run_table(sweeper: Any, arguments: Sequence[str]) -> int:
     interrupted = False
     try:
         if workers is None:
-            ByLauncher(report, launcher, sweeper.batch or _default_batch(launcher)).run()
+            runner = InQueue if type(launcher).__name__ == "SlurmLauncher" else ByLauncher
+            runner(report, launcher, sweeper.batch or _default_batch(launcher)).run()
         else:
             SideBySide(report, workers).run()
     except KeyboardInterrupt:
@@ -553,15 +747,15 @@ def run_table(sweeper: Any, arguments: Sequence[str]) -> int:
         display.line("interrupted; the same command goes on from here")
     finally:
         progress.use(None)
-    status = 130 if interrupted else _status_of(jobs)
+    status, folder = 130 if interrupted else _status_of(jobs), None
     if is_first():
         for job in jobs:
             if not job.is_done and job.status.get("error"):
                 print(f"X {job.text}: {job.status['error']} ({folder_of(output_root, job.id)})")
-        folder = table.write(output_root, str(scale["name"]))
+        folder = table.write(output_root, scale)
         print("\n" + (folder / "table.md").read_text().strip() + "\n")
         print(folder / "index.html")
-    return status
+    return status, folder
 
 
 def _default_batch(launcher: Any) -> int | None:

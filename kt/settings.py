@@ -33,15 +33,22 @@ _RULES = {
 }
 
 
+_REPDISTILLER = "RepDistiller's released code (Tian, Krishnan, Isola 2020)"
+_UNSTATED = "ours, unstated"
+
+
 class Settings(BaseModel):
     """A group of keys; a key without a default has to be given.
 
     Attributes:
         added: Keys that came when cells had been trained without them, with the value that means what those did. With
             that value a key does not enter a cell's id, whatever its default is or becomes.
+        sources: Where defaults come from, by key, the empty key for all others: another's paper or code, or "ours" with
+            the reason.
     """
 
     added: ClassVar[Mapping[str, Any]] = {}
+    sources: ClassVar[Mapping[str, str]] = {}
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -49,6 +56,13 @@ class Settings(BaseModel):
 class Dataset(Settings):
     """A dataset and what is done to its images."""
 
+    sources: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(
+            ("name", "task", "num_classes", "domain", "folder", "train_split", "test_split"),
+            "the dataset as its authors publish it",
+        ),
+        "validation": "ours, the whole training set is trained on",
+    }
     name: str = Field(description="one of kt.data.DATASETS")
     task: Literal["classification", "segmentation", "detection", "pedestrians", "keypoints", "depth"]
     num_classes: Count | None = Field(None, description="null: as many as the data have")
@@ -89,6 +103,7 @@ class DepthDataset(Dataset):
 class Schedule(Settings):
     """Optimizer, learning rate and length, in epochs or in iterations; by default RepDistiller's for CIFAR-100."""
 
+    sources: ClassVar[Mapping[str, str]] = {"": _REPDISTILLER}
     epochs: Whole | None = Field(240, description="length; null with iterations")
     iterations: Count | None = Field(None, description="length in updates; null with epochs")
     interval: Count | None = Field(None, description="updates that count as an epoch of a length in iterations")
@@ -193,6 +208,7 @@ class NoMethod(Method):
 class Finetune(Method):
     """The teacher's weights with a fresh classifier, trained on."""
 
+    sources: ClassVar[Mapping[str, str]] = {"": "ours, one learning rate for all"}
     accumulates: ClassVar[bool] = True
     head_lr_factor: Positive = Field(1.0, description="learning rate of the fresh classifier over that of the rest")
 
@@ -200,6 +216,7 @@ class Finetune(Method):
 class FixedFeature(Method):
     """Stage by stage, Table 1: the teacher's features stay fixed, the rest of its network is trained."""
 
+    sources: ClassVar[Mapping[str, str]] = {"": _UNSTATED}
     own_network: ClassVar[bool] = True
     accumulates: ClassVar[bool] = True
     frozen: Literal["features", "first_block"] = Field("features", description="what stays fixed")
@@ -212,6 +229,7 @@ class KD(Method):
     weights are 1 in its table.
     """
 
+    sources: ClassVar[Mapping[str, str]] = {"": _REPDISTILLER}
     depth: ClassVar[bool] = True
     whole_teacher: ClassVar[bool] = True
     accumulates: ClassVar[bool] = True
@@ -223,6 +241,7 @@ class KD(Method):
 class KDFixedFeature(KD):
     """Stage by stage, Table 1: KD, then a fresh classifier on the features that it gave."""
 
+    sources: ClassVar[Mapping[str, str]] = {"retrain": "ours, read as the same experiment's", "frozen": _UNSTATED}
     depth: ClassVar[bool] = False
     frozen: Literal["features", "first_block"] = Field("features", description="what stays fixed")
     retrain: Literal["kd", "task"] = Field(
@@ -238,6 +257,11 @@ _AS_IT_IS = "none (as it is, so the channels have to agree) | first (as it is, w
 class FitNet(Method):
     """Romero et al. 2015: one hint, an intermediate stage regressed onto the teacher's."""
 
+    sources: ClassVar[Mapping[str, str]] = {
+        "": _REPDISTILLER,
+        "hint_layer": "Romero et al. 2015",
+        "init_fraction": _UNSTATED,
+    }
     added: ClassVar[Mapping[str, Any]] = {"init_fraction": None, "temperature": 4.0, "alpha": 1.0}
     dense: ClassVar[bool] = True
     accumulates: ClassVar[bool] = True
@@ -264,6 +288,7 @@ _COMPARED = "stages compared: all | last | blocks (the ends of blocks, without a
 class AT(Method):
     """Zagoruyko and Komodakis 2017: attention maps of every stage."""
 
+    sources: ClassVar[Mapping[str, str]] = {"": _REPDISTILLER}
     dense: ClassVar[bool] = True
     accumulates: ClassVar[bool] = True
     weight: NotNegative = Field(1000.0, description="of the attention loss")
@@ -274,6 +299,7 @@ class AT(Method):
 class NST(Method):
     """Huang and Wang 2017: maximum mean discrepancy of channel activations under the kernel (x . y)^2."""
 
+    sources: ClassVar[Mapping[str, str]] = {"": _REPDISTILLER}
     dense: ClassVar[bool] = True
     accumulates: ClassVar[bool] = True
     weight: NotNegative = Field(50.0, description="RepDistiller's")
@@ -283,6 +309,7 @@ class NST(Method):
 class FT(Method):
     """Kim, Park, Kwak 2018: a paraphraser first compresses the teacher's last map to factors, which are then learnt."""
 
+    sources: ClassVar[Mapping[str, str]] = {"": _REPDISTILLER, "paraphraser_lr": _UNSTATED}
     passes: ClassVar[float] = 3.5
     accumulates: ClassVar[bool] = True
     weight: NotNegative = Field(200.0, description="of the factors' loss")
@@ -297,6 +324,7 @@ class FT(Method):
 class AB(Method):
     """Heo et al. 2019b: activation boundaries initialise the student, which is then trained."""
 
+    sources: ClassVar[Mapping[str, str]] = {"": _REPDISTILLER, "temperature": "Heo et al. 2019b"}
     added: ClassVar[Mapping[str, Any]] = {"connector": "conv_bn"}
     accumulates: ClassVar[bool] = True
     free_layer: ClassVar[str | None] = "connector"
@@ -314,6 +342,7 @@ class AB(Method):
 class HybridForward(Method):
     """Song et al. 2021: student and teacher stages alternate in one forward pass; L = balance * (L1 + L2) + L3."""
 
+    sources: ClassVar[Mapping[str, str]] = {"": _UNSTATED}
     passes: ClassVar[float] = 3.0
     dense: ClassVar[bool] = True
     accumulates: ClassVar[bool] = True
@@ -337,6 +366,12 @@ class HybridForward(Method):
 class Stagewise(Method):
     """Stage by stage (ICLR 2019 submission): one phase per block on frozen earlier ones, then the head alone."""
 
+    sources: ClassVar[Mapping[str, str]] = {
+        "": _UNSTATED,
+        "cut_at": "the paper: at the down-sampling layers",
+        "phase_length": 'ours, as "besides the number of stages, we keep all other hyper-parameters same" reads',
+        "head_length": "ours, as the other phases",
+    }
     passes: ClassVar[float] = 2.5
     dense: ClassVar[bool] = True
     accumulates: ClassVar[bool] = True
@@ -358,6 +393,11 @@ class Stagewise(Method):
 class L2(Method):
     """The last stage's maps before their last ReLU, channel by channel: the "Baseline" of KCD's tables."""
 
+    sources: ClassVar[Mapping[str, str]] = {
+        "": _UNSTATED,
+        "weight": "FitNet's for the mean, the KCD paper's for the sum",
+        "preactivation": "the KCD paper, which states it for detection",
+    }
     dense: ClassVar[bool] = True
     accumulates: ClassVar[bool] = True
     weight: NotNegative | None = Field(
@@ -384,6 +424,7 @@ class RCO(L2):
 class RKD(Method):
     """Park et al. 2019: distances and angles between the samples of a batch, on the penultimate feature."""
 
+    sources: ClassVar[Mapping[str, str]] = {"": _REPDISTILLER}
     weight: NotNegative = Field(25.0, description="of both losses")
     angle: NotNegative = Field(2.0, description="weight of the angles over that of the distances")
 
@@ -391,6 +432,10 @@ class RKD(Method):
 class Pathways(Settings):
     """From which of the student's maps to which of the teacher's, through what, DistPro transfers."""
 
+    sources: ClassVar[Mapping[str, str]] = {
+        "": "ours, after DistPro's released code: the figure of the paper is lost",
+        "factor": "DistPro's released code",
+    }
     transforms: list[Literal["conv1", "conv2", "conv3", "complex"]] | None = Field(
         None,
         description="what the student's maps go through, the figure being lost: blocks of the released code; null: the "
@@ -415,6 +460,10 @@ class Pathways(Settings):
 class Searching(Settings):
     """How DistPro searches a process."""
 
+    sources: ClassVar[Mapping[str, str]] = {
+        "": "the DistPro paper, which states it for CIFAR-100",
+        "hypergradient": "the DistPro paper, as in DARTS",
+    }
     normalisation: Literal["biased_softmax", "softmax", "biased_l1", "l1", "sigmoid"] = Field(
         "biased_softmax", description="of logits to weights (Table 7)"
     )
@@ -447,6 +496,7 @@ class Search(Searching):
 class DistPro(Pathways, Method):
     """Deng et al., DistPro: distillation along many pathways whose weights follow a searched process."""
 
+    sources: ClassVar[Mapping[str, str]] = {"": "the DistPro paper"}
     dense: ClassVar[bool] = True
     passes: ClassVar[float] = 3.0
     cell_keys: ClassVar[tuple[str, ...]] = ("search", "file")
@@ -489,6 +539,12 @@ class DistPro(Pathways, Method):
 class AS(Method):
     """Chen et al., MAKD: an auxiliary network fits the teacher's features to the student's, then teaches them."""
 
+    sources: ClassVar[Mapping[str, str]] = {
+        "": _UNSTATED,
+        "reduction": "the MAKD paper: mean square error",
+        "aux_updates": 'ours, "repeated several times"',
+        "auxiliary": "the MAKD paper",
+    }
     module: ClassVar[str | None] = "kt.methods.mas"
     weight: NotNegative = Field(1.0, description="of the matching loss; unstated")
     reduction: Literal["mean", "sum"] = Field(
@@ -518,6 +574,11 @@ class AS(Method):
 class MAS(AS):
     """MAKD's MAS: from one auxiliary network to every layer of the student."""
 
+    sources: ClassVar[Mapping[str, str]] = {
+        "": "Jang et al. 2019 (Learning what and where to transfer)",
+        "stages": _UNSTATED,
+        "pair_weights": "the MAKD paper",
+    }
     passes: ClassVar[float] = 3.5
     added: ClassVar[Mapping[str, Any]] = {"meta_interval": 1}
     stages: Stages = Field("blocks", description=_COMPARED)
@@ -541,6 +602,7 @@ SOURCE = "source"  # a method's key that names a dataset, and the loader of its 
 class M2A2S(M2AS):
     """MAKD's M2A2S: M2AS with a second set of auxiliary networks that learns on unlabelled images of the source."""
 
+    sources: ClassVar[Mapping[str, str]] = {"": _UNSTATED}
     passes: ClassVar[float] = 5.5
     cell_keys: ClassVar[tuple[str, ...]] = ("source", "source_share")
     source: Dataset | None = Field(
@@ -555,6 +617,7 @@ class M2A2S(M2AS):
 class CRD(Method):
     """Tian, Krishnan, Isola 2020: an image's two embeddings are told apart from those of images of other classes."""
 
+    sources: ClassVar[Mapping[str, str]] = {"": _REPDISTILLER}
     weight: NotNegative = Field(0.8, description="of both contrasts; RepDistiller's")
     embedding: Count = Field(128, description="size of the embeddings")
     negatives: Count = Field(16384, description="images of other classes that each image is contrasted with")
@@ -565,6 +628,7 @@ class CRD(Method):
 class L2T(Method):
     """Jang et al. 2019, "Learning What and Where to Transfer": meta-learned weights of channels and pairs of layers."""
 
+    sources: ClassVar[Mapping[str, str]] = {"": "Jang et al. 2019 (Learning what and where to transfer)"}
     passes: ClassVar[float] = 10.0
     added: ClassVar[Mapping[str, Any]] = {"meta_interval": 1}
     weight: NotNegative = Field(0.5, description="of the matching loss: the paper's beta")
@@ -583,6 +647,7 @@ class L2T(Method):
 class ReviewKD(Method):
     """Chen et al. 2021: every level of the student, fused with all deeper ones, learns a level of the teacher."""
 
+    sources: ClassVar[Mapping[str, str]] = {"": "Chen et al. 2021 (ReviewKD), released code"}
     dense: ClassVar[bool] = True
     accumulates: ClassVar[bool] = True
     passes: ClassVar[float] = 2.5
@@ -605,6 +670,7 @@ class ReviewKD(Method):
 class OFD(Method):
     """Heo et al. 2019a: L2 before the ReLU; what the teacher suppresses may be any value below a margin."""
 
+    sources: ClassVar[Mapping[str, str]] = {"": "Heo et al. 2019a, released code"}
     accumulates: ClassVar[bool] = True
     weight: NotNegative | None = Field(
         None,
@@ -620,6 +686,7 @@ class OFD(Method):
 class IFVD(Method):
     """Wang et al. 2020: intra-class feature variation and soft labels of a segmentor, maybe around another method."""
 
+    sources: ClassVar[Mapping[str, str]] = {"": "Wang et al. 2020 (IFVD), released code"}
     dense: ClassVar[bool] = True
     only_for: ClassVar[str | None] = "segmentation"
     whole_teacher: ClassVar[bool] = True
@@ -652,6 +719,11 @@ class IFVD(Method):
 class KCD(Method):
     """Han et al., "Fixing the Teacher-Student Knowledge Discrepancy in Distillation", around another method."""
 
+    sources: ClassVar[Mapping[str, str]] = {
+        "": "the KCD paper",
+        "match": _UNSTATED,
+        "learn_fraction": "ours, as other methods' first phases",
+    }
     dense: ClassVar[bool] = True
     base_alone: ClassVar[str | None] = "l2"
     cell_keys: ClassVar[tuple[str, ...]] = ("teacher_state", "solo_offset", "teacher_offset")

@@ -50,9 +50,9 @@ def fit(
     Args:
         model: Student, method and teachers.
         data: `kt.data.Data`.
-        folder: Gets `phases/`, `metrics.jsonl`, `evaluations/test.json` (and `.npz`, of each image), `student.pth` and
-            what the method keeps. Called again with the same folder, it goes on after the last epoch saved, or further
-            back where files are damaged, and ends at the numbers of an uninterrupted run.
+        folder: Gets `phases/`, `metrics.jsonl`, `evaluations/test.json` (and of each image `.npz`, and pictures,
+            `.png`), `student.pth` and what the method keeps. Called again with the same folder, it goes on after the
+            last epoch saved, or further back where files are damaged, and ends at the numbers of an uninterrupted run.
         schedule: Changes to the defaults of `kt.settings.Schedule`; 0 epochs score the student as it is. With
             `iterations` the length is that many updates, and every `interval` of them counts as an epoch. What an
             update consists of (`batch_size`, `device_batch`), the data's loaders say.
@@ -120,14 +120,14 @@ def fit(
                 records.cut(mark)
         for index in range(finished, len(phases)):
             run_phase(model, phases[index], index, loaders[index], engine)
-        outcomes: Outcomes = {}
+        outcomes = Outcomes()
         metrics = data.score(model.student, outcomes=outcomes)
         if records is not None:
             total = math.ceil(steps[-1] / epochs[-1]) if phases else 0
             row = {"kind": "eval", "phase": "train", "step": steps[-1] if steps else 0, "epoch": total, **metrics}
             records.write([row])
-            write_json(evaluation_file(cell, "test"), metrics)
-            keep_outcomes(outcomes_file(cell), outcomes)
+            write_json(evaluation_file(cell, "test"), outcomes.beside(metrics))
+            keep_outcomes(outcomes_file(cell), outcomes.images, outcomes.sheet)
             for name, content in {**(model.method.keeps() if phases else {}), WEIGHTS: export_student(model)}.items():
                 with replacing(cell / name) as file:
                     torch.save(content, file)

@@ -15,9 +15,11 @@ from typing import Any, NoReturn
 from kt.errors import UserError, nearest
 from tables import CONF
 from tables.collect import collect, shown_states
+from tables.folders import rendered_folders, stored_rows, table_folder
 from tables.papers import table_files
 from tables.records import TableRecord, all_tables, find_table
-from tables.render import as_markdown, read_rows, write_table
+from tables.render import as_markdown, write_table
+from tables.summary import open_grid
 from tables.sweeps import render_again
 
 ARROWS = {"higher": "↑", "lower": "↓"}
@@ -37,13 +39,9 @@ def scales() -> list[str]:
     return [name for name in known if name in found] + sorted(found.difference(known))
 
 
-def _folder(output_root: Path, name: str, scale: str) -> Path:
-    return output_root / "tables" / name / scale
-
-
 def state(record: TableRecord, output_root: Path, scale: str) -> tuple[str, str]:
     """How a table stands at a scale, and the style to show that in."""
-    stored = read_rows(_folder(output_root, record.name, scale))
+    stored = stored_rows(table_folder(output_root, record.name, scale))
     if stored is None:
         return ("not run", "") if record.name in table_files() else ("not runnable yet", "dim")
     states = shown_states(stored["rows"], output_root)
@@ -56,13 +54,7 @@ def state(record: TableRecord, output_root: Path, scale: str) -> tuple[str, str]
 
 def list_tables(output_root: Path) -> None:
     """Prints all tables with their state at each scale."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=180)
-    shown = Table(box=None, pad_edge=False, header_style="bold")
+    console, shown = open_grid()
     for title in ("table", "paper", "in it", "dataset", "task", "metric", *scales()):
         shown.add_column(title, no_wrap=title == "table")
     for record in all_tables():
@@ -89,20 +81,24 @@ def printed_rows(record: TableRecord) -> list[dict[str, Any]]:
 
 
 def show(record: TableRecord, output_root: Path, scale: str) -> bool:
-    """Renders a table at a scale, prints it, and returns whether all of it is done."""
-    folder = _folder(output_root, record.name, scale)
-    stored = read_rows(folder)
-    if stored is None:
-        print(as_markdown(record, collect(record.name, printed_rows(record), output_root, scale)))
-        if record.name in table_files():
-            print(f"not run at scale={scale}: python -m experiments.run +table={record.name} scale={scale}")
-        else:
-            print(f"not runnable yet: there is no file table/{record.name}.yaml")
-        return False
-    write_table(record.name, stored["rows"], output_root, scale, stored["dataset"], stored.get("command"))
-    print((folder / "table.md").read_text(encoding="utf-8"))
-    print(folder / "index.html")
-    return all(state == "done" for state in shown_states(stored["rows"], output_root))
+    """Renders a table at a scale, under each settings it was run with; prints it, and returns whether all is done."""
+    states = []
+    for folder in rendered_folders(output_root, record.name, scale):
+        stored = stored_rows(folder)
+        assert stored is not None
+        command, settings = stored.get("command"), stored.get("settings")
+        write_table(record.name, stored["rows"], output_root, scale, stored["dataset"], command, settings)
+        print((folder / "table.md").read_text(encoding="utf-8"))
+        print(folder / "index.html")
+        states += shown_states(stored["rows"], output_root)
+    if states:
+        return all(state == "done" for state in states)
+    print(as_markdown(record, collect(record.name, printed_rows(record), output_root, scale)))
+    if record.name in table_files():
+        print(f"not run at scale={scale}: python -m experiments.run +table={record.name} scale={scale}")
+    else:
+        print(f"not runnable yet: there is no file table/{record.name}.yaml")
+    return False
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -138,7 +134,7 @@ def run(arguments: Sequence[str]) -> int:
     if options.scale is not None:
         wanted = [options.scale]
     else:
-        wanted = [scale for scale in scales() if (_folder(output_root, record.name, scale) / "rows.json").exists()]
+        wanted = [scale for scale in scales() if rendered_folders(output_root, record.name, scale)]
     done = [show(record, output_root, scale) for scale in wanted or scales()[:1]]
     return 0 if all(done) else 3
 

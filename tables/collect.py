@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kt.errors import UserError
+from kt.files import read_json
 from kt.settings import shown
-from kt.store import folder_of, read_evaluation, read_results, read_status
+from kt.store import evaluation_file, folder_of, read_evaluation, read_results, read_status
+from tables.alive import judge_life, reach
 from tables.judging import Context, judge_all, mixed_data
 from tables.records import TableRecord, find_table, metric_label
 
@@ -36,6 +38,7 @@ def collect(
     output_root: str | os.PathLike[str],
     scale: str,
     dataset: str | None = None,
+    settings: Mapping[str, Sequence[str]] | None = None,
 ) -> Json:
     """The content of `table.json`.
 
@@ -50,10 +53,12 @@ def collect(
         output_root: Where `cells/` is.
         scale: The scale of the run.
         dataset: The run's dataset; None takes it from the results.
+        settings: Key -> values of the run's settings that are not the table's own at the scale.
 
     Returns:
-        table, paper, scale, dataset, comparable, banner (the same in words), differs, device_batch, reported, metrics,
-        rows, mixed (datasets of which the rows are of several states), claims.
+        table, paper, scale, settings, dataset, comparable, banner (the same in words), differs, device_batch, reported,
+        metrics, rows, mixed (datasets of which the rows are of several states), claims, alive
+        (`tables.alive.judge_life`), reach (what the scale can decide, in words).
 
     Raises:
         UserError: There is no such table or printed row, or rows do not say which they are.
@@ -76,10 +81,14 @@ def collect(
         configs = [_config(results.get(cell["id"], {})) for row in students_first for cell in row["cells"]]
         dataset = next((config["dataset"]["name"] for config in configs if config), None)
     context = Context(record, collected, results, Path(output_root), comparable=comparable)
+    names = [metric["name"] for metric in record.metrics]
+    known = results | read_results(output_root, {_teacher_id(result) for result in results.values()} - {""})
+    teachers = {row["id"]: found for row in rows if (found := _teacher(row, names, output_root, known))}
     return {
         "table": name,
         "paper": record.paper,
         "scale": scale,
+        "settings": {key: list(values) for key, values in (settings or {}).items()},
         "dataset": dataset,
         "comparable": comparable,
         "banner": banner(record, differing, bool(results), scale),
@@ -90,7 +99,32 @@ def collect(
         "rows": collected,
         "mixed": mixed_data(results.values()),
         "claims": judge_all(context),
+        "alive": judge_life(replace(context, results=known), teachers),
+        "reach": reach(scale, results.values(), max((len(row["cells"]) for row in rows), default=0)),
     }
+
+
+def _teacher_id(result: Mapping[str, Any]) -> str:
+    """The id of the cell that taught a cell, or of the file; empty if nothing did."""
+    return str((result.get("needs") or {}).get("teacher", ""))
+
+
+def _teacher(
+    row: Mapping[str, Any],
+    names: Sequence[str],
+    output_root: str | os.PathLike[str],
+    results: Mapping[str, Mapping[str, Any]],
+) -> Json | None:
+    """What taught a row's cells, measured as a row; None without a score of it on the row's own data."""
+    own = [results[cell["id"]] for cell in row["cells"] if cell["id"] in results]
+    ids = sorted({_teacher_id(result) for result in own} & results.keys())
+    data = [_config(result).get("dataset") for result in (*own, *(results[each] for each in ids))]
+    if not ids or any(each != data[0] for each in data):
+        return None
+    cells = [{"id": cell_id, "seed": _config(results[cell_id]).get("seed", 0)} for cell_id in ids]
+    itself = {"id": " ".join(ids), "label": f"teacher {row['teacher']}", "role": "teacher", "cells": cells}
+    found = measured_row({**row, **itself}, names, output_root, results)
+    return found if found["mean"] else None
 
 
 def cell_status(row: Mapping[str, Any], cell_id: str, output_root: str | os.PathLike[str]) -> Json:
@@ -182,8 +216,22 @@ def measured_row(
         "best": {
             name: float(np.mean(found)) if len(found) == len(measured) > 0 else None for name, found in bests.items()
         },
+        "classes": _classes(row, [cell["id"] for cell in cells if cell["status"] == "done"], output_root),
         "cells": cells,
     }
+
+
+def _classes(row: Mapping[str, Any], done: Sequence[str], output_root: str | os.PathLike[str]) -> Json:
+    """`iou` or `ap` -> class -> mean over the seeds that have it, as far as evaluations say."""
+    name = row.get("evaluation") or "test"
+    files = [evaluation_file(folder_of(output_root, cell_id), name) for cell_id in done]
+    kept = [(read_json(file) or {}).get("classes", {}) for file in files]
+    found: Json = {}
+    for metric in dict.fromkeys(metric for each in kept for metric in each):
+        seeds = [each[metric] for each in kept if metric in each]
+        values = {one: [seed[one] for seed in seeds if seed.get(one) is not None] for one in seeds[0]}
+        found[metric] = {one: float(np.mean(each)) if each else None for one, each in values.items()}
+    return found
 
 
 def _notes(row: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -241,18 +289,6 @@ def _evaluations(rows: Sequence[Mapping[str, Any]], output_root: str | os.PathLi
         for cell in row["cells"]
     ]
     return [each for each in found if each is not None]
-
-
-def dataset_key(name: str) -> str:
-    """A printed dataset's name as configs spell it."""
-    key = re.sub("[^a-z0-9]", "", name.lower().split("(")[0])
-    return {"imagenet1k": "imagenet"}.get(key, key)
-
-
-def network_key(name: str) -> str:
-    """A printed network's name as configs spell it."""
-    name = name.replace("_x0.5", "_half")
-    return f"fasterrcnn_{name.removeprefix('fpn_')}" if name.startswith("fpn_") else name
 
 
 def differences(rows: Sequence[Mapping[str, Any]]) -> list[Json]:

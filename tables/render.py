@@ -18,10 +18,12 @@ import jinja2
 from markupsafe import Markup
 
 from kt.errors import UserError
-from kt.files import read_json, write_bytes, write_text
-from kt.store import folder_of, read_results
+from kt.files import write_bytes, write_text
+from kt.store import folder_of, read_queue, read_results
 from tables.collect import collect
+from tables.folders import ROWS, table_folder
 from tables.judging import Context, tally
+from tables.pictures import shown_pictures
 from tables.plotting import Drawing, drawings, plot
 from tables.records import TableRecord, find_table
 
@@ -29,6 +31,7 @@ Json = dict[str, Any]
 
 X = "X"
 ARROWS = {"higher": "↑", "lower": "↓"}
+CLASS_METRICS = {"iou": "IoU (%)", "ap": "AP (%)"}
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -39,8 +42,9 @@ def write_table(
     scale: str,
     dataset: str,
     command: str | None = None,
+    settings: Mapping[str, Sequence[str]] | None = None,
 ) -> Path:
-    """Collects and renders a table into `<output_root>/tables/<name>/<scale>/`.
+    """Collects and renders a table into its folder (`tables.folders`).
 
     Args:
         name: The table's name.
@@ -49,6 +53,7 @@ def write_table(
         scale: The scale of the run.
         dataset: The run's dataset.
         command: What made the results; by default this process's command line if it is a run.
+        settings: Key -> values of the run's settings that are not the table's own at the scale.
 
     Returns:
         The folder.
@@ -58,9 +63,9 @@ def write_table(
     """
     record = find_table(name)
     command = command or own_command()
-    table = collect(name, rows, output_root, scale, dataset)
-    folder = Path(output_root) / "tables" / name / scale
-    stored = {"rows": list(rows), "scale": scale, "dataset": dataset, "command": command}
+    table = collect(name, rows, output_root, scale, dataset, settings)
+    folder = table_folder(output_root, name, scale, settings)
+    stored = {"rows": list(rows), "scale": scale, "dataset": dataset, "command": command, "settings": settings or {}}
     try:
         (folder / "curves").mkdir(parents=True, exist_ok=True)
         plots = _write_curves(record, table, output_root, folder)
@@ -70,25 +75,12 @@ def write_table(
             "table.csv": as_csv(table),
             "table.tex": as_latex(record, table),
         }
-        texts |= {"rows.json": as_json(stored), "table.json": as_json(table), "index.html": page}
+        texts |= {ROWS: as_json(stored), "table.json": as_json(table), "index.html": page}
         for file, text in texts.items():
             write_text(folder / file, text)
     except OSError as error:
         raise UserError(f"{folder}: expected a folder to write to ({error.strerror})") from None
     return folder
-
-
-def read_rows(folder: Path) -> Json | None:
-    """What `write_table` was last given for a folder; None if never.
-
-    Raises:
-        UserError: The file is damaged.
-    """
-    path = folder / "rows.json"
-    stored = read_json(path)
-    if stored is not None and not {"rows", "scale", "dataset"} <= stored.keys():
-        raise UserError(f"{path}: expected the rows of a table; run the table again")
-    return stored
 
 
 def own_command() -> str | None:
@@ -182,6 +174,21 @@ def pair(row: Mapping[str, Any]) -> str:
     return " → ".join(network for network in (row["teacher"], row["student"]) if network)
 
 
+def title_of(record: TableRecord, table: Mapping[str, Any]) -> str:
+    """The paper's caption where networks and data are the paper's, else what they are."""
+    if not any(re.search(r"\b(dataset|network)\.name$", each["key"]) for each in table["differs"]):
+        return str(record.table["caption"])
+    pairs = list(dict.fromkeys(pair(row) for row in table["rows"] if row["teacher"] and row["student"]))
+    networks = f"{len(pairs)} pairs of networks" if len(pairs) > 2 else " and ".join(pairs) or "networks alone"
+    return f"{record.title} with {networks} on {table['dataset']}"
+
+
+def in_brackets(table: Mapping[str, Any]) -> str:
+    """The settings that are not the table's own at its scale, as a heading ends with them."""
+    told = ", ".join(f"{key}={','.join(values)}" for key, values in table["settings"].items())
+    return f" ({told})" if told else ""
+
+
 def spread_notes(table: Mapping[str, Any]) -> list[str]:
     """What stands behind ± and other signs of a table."""
     notes = []
@@ -268,15 +275,18 @@ def as_markdown(record: TableRecord, table: Mapping[str, Any]) -> str:
                 cells.append(f"**{shown}**" if key in best else shown)
             cells[-2] += best_note(row, metric)
         lines.append(cells)
+    place = f"{record.document['paper']['title']}, {record.title}"
+    title, caption = title_of(record, table), record.table["caption"]
     text = [
-        f"# {record.name}",
+        f"# {record.name}{in_brackets(table)}",
         "",
-        f"{record.document['paper']['title']}, {record.title}: {record.table['caption']}.",
+        f"{place}: {caption}." if title == caption else f'{title}. After {place}: "{caption}".',
         "",
     ]
     text += [f"**{table['banner']}**", "", *markdown_grid(lines, left=2), ""]
     notes = [*filter(None, [record.table.get("expect")]), *spread_notes(table)]
     text += [*notes, ""] if notes else []
+    text += [" ".join(life_notes(table)), ""]
     if found := differing(table):
         text += [f"Other than the table's own at scale=paper: {'; '.join(found)}.", ""]
     text += [
@@ -344,7 +354,7 @@ def as_latex(record: TableRecord, table: Mapping[str, Any]) -> str:
         *(f"% other than the table's own at scale=paper: {' '.join(line.split())}" for line in differing(table)),
         r"\begin{table}",
         r"  \centering",
-        rf"  \caption{{{escape_latex(record.table['caption'])}. {escape_latex(table['banner'])}}}",
+        rf"  \caption{{{escape_latex(title_of(record, table) + in_brackets(table))}. {escape_latex(table['banner'])}}}",
         rf"  \begin{{tabular}}{{ll{'rr' * count}}}",
         r"    \toprule",
         f"    & & {' & '.join(heads)} \\\\",
@@ -415,12 +425,17 @@ def as_html(
         paper=record.document["paper"],
         table=table,
         rows=rows,
+        title=title_of(record, table),
+        settings=in_brackets(table),
         headings=[heading(metric) for metric in table["metrics"]],
         notes=spread_notes(table),
         differing=differing(table),
         plots=plots,
+        pictures=shown_pictures(table["rows"], output_root),
+        by_class=by_class(table["rows"]),
         tally=tally(table),
         open_note=open_note(table),
+        life=life_notes(table),
         facts={
             "scale": table["scale"],
             "dataset": table["dataset"] or "unknown",
@@ -428,6 +443,27 @@ def as_html(
         },
         command=command,
     )
+
+
+def by_class(rows: Sequence[Mapping[str, Any]]) -> list[Json]:
+    """What there is of each class, a table for each metric: its `title`, `heads` and `lines`, a class in each."""
+    found = []
+    for metric in dict.fromkeys(metric for row in rows for metric in row["classes"]):
+        measured = [row for row in rows if metric in row["classes"]]
+        names = dict.fromkeys(name for row in measured for name in row["classes"][metric])
+        lines = []
+        for name in names:
+            values = (row["classes"][metric].get(name) for row in measured)
+            lines.append([name, *("–" if value is None else f"{value:.1f}" for value in values)])
+        heads = [{"label": row["label"], "network": row["student"] or row["teacher"]} for row in measured]
+        found.append({"title": CLASS_METRICS[metric], "heads": heads, "lines": lines})
+    return found
+
+
+def life_notes(table: Mapping[str, Any]) -> list[str]:
+    """Whether the table is alive and why, and what its scale can decide."""
+    alive = table["alive"]
+    return [f"{alive['verdict'].capitalize()}: {alive['evidence']}", *filter(None, [table["reach"]])]
 
 
 def open_note(table: Mapping[str, Any]) -> str:
@@ -449,6 +485,10 @@ def _link(output_root: str | os.PathLike[str], cell_id: str, folder: Path) -> st
     return Path(os.path.relpath(folder_of(output_root, cell_id), folder)).as_posix() + "/"
 
 
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 7200 else f"{seconds / 60:.1f} min"
+
+
 def facts_of(rows: Sequence[Mapping[str, Any]], output_root: str | os.PathLike[str]) -> dict[str, str]:
     """How many cells of the rows are done and how these were made, where all or any of them say so."""
     every = {cell["id"] for row in rows for cell in row["cells"]}
@@ -461,7 +501,13 @@ def facts_of(rows: Sequence[Mapping[str, Any]], output_root: str | os.PathLike[s
         facts["device"] = ", ".join(sorted(map(str, devices)))
     seconds = sum(result.get("seconds") or 0 for result in results)
     if seconds:
-        facts["training time"] = f"{seconds / 3600:.1f} h" if seconds >= 7200 else f"{seconds / 60:.1f} min"
+        facts["training time"] = _duration(seconds)
+    waited: dict[str, float] = {}
+    for cell_id in every:
+        for reason, seconds in read_queue(folder_of(output_root, cell_id)).get("waited", {}).items():
+            waited[reason] = waited.get(reason, 0.0) + seconds
+    if waited:
+        facts["cells waited for"] = ", ".join(f"{reason} {_duration(waited[reason])}" for reason in sorted(waited))
     sizes = {(result.get("train_size"), result.get("test_size")) for result in results}
     if len(sizes) == 1 and all(next(iter(sizes))):
         train, test = next(iter(sizes))

@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.checking import plain
 from experiments.groups import CONF
 from experiments.run import normalise
-from experiments.table import Table, composer
+from experiments.sources import Setting
+from experiments.table import Table, composer, settings_of, with_choices
 from hydra_plugins.kt_table_sweeper import table_sweeper
 
 
@@ -18,7 +19,7 @@ from hydra_plugins.kt_table_sweeper import table_sweeper
 def load(overrides: list[str]) -> DictConfig:
     """An unchecked config; files are read once for all tests of a process."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides)
+        return with_choices(compose("config", overrides, return_hydra_config=True))
 
 
 def composed(*overrides: str) -> dict[str, Any]:
@@ -33,12 +34,23 @@ def rows_of(name: str) -> dict[str, Any]:
     return rows
 
 
+def _master(name: str, *scale: str) -> DictConfig:
+    """A table's config at a scale, with Hydra's node."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", normalise([f"+table={name}", *scale]), return_hydra_config=True)
+
+
+def settings(name: str, *arguments: str) -> dict[str, list[Setting]]:
+    """What `settings=true` prints of a table."""
+    master = _master(name, "scale=paper")
+    given, dataset = table_sweeper.rows_of(master), master.hydra.runtime.choices["dataset"]
+    return settings_of(name, given, normalise([f"+table={name}", *arguments]), load, dataset)
+
+
 def table(name: str, *arguments: str, rows: dict[str, Any] | None = None) -> Table:
     """A table, with other rows than its own if given; its data give way to their stand-in where the scale says so."""
-    scale = [line for line in arguments if line.startswith("scale=")]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        master = compose("config", normalise([f"+table={name}", *scale]), return_hydra_config=True)
-    dataset, given = master.hydra.runtime.choices["dataset"], rows
+    master = _master(name, *(line for line in arguments if line.startswith("scale=")))
+    own, given = master.hydra.runtime.choices, rows
     if given is None:
         given = table_sweeper.rows_of(master)
-    return Table(name, given, normalise([f"+table={name}", *arguments]), load, dataset, master.scale.stand_in)
+    return Table(name, given, normalise([f"+table={name}", *arguments]), load, own, master.scale.stand_in)

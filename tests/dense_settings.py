@@ -17,6 +17,7 @@ from kt.engine import seed_everything
 from kt.methods import build_method
 from kt.models.dense import build_dense, dense_config
 from kt.transfer import TransferModel
+from method_settings import make_process, written
 
 SIZE = (32, 64)
 WIDTH = 0.125
@@ -63,6 +64,7 @@ class Setting:
     method: str = "none"
     teacher: tuple[str, str] | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, Any] = field(default_factory=dict)  # what `torch.load` finds in those of other cells, by need
 
 
 DETECTOR, SEGMENTOR, POSE = (
@@ -108,7 +110,14 @@ SETTINGS: dict[str, Setting] = {
     "depth kd": Setting("depth_resnet18, sparse", "depth", "kd", ("depth_resnet50, sparse", "depth")),
     "depth hybrid_forward": Setting("depth_resnet18", "depth", "hybrid_forward", DEPTH, DYNAMIC),
     "depth reviewkd": Setting("depth_resnet18, sparse", "depth", "reviewkd", DETECTOR),
+    "depth fitnet": Setting("depth_resnet18", "depth", "fitnet", DEPTH, {"weight": 1.0}),
+    "depth at": Setting("depth_resnet18", "depth", "at", DEPTH),
+    "depth l2": Setting("depth_resnet18", "depth", "l2", DEPTH),
+    "depth stagewise": Setting("depth_resnet18", "depth", "stagewise", DEPTH),
     "depth distpro_search": Setting("depth_resnet18", "depth", "distpro_search", DEPTH, FEW["base"]),
+    "depth distpro": Setting(
+        "depth_resnet18", "depth", "distpro", DEPTH, files={"search": make_process("complex", levels=4)}
+    ),
     "retinanet hybrid_forward": Setting("retinanet_resnet18", "detection", "hybrid_forward", SEGMENTOR, DYNAMIC),
 }
 
@@ -159,7 +168,8 @@ def make_model(name: str, **changes: Any) -> TransferModel:
     teacher = make_teacher(*setting.teacher) if setting.teacher else None
     student = make_network(setting.student, setting.task, seed=2)
     seed_everything(3)
-    method = build_method(setting.method, student, teacher, **{**setting.options, **changes})
+    with written(setting.files) as files:
+        method = build_method(setting.method, student, teacher, files=files, **{**setting.options, **changes})
     return TransferModel(student, method, {"teacher": teacher} if teacher is not None else None)
 
 

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from kt.errors import UserError
+from kt.store import pictures_file
+from tables.folders import ROWS, table_folder
 
 
 def train_cell(config: dict[str, Any], folder: Path, needs: dict[str, Path], progress: Any = None) -> dict[str, Any]:
@@ -63,14 +65,17 @@ def evaluate_cell(config: dict[str, Any], folder: Path) -> dict[str, float]:
         raise UserError("data_root=nowhere: expected a dataset there, or use scale=mini")
     if does == "error":
         raise RuntimeError("no such layer")
+    pictures_file(folder, config["evaluation"]).write_text(folder.name)
     return {"miou": 12.0}
 
 
-def write_table(name: str, rows: list[dict[str, Any]], output_root: str, scale: str, dataset: str) -> Path:
+def write_table(
+    name: str, rows: list[dict[str, Any]], output_root: str, scale: str, dataset: str, settings: Any = None
+) -> Path:
     """Leaves what it was given."""
-    folder = Path(output_root) / "tables" / name / scale
+    folder = table_folder(output_root, name, scale, settings)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "given.json").write_text(json.dumps({"rows": rows, "dataset": dataset}))
+    (folder / ROWS).write_text(json.dumps({"rows": rows, "scale": scale, "dataset": dataset, "settings": settings}))
     (folder / "table.md").write_text("| the table |\n")
     return folder
 

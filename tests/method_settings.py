@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,14 +35,24 @@ class Setting:
     files: dict[str, Any] = field(default_factory=dict)  # what `torch.load` finds in those of other cells, by need
 
 
-def make_process(*transforms: str) -> dict[str, Any]:
-    """A process of three steps in which every pathway rises above the usual clip or falls below it, for 3 x 3 maps."""
-    names = [f"t{i}-s{j}-{kind}" for i in (1, 2, 3) for j in (1, 2, 3) for kind in transforms]
+def make_process(*transforms: str, levels: int = 3) -> dict[str, Any]:
+    """A process of three steps, from so many maps to as many, in which pathways rise above the usual clip or fall."""
+    numbers = range(1, levels + 1)
+    names = [f"t{i}-s{j}-{kind}" for i in numbers for j in numbers for kind in transforms]
     slopes = torch.linspace(-1, 1, len(names))
     logits = 0.5 + torch.tensor([-1.0, 0.1, 1.2])[:, None] * slopes
     # All weights fall: with other pathways the loss is another one, which still has to get smaller.
     weights = torch.tensor([1.0, 0.7, 0.4])[:, None] * logits.softmax(1)
     return {"logits": logits, "weights": weights, "pathways": names}
+
+
+@contextlib.contextmanager
+def written(files: Mapping[str, Any]) -> Iterator[dict[str, Path]]:
+    """What is in files of other cells, by need, as such files."""
+    with tempfile.TemporaryDirectory() as folder:
+        for need, content in files.items():
+            torch.save(content, Path(folder, need))
+        yield {need: Path(folder, need) for need in files}
 
 
 SETTINGS: dict[str, Setting] = {
@@ -144,10 +156,7 @@ def make_model(name: str, num_classes: int, data: DataSpec | None = None, **chan
     teacher = None if setting.teacher is None else make_teacher(setting.teacher, num_classes)
     student = make_classifier(setting.student, num_classes, seed=2)
     seed_everything(3)
-    with tempfile.TemporaryDirectory() as folder:
-        for need, content in setting.files.items():
-            torch.save(content, Path(folder, need))
-        files = {need: Path(folder, need) for need in setting.files}
+    with written(setting.files) as files:
         method = build_method(
             name, student, teacher, data=data or facts(), files=files, **{**setting.options, **changes}
         )

@@ -286,6 +286,8 @@ def test_a_finished_student_is_scored_elsewhere_without_training(tmp_path: Path,
     run_cell(elsewhere)
     assert read_status(folder, "gta5")["status"] == "done"
     assert json.loads((folder / "evaluations" / "gta5.json").read_text()) == {"miou": 12.0}
+    kept = json.loads((folder / "result.json").read_text())["evaluations"]["gta5"]["files"]
+    assert set(kept) == {"evaluations/gta5.json", "evaluations/gta5.png"}
     assert calls(folder) == 1
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import multiprocessing
 import random
 import subprocess
@@ -33,6 +35,8 @@ from kt.data.cityscapes import STUFF_AND_THINGS, train_ids
 from kt.data.dense import DenseLoader
 from kt.data.dense_scenes import DETECTED, heatmaps, mirrored_keypoints, scene_seed
 from kt.data.gta5 import split_names
+from kt.evaluation import pictures
+from kt.evaluation.outcomes import Outcomes
 from tables.noise import mean_iou
 
 SCENES: dict[str, Any] = {
@@ -51,6 +55,7 @@ SCENES: dict[str, Any] = {
     "test_split": None,
     "num_classes": None,
 }
+BOXES = ("bboxes", "labels", "scores")
 TASKS = ("segmentation", "detection", "pedestrians", "keypoints")
 
 
@@ -356,20 +361,20 @@ def test_scores_of_the_truth_and_of_nothing(cache: Path, capfd: pytest.CaptureFi
 def _score_in_group(rank: int, root: Path, queue: Any) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{root}/group", rank=rank, world_size=2)
-    outcomes: dict[str, Any] = {}
-    kept = {"segmentation": outcomes}
+    kept = {task: Outcomes() for task in TASKS}
     found = {
-        task: build(task=task, rank=rank, world=2, batch_size=2, cache_root=root).score(Oracle(1), kept.get(task))
+        task: build(task=task, rank=rank, world=2, batch_size=2, cache_root=root).score(Oracle(1), kept[task])
         for task in TASKS
     }
-    queue.put((found, outcomes))
+    queue.put((found, kept))
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_score_the_whole_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     # One batch of one image known on each of two ranks is one batch of two images known on one.
-    alone = {task: build(task=task, batch_size=2, cache_root=tmp_path).score(Oracle(1)) for task in TASKS}
+    left = {task: Outcomes() for task in TASKS}
+    alone = {task: build(task=task, batch_size=2, cache_root=tmp_path).score(Oracle(1), left[task]) for task in TASKS}
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     processes = [context.Process(target=_score_in_group, args=(rank, tmp_path, queue)) for rank in range(2)]
@@ -380,13 +385,117 @@ def test_two_processes_score_the_whole_set(tmp_path: Path, monkeypatch: pytest.M
         process.join(30)
     for task in TASKS:
         assert found[0][task] == found[1][task] == pytest.approx(alone[task]), task
-    for kept in outcomes:
+    test = build(task="segmentation", cache_root=tmp_path).test
+    labels = [one.gt_sem_seg.data.flatten() for batch in test.epoch(0) for one in batch["data_samples"]]
+    truth = [each.bincount(minlength=13).tolist() for each in labels]
+    for every in outcomes:
+        for task in TASKS:
+            assert every[task].classes == left[task].classes
+            sheets = [every[task].sheet, left[task].sheet]
+            if task == "keypoints":
+                assert sheets == [None, None]
+                continue
+            assert [picture.index for picture in sheets[0].pictures] == [0, 1, 2]
+            assert [shown(each) for each in sheets[0].pictures] == [shown(each) for each in sheets[1].pictures]
+        kept = every["segmentation"].images
         assert np.array_equal(kept["indices"], np.arange(len(kept["indices"]))) and kept["union"].dtype == np.int32
         areas = np.stack([kept["intersect"], kept["union"]]).sum(axis=1)
+        assert np.array_equal(kept["truth"], truth)
         # The library rounds to two decimals.
         assert mean_iou(areas) == pytest.approx(alone["segmentation"]["miou"], abs=0.005)
     assert 0 < alone["segmentation"]["miou"] < 100 and 0 < alone["detection"]["ap"] < 100
     assert not (tmp_path / ".dist_test").exists()
+
+
+class Inexact(Oracle):
+    """Is somewhat wrong everywhere, and remembers what it has said: (truth, answer) of each image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[tuple[Any, Any]] = []
+
+    def predict(self, batch: dict[str, Any]) -> list[Any]:
+        samples = super().predict(batch)
+        for sample in samples:
+            if "pred_sem_seg" in sample:
+                sample.pred_sem_seg.data = sample.pred_sem_seg.data.roll((1, 3), (1, 2))
+                self.said.append((sample.gt_sem_seg.data.numpy(), sample.pred_sem_seg.data.numpy()))
+                continue
+            found = sample.pred_instances
+            rng = np.random.default_rng(len(self.said))
+            found.bboxes += torch.from_numpy(rng.uniform(-1.5, 1.5, found.bboxes.shape)).float()
+            found.scores = torch.from_numpy(rng.uniform(size=len(found.scores))).float()
+            found.labels[::4] = (found.labels[::4] + 1) % len(DETECTED)
+            self.said.append((sample.instances, found))
+        return samples
+
+
+def first_scene() -> np.ndarray:
+    return draw_scene(scene_seed("segmentation", "photo", "test"), 0, 48, 96, "photo").image
+
+
+def shown(picture: pictures.Picture) -> list[bytes]:
+    return [part.tobytes() for part in (picture.image, picture.truth, picture.found)]
+
+
+def test_each_class_has_its_own_iou(cache: Path) -> None:
+    student, outcomes = Inexact(), Outcomes()
+    found = build(cache_root=cache).score(student, outcomes)
+    truth, answer = (np.concatenate(maps) for maps in zip(*student.said, strict=True))
+    expected = {}
+    for number, name in enumerate((*STUFF, *CLASSES)):
+        right, said = (truth == number), (answer == number) & (truth != 255)
+        union = (right | said).sum()
+        expected[name] = 100 * (right & said).sum() / union if union else None
+    assert outcomes.classes == {"iou": pytest.approx(expected)}
+    known = [value for value in expected.values() if value is not None]
+    assert found["miou"] == pytest.approx(np.mean(known), abs=0.005) and len(known) < len(expected)
+    drawn = pictures.of_labels(0, first_scene(), truth[0], answer[0], list(expected))
+    assert outcomes.sheet is not None and shown(outcomes.sheet.pictures[0]) == shown(drawn)
+    assert list(outcomes.sheet.names) == list(expected)
+
+
+def test_each_class_has_its_own_ap(cache: Path) -> None:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    student, outcomes = Inexact(), Outcomes()
+    metrics = build(task="detection", test_size=20, cache_root=cache).score(student, outcomes)
+    objects, answers = [], []
+    for number, (truth, found) in enumerate(student.said):
+        for one in truth:
+            x1, y1, x2, y2 = one["bbox"]
+            box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": 0}
+            objects.append({**box, "id": len(objects) + 1, "image_id": number, "category_id": one["bbox_label"]})
+        for (x1, y1, x2, y2), label, score in zip(*(found[key].tolist() for key in BOXES), strict=True):
+            answers.append(
+                {"image_id": number, "category_id": label, "score": score, "bbox": [x1, y1, x2 - x1, y2 - y1]}
+            )
+    whole = COCO()
+    whole.dataset = {
+        "images": [{"id": number} for number in range(20)],
+        "categories": [{"id": number} for number in range(len(DETECTED))],
+        "annotations": objects,
+    }
+    expected = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        whole.createIndex()
+        for number, name in enumerate(DETECTED):
+            judge = COCOeval(whole, whole.loadRes(answers), "bbox")
+            judge.params.catIds = [number]
+            judge.evaluate()
+            judge.accumulate()
+            judge.summarize()
+            expected[name] = 100 * judge.stats[0] if judge.stats[0] >= 0 else None
+    # The library rounds to a tenth of a point.
+    assert outcomes.classes == {"ap": pytest.approx(expected, abs=0.051)}
+    known = [value for value in expected.values() if value is not None]
+    assert len(set(np.round(known))) > 4 and metrics["ap"] == pytest.approx(np.mean(known), abs=0.051)
+    truth, found = student.said[0]
+    boxes = pictures.Boxes(*(np.array([one[key] for one in truth]) for key in ("bbox", "bbox_label")))
+    answer = pictures.Boxes(*(found[key].numpy() for key in BOXES))
+    drawn = pictures.of_boxes(0, first_scene(), (48, 96), boxes, answer, DETECTED)
+    assert outcomes.sheet is not None and shown(outcomes.sheet.pictures[0]) == shown(drawn)
 
 
 # The pose network

@@ -94,7 +94,7 @@ LISTS = ("kt.settings",)
 ELSEWHERE = {
     "none": set(MODULES),
     "l2": {"kt.consistency", "kt.functional", "experiments.checking"},
-    "imagenet": {"kt.models.names", "tables.collect"},
+    "imagenet": {"kt.models.names", "tables.stated"},
     "scenes": {"experiments.schema"},
     "kd": {"experiments.bench"},
     "stagewise": {"experiments.phase_bench"},

@@ -34,10 +34,10 @@ from kt.train import fit
 from kt.transfer import TransferModel
 from method_settings import SCHEDULE, make_classifier, make_data, make_model, make_teacher
 from results import write_cell
-from tables.collect import network_key
 from tables.judging import Context, judge_all
 from tables.plotting import HeatMaps, drawings, plot
 from tables.records import find_table
+from tables.stated import network_key
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,11 +17,14 @@ import pytest
 import fake_training
 from configs import table
 from experiments import progress
+from experiments.cell import run_cell
 from experiments.groups import choices
 from experiments.run import main, named_tables
 from experiments.table import Table
+from kt.errors import UserError
 from kt.files import read_sealed, write_sealed
 from kt.store import folder_of, read_status
+from results import write_cell
 from tables.records import TableRecord
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,7 +48,7 @@ def run(tmp_path: Path, *arguments: str) -> int:
 
 def given(tmp_path: Path) -> dict[str, dict[str, Any]]:
     """Row id -> what the renderer got."""
-    path = tmp_path / "out" / "tables" / "imagenet_compression" / "mini" / "given.json"
+    (path,) = (tmp_path / "out" / "tables" / "imagenet_compression").glob("mini*/rows.json")
     return {row["id"]: row for row in json.loads(path.read_text())["rows"]}
 
 
@@ -123,6 +127,8 @@ def test_several_tables_share_cells_and_a_summary(tmp_path: Path, capsys: pytest
     (told,) = [line for line in out.splitlines() if line.startswith("kcd_strategies")]
     assert "rows=static" in told
     assert named_tables(["+table=all,kcd_dynamic"]) == choices("table")
+    with pytest.raises(UserError, match="kcd_dynamic.: write .table=kcd_strategies,kcd_dynamic$"):
+        named_tables(["+table=[kcd_strategies,kcd_dynamic]"])
     assert run(tmp_path, "+table=kcd_dynamic,kcd_dynamic", "plan=true") == 0
     assert capsys.readouterr().out.count("cells,") == 1
 
@@ -142,6 +148,98 @@ def test_tables_of_other_tasks_share_their_cells() -> None:
     assert scored["baseline"] == scored["hybrid_det"] == scored["hybrid_gta5"] == "gta5"
     # Its own row is the GTA5 teacher; the detector is only needed.
     assert [job.config["evaluation"] for job in other.jobs.values() if job.text.startswith("teacher")] == ["gta5", None]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings"),
+    [
+        (("seed=0,1", "teacher.seed=1", "threads=1", "schedule.evaluate_every=3", "method=none"), set()),
+        (("schedule.epochs=8", "dataset=scenes", "method.balance=1"), set()),  # the table's own
+        (("schedule.epochs=2", "schedule.evaluate_every=3", "schedule.policy=step"), {"schedule.epochs"}),
+        (("method.balance=dynamic,1",), {"method.balance"}),
+        (("dataset=scenes_small", "schedule.lr=0.5"), {"dataset", "schedule.lr"}),
+        (("evaluation=scenes_small",), {"evaluation"}),
+        (("teacher.schedule.epochs=1", "rows=baseline"), set()),
+        (("student=resnet18", "student.network.name=resnet18"), {"student", "student.network.name"}),
+    ],
+)
+def test_what_makes_a_table_another_one(arguments: tuple[str, ...], settings: set[str]) -> None:
+    rows = () if any(line.startswith("rows=") for line in arguments) else ("rows=baseline,hybrid_forward",)
+    assert set(table(NAME, *rows, *arguments).settings) == settings
+
+
+def test_rows_take_teachers_files_of_their_own(tmp_path: Path) -> None:
+    files = {name: tmp_path / name for name in ("a.pth", "b.pth")}
+    for path in files.values():
+        path.write_text(path.name)
+    by_network = f"teachers.fasterrcnn_resnet50.checkpoint={files['a.pth']}"
+    by_data, by_row = (f"teachers.{name}.checkpoint={files['b.pth']}" for name in ("gta5", "at_det"))
+    found = table("cityscapes_teachers", by_row, by_network, by_data)
+    assert table("cityscapes_teachers", by_data, "rows=baseline", "schedule.lr=0.5").settings == {
+        "schedule.lr": ["0.5"]
+    }
+    given = {shown.id: Path(shown.config["teacher"]["checkpoint"] or "none").name for shown in found.shown}
+    assert given.pop("baseline") == "none" and set(found.settings) == set()
+    assert given == {row: "b.pth" if row == "at_det" or row.endswith("gta5") else "a.pth" for row in given}
+    for wrong, words in {
+        "teachers.gta.checkpoint=x": "no row has such a teacher .did you mean 'gta5'",
+        "teachers.baseline.checkpoint=x": "no row has such a teacher",
+        "teachers.gta5.file=x": "teacher.file: unknown key",
+        "teachers.gta5=x": "expected teachers.<name>.<key>",
+    }.items():
+        with pytest.raises(UserError, match=words):
+            table("cityscapes_teachers", wrong)
+
+
+def test_commands_for_separate_rows_end_in_one_table(tmp_path: Path) -> None:
+    weights = [tmp_path / "a.pth", tmp_path / "b.pth"]
+    for path in weights:
+        path.write_text(path.name)
+
+    def done(*arguments: str) -> tuple[str, dict[str, list[str]]]:
+        """A command whose cells are done: the folder's name, and the ids of the cells of the rows that it shows."""
+        found = table(NAME, f"output_root={tmp_path}", *arguments)
+        for shown in found.shown:
+            for cell_id in shown.cells:
+                write_cell(tmp_path, cell_id, {"top1": 50.0})
+        folder = found.write(str(tmp_path), "mini")
+        rows = json.loads((folder / "rows.json").read_text())["rows"]
+        return folder.name, {row["id"]: [cell["id"] for cell in row["cells"]] for row in rows}
+
+    _, first = done("rows=kd", f"teachers.kd.checkpoint={weights[0]}", "seed=0,1")
+    name, both = done("rows=at", f"teachers.resnet50.checkpoint={weights[1]}")
+    assert name == "mini" and list(both) == ["kd", "at"] and both["kd"] == first["kd"] and len(first["kd"]) == 2
+    # Other settings lie beside it and take nothing of it.
+    name, other = done("rows=baseline", "schedule.lr=0.5")
+    assert re.fullmatch("mini-[0-9a-f]{8}", name) and list(other) == ["baseline"]
+    assert done("rows=at", "schedule.lr=0.5", "threads=1")[0] == name
+    # What is done stays when its file has gone.
+    weights[0].unlink()
+    name, whole = done("rows=baseline")
+    assert name == "mini" and whole == {**both, "baseline": whole["baseline"]}
+    assert whole["baseline"] != other["baseline"]
+    # What an earlier version has mixed in is not known to be the table's.
+    path = tmp_path / "tables" / NAME / "mini" / "rows.json"
+    path.write_text(path.read_text().replace('"given"', '"unknown"'))
+    assert list(done("rows=baseline")[1]) == ["baseline"]
+
+
+def test_a_teacher_without_a_file_keeps_no_other_row(tmp_path: Path) -> None:
+    found = table("citypersons_pose", "scale=paper", f"output_root={tmp_path}", "rows=baseline,fitnet")
+    lacking = {job.text: [line for line in job.absent if "give the file" in line] for job in found.jobs.values()}
+    assert [text for text, lines in lacking.items() if lines] == ["fitnet seed 0"] and "baseline seed 0" in lacking
+    with pytest.raises(UserError, match="give the file of its weights"):
+        run_cell(found.shown[-1].config)
+
+
+def test_settings_are_printed_and_nothing_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, TABLE, "settings=true", "rows=baseline,kd") == 0
+    lines = [re.split(r"  +", line.strip()) for line in capsys.readouterr().out.splitlines()]
+    source = "hybrid_forward, Table 1: protocols.imagenet_mobilenetv1.batch_size"
+    assert ["schedule.batch_size", "256", "printed", source, "all"] in lines
+    assert any(line[:3] == ["method.temperature", "4.0", "cited"] and line[-1] == "all that have it" for line in lines)
+    assert not (tmp_path / "out").exists()
+    assert run(tmp_path, "settings=true") == 2 and "add +table=<name>" in capsys.readouterr().err
 
 
 def test_optional_rows_come_when_asked_for() -> None:

@@ -356,6 +356,30 @@ def test_every_rendering_says_what_differs(tmp_path: Path, differs: Json, words:
     assert {line["comparable"] for line in lines} == {str(not differs)}
 
 
+@pytest.mark.parametrize(
+    ("differs", "settings", "title"),
+    [
+        ({}, {}, "Compression of ResNet-50 into MobileNet-v1 on ImageNet (model gap only)"),
+        ({"schedule.lr": [1, 0.1]}, {"schedule.lr": ["1"]}, "on ImageNet (model gap only) (schedule.lr=1)"),
+        ({"dataset.name": ["scenes", "imagenet"]}, {}, "Table 1 with resnet50 → mobilenet_v1 on scenes"),
+        (
+            {"student.network.name": ["resnet18", "mobilenet_v1"]},
+            {"student": ["resnet18"], "method.balance": ["dynamic", "1"]},
+            "on scenes (student=resnet18, method.balance=dynamic,1)",
+        ),
+    ],
+)
+def test_a_title_names_what_was_used(tmp_path: Path, differs: Json, settings: Json, title: str) -> None:
+    row = make_row(NAME, "kd", differs=differs)
+    folder = write_table(NAME, [row], tmp_path, "mini", "scenes", settings=settings)
+    assert re.fullmatch("mini" if not settings else "mini-[0-9a-f]{8}", folder.name)
+    (heading,) = re.findall("<h1>(.*)</h1>", (folder / "index.html").read_text())
+    assert heading.replace("‑", "-").endswith(title) and ("ImageNet" in heading) == ("ImageNet" in title)
+    markdown = (folder / "table.md").read_text().splitlines()
+    assert markdown[0] == f"# {NAME}" + (f" ({title.rpartition(' (')[2]}" if settings else "")
+    assert json.loads((folder / "table.json").read_text())["settings"] == settings
+
+
 def test_without_results_nothing_is_comparable(tmp_path: Path) -> None:
     banner = collect(NAME, [make_row(NAME, "kd")], tmp_path, "paper")["banner"]
     assert "not comparable" in banner and "no results yet" in banner
@@ -692,10 +716,14 @@ def test_render_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     command = "python -m experiments.run +table=imagenet_compression"
     folder = write_table(NAME, rows, tmp_path, "mini", "scenes", command)
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    assert json.loads(before["rows.json"]) == {"rows": rows, "scale": "mini", "dataset": "scenes", "command": command}
-    (folder / "index.html").unlink()
+    stored = {"rows": rows, "scale": "mini", "dataset": "scenes", "command": command, "settings": {}}
+    assert json.loads(before["rows.json"]) == stored
+    other = write_table(NAME, rows, tmp_path, "mini", "scenes", command, {"schedule.lr": ["0.5"]})
+    for each in (folder, other):
+        (each / "index.html").unlink()
     assert run([NAME, "--scale", "mini", "--output-root", str(tmp_path)]) == 0
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    assert "schedule.lr=0.5" in (other / "index.html").read_text()
     assert "**75.00**" in capsys.readouterr().out
     (tmp_path / "cells" / "kd-s0" / "result.json").unlink()
     assert run([NAME, "--output-root", str(tmp_path)]) == 3

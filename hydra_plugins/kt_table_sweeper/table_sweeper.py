@@ -67,8 +67,8 @@ class TableSweeper(Sweeper):
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
-    def sweep(self, arguments: list[str]) -> int:
-        """Runs the table or sweep under the task overrides of the command line; returns the exit status."""
+    def sweep(self, arguments: list[str]) -> Any:
+        """Runs the table or sweep under the task overrides of the command line, see `run_table`."""
         # Imported late: Hydra imports every plugin at every start, also that of other programs.
         from experiments.table import run_table
 

@@ -8,6 +8,7 @@ miss rate).
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,10 +36,12 @@ from kt.data.loaders import _mix, epoch_order, told_in_one_line
 from kt.data.names import read_dataset
 from kt.data.spec import Data, DataSpec
 from kt.errors import UserError
-from kt.evaluation.depth import depth_errors
+from kt.evaluation import pictures
+from kt.evaluation.depth import depth_errors, depth_spread
 from kt.evaluation.miss_rate import Pedestrians, miss_rates
 from kt.evaluation.outcomes import Outcomes, joined
 from kt.models.names import IMAGENET
+from kt.ranks import gathered
 from kt.settings import count_passes
 
 Batch = dict[str, Any]
@@ -358,12 +361,14 @@ class DepthErrors(BaseMetric):
 
     def __init__(self) -> None:
         super().__init__(collect_device="gpu", prefix="kt")
+        self.spreads: list[tuple[float, float]] = []
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        """Keeps each image's errors."""
+        """Keeps each image's errors, and mean and standard deviation of its truth."""
         for sample in data_samples:
             found, truth = (sample[key].float().cpu().numpy() for key in ("pred_depth", "gt_depth"))
             self.results.append(depth_errors(found, truth) or {})
+            self.spreads.append(depth_spread(truth))
 
     def compute_metrics(self, results: list[dict[str, float]]) -> dict[str, float]:
         """Means over the images with any known depth.
@@ -395,12 +400,27 @@ def count_correct(maps: NDArray[Any], points: NDArray[Any], boxes: NDArray[Any])
     return correct, total
 
 
-def _metric(task: str, source: Source) -> BaseMetric:
+def _picture(task: str, index: int, image: torch.Tensor, sample: Any, names: Sequence[str]) -> pictures.Picture:
+    """The picture of a test image, as a loader gives it, and a student's answer."""
+    pixels = image.numpy()[::-1].transpose(1, 2, 0)
+    if task == "segmentation":
+        truth, answer = (part.data[0].cpu().numpy() for part in (sample.gt_sem_seg, sample.pred_sem_seg))
+        return pictures.of_labels(index, pixels, truth, answer, names)
+    if task == "depth":
+        truth, answer = (part.float().cpu().numpy() for part in (sample.gt_depth, sample.pred_depth))
+        return pictures.of_depth(index, pixels, truth, answer)
+    corners = np.array([one["bbox"] for one in sample.instances], float).reshape(-1, 4)
+    labels = np.array([-1 if one["ignore_flag"] else one["bbox_label"] for one in sample.instances], int)
+    found = pictures.Boxes(*(sample.pred_instances[key].cpu().numpy() for key in ("bboxes", "labels", "scores")))
+    return pictures.of_boxes(index, pixels, sample.ori_shape, pictures.Boxes(corners, labels), found, names)
+
+
+def _metric(task: str, source: Source, by_class: bool) -> BaseMetric:
     # "gpu" gathers by the process group, whatever its device; "cpu" would leave a folder behind.
     if task == "segmentation":
         return IoUMetric(iou_metrics=["mIoU"], collect_device="gpu", prefix="kt")
     if task == "detection":
-        return CocoMetric(metric="bbox", collect_device="gpu", prefix="kt")
+        return CocoMetric(metric="bbox", classwise=by_class, collect_device="gpu", prefix="kt")
     if task == "depth":
         return DepthErrors()
     return MissRate(source.height_unit) if task == "pedestrians" else Pck()
@@ -412,34 +432,56 @@ def _score(
 ) -> dict[str, float]:
     """Metrics of the plain student on a whole loader, over all processes; its modes are put back afterwards.
 
-    `outcomes`, where given, gets each image's areas in segmentation and its error in depth; other scores are not made
-    of those of images.
+    `outcomes`, where given, gets each image's areas in segmentation, and its error and spread in depth (other scores
+    are not made of those of images), each class's IoU or AP, and pictures of the first images, but for keypoints.
     """
-    metric = _metric(task, source)
+    metric = _metric(task, source, outcomes is not None)
     evaluator = Evaluator(metric)
     evaluator.dataset_meta = {"classes": source.class_names}
     modes = {module: module.training for module in student.modules()}
     student.eval()
-    indices = []
+    indices, shown = [], list[pictures.Picture]()
+    first = set() if outcomes is None or task == "keypoints" else set(loader.indices[: pictures.FIRST].tolist())
     try:
         for batch in loader.epoch(0):
             indices.append(batch["indices"])
-            evaluator.process(student.predict(batch))
+            answers = student.predict(batch)
+            evaluator.process(answers)
+            shown += [
+                _picture(task, index, image, sample, source.class_names)
+                for index, image, sample in zip(batch["indices"].tolist(), batch["inputs"], answers, strict=True)
+                if index in first
+            ]
     finally:
         for module, mode in modes.items():
             module.training = mode
     if outcomes is not None and task == "segmentation":
-        intersect, union = (np.stack([image[k].numpy() for image in metric.results]).astype(np.int32) for k in (0, 1))
-        outcomes.update(joined({"indices": torch.cat(indices).numpy(), "intersect": intersect, "union": union}))
+        places = {"intersect": 0, "union": 1, "truth": 3}
+        areas = {
+            k: np.stack([image[at].numpy() for image in metric.results]).astype(np.int32) for k, at in places.items()
+        }
+        outcomes.images = joined({"indices": torch.cat(indices).numpy(), **areas})
+        whole = (outcomes.images[name].sum(axis=0, dtype=np.int64).tolist() for name in ("intersect", "union"))
+        each = [100.0 * right / of if of else None for right, of in zip(*whole, strict=True)]
+        outcomes.classes = {"iou": dict(zip(source.class_names, each, strict=True))}
     if outcomes is not None and task == "depth":
         errors = np.array([image.get("rmse", np.nan) for image in metric.results], np.float32)
-        outcomes.update(joined({"indices": torch.cat(indices).numpy(), "rmse": errors}))
+        mean, std = np.array(metric.spreads, np.float32).T
+        kept = {"indices": torch.cat(indices).numpy(), "rmse": errors, "depth_mean": mean, "depth_std": std}
+        outcomes.images = joined(kept)
+    if outcomes is not None and first:
+        every = sorted(itertools.chain(*gathered(shown)), key=lambda picture: picture.index)
+        coloured = source.class_names if task == "segmentation" else ()
+        outcomes.sheet = pictures.Sheet(every, pictures.KEYS[task], coloured)
     with quiet():
         found = {
             key.removeprefix("kt/"): float(value) for key, value in evaluator.evaluate(len(loader.indices)).items()
         }
     if task == "segmentation":
         return {"miou": found["mIoU"]}
+    if outcomes is not None and task == "detection":
+        values = {name: 100.0 * found.get(f"{name}_precision", 0.0) for name in source.class_names}
+        outcomes.classes = {"ap": {name: None if math.isnan(value) else value for name, value in values.items()}}
     if task == "detection":
         # Without a single detection mmdet gives no numbers, and -1 for sizes of which there is no object: those are
         # left out, unless there is no object at all.

@@ -34,6 +34,7 @@ class DatasetSpec:
         embedded: Whether it is drawn for networks as slim as the scale says, which train best on a thread each, side
             by side.
         settings: The class of its keys; a subclass of `kt.settings.Dataset` may add some.
+        sources: Where its settings come from: `dataset` and `schedule` for all, `schedule.lr` for one of them.
     """
 
     readers: Mapping[str, str]
@@ -46,6 +47,7 @@ class DatasetSpec:
     code: tuple[str, ...] = ()
     embedded: bool = False
     settings: type[Dataset] = Dataset
+    sources: Mapping[str, str] = field(default_factory=dict)
 
 
 # Keys that decide the images of every dataset.
@@ -70,10 +72,12 @@ def _city_labels(*ends: str) -> tuple[str, ...]:
 
 
 _AT_224 = {"task": CLASSIFICATION, "image_size": 224, "augmentation": "imagenet"}
-# Unstated by the MAS paper: as the released code of Jang et al. 2019 (Learning what and where to transfer).
 _WHAT_AND_WHERE = {"epochs": 200, "batch_size": 64, "lr": 0.1, "weight_decay": 1e-4, "policy": "cosine"}
+_OF_WHAT_AND_WHERE = dict.fromkeys(
+    ("dataset", "schedule"), "Jang et al. 2019 (Learning what and where to transfer), released code"
+)
 
-# As the released code of Sparse-to-Dense, to which DistPro defers.
+_OF_DEPTH = dict.fromkeys(("dataset", "schedule"), "Ma and Karaman 2018 (Sparse-to-Dense), released code")
 _DEPTH = {"task": "depth", "augmentation": "approach"}
 _SPARSE_TO_DENSE = {
     **{"epochs": 15, "batch_size": 8, "lr": 0.01, "weight_decay": 1e-4},
@@ -135,12 +139,14 @@ DATASETS: dict[str, DatasetSpec] = {
             **{"task": CLASSIFICATION, "image_size": 32, "augmentation": "crop_flip"},
             **{"num_classes": 100, "stand_in": "scenes_small"},
         },
+        sources={"dataset": "RepDistiller's released code (Tian, Krishnan, Isola 2020)"},
         labels={CLASSIFICATION: tuple(f"cifar-100-python/{name}" for name in ("train", "test", "meta"))},
     ),
     "imagenet": DatasetSpec(
         {CLASSIFICATION: "kt.data.images:read_imagenet"},
         ("folder",),
         defaults={**_AT_224, "num_classes": 1000, "stand_in": "scenes"},
+        sources={"dataset": "torchvision's reference trainings"},
         images=_CLASS_FOLDERS,
         folder="imagenet",
     ),
@@ -161,6 +167,7 @@ DATASETS: dict[str, DatasetSpec] = {
         {CLASSIFICATION: "kt.data.image_lists:read_cub200"},
         defaults={**_AT_224, "num_classes": 200, "stand_in": "scenes_kinds"},
         schedule=_WHAT_AND_WHERE,
+        sources=_OF_WHAT_AND_WHERE,
         images=("CUB_200_2011/images/*/*",),
         labels={
             CLASSIFICATION: tuple(
@@ -172,6 +179,7 @@ DATASETS: dict[str, DatasetSpec] = {
         {CLASSIFICATION: "kt.data.image_lists:read_stanford40"},
         defaults={**_AT_224, "num_classes": 40, "stand_in": "scenes_actions"},
         schedule=_WHAT_AND_WHERE,
+        sources=_OF_WHAT_AND_WHERE,
         images=("Stanford40/JPEGImages/*",),
         labels={CLASSIFICATION: tuple(f"Stanford40/ImageSplits/{name}.txt" for name in ("actions", "train", "test"))},
     ),
@@ -179,6 +187,7 @@ DATASETS: dict[str, DatasetSpec] = {
         {CLASSIFICATION: "kt.data.image_lists:read_mit67"},
         defaults={**_AT_224, "num_classes": 67, "stand_in": "scenes_places"},
         schedule=_WHAT_AND_WHERE,
+        sources=_OF_WHAT_AND_WHERE,
         images=("mit67/Images/*/*",),
         labels={CLASSIFICATION: ("mit67/TrainImages.txt", "mit67/TestImages.txt")},
     ),
@@ -187,6 +196,7 @@ DATASETS: dict[str, DatasetSpec] = {
         ("domain",),
         defaults={**_AT_224, "num_classes": 345, "domain": "painting", "stand_in": "scenes_domains"},
         schedule=_WHAT_AND_WHERE,
+        sources=_OF_WHAT_AND_WHERE,
         images=("domainnet/{domain}/*/*",),
         labels={
             CLASSIFICATION: tuple(
@@ -202,8 +212,8 @@ DATASETS: dict[str, DatasetSpec] = {
             **{"task": CLASSIFICATION, "image_size": 64, "augmentation": "crop_flip"},
             **{"num_classes": 200, "stand_in": "scenes_small"},
         },
-        # As DistPro searches on it.
         schedule={"epochs": 20, "batch_size": 512, "lr": 0.1, "weight_decay": 1e-4, "policy": "cosine"},
+        sources={"dataset": "ours, unstated", "schedule": "ours, as DistPro's students are trained"},
         images=("tiny-imagenet-200/train/*", "tiny-imagenet-200/train/*/images/*", "tiny-imagenet-200/val/images/*"),
         labels={CLASSIFICATION: ("tiny-imagenet-200/wnids.txt", "tiny-imagenet-200/val/val_annotations.txt")},
     ),
@@ -217,10 +227,15 @@ DATASETS: dict[str, DatasetSpec] = {
     ),
     "gta5": DatasetSpec(
         {"segmentation": "kt.data.gta5:read_gta5"},
-        # The size is unstated: half of the common 1052x1914.
         defaults={
             **{"task": "segmentation", "image_size": [526, 957], "augmentation": "flip"},
             **{"num_classes": 19, "stand_in": "scenes_seg_synthetic"},
+        },
+        sources={
+            "schedule": "ours, as the paper's students learn on Cityscapes",
+            "dataset": "the dataset as its authors publish it",
+            "dataset.image_size": "ours, half of the common 1052x1914",
+            "dataset.augmentation": "ours, unstated",
         },
         schedule={"defaults": ["cityscapes_seg"]},
         images=("gta5/images/*.png",),
@@ -228,10 +243,14 @@ DATASETS: dict[str, DatasetSpec] = {
     ),
     "citypersons": DatasetSpec(
         {"pedestrians": "kt.data.citypersons:read_citypersons"},
-        # The size is unstated: the images as they are. The recipe is as well; the images are Cityscapes'.
+        # The recipe is unstated; the images are Cityscapes'.
         defaults={
             **{"task": "pedestrians", "image_size": [1024, 2048], "augmentation": "flip"},
             **{"num_classes": 1, "stand_in": "scenes_persons"},
+        },
+        sources={
+            "dataset": "the dataset as its authors publish it",
+            "dataset.augmentation": "ours, unstated",
         },
         schedule={"defaults": ["cityscapes_det"]},
         images=_CITIES,
@@ -254,6 +273,7 @@ DATASETS: dict[str, DatasetSpec] = {
         {"depth": "kt.data.depth:read_nyuv2"},
         defaults={**_DEPTH, "image_size": [228, 304], "stand_in": "scenes_depth"},
         schedule=_SPARSE_TO_DENSE,
+        sources=_OF_DEPTH,
         images=("nyudepthv2/*/*/*.h5",),
         settings=DepthDataset,
     ),
@@ -265,6 +285,7 @@ DATASETS: dict[str, DatasetSpec] = {
             **{"train_split": "train", "test_split": "val"},
         },
         schedule=_SPARSE_TO_DENSE,
+        sources=_OF_DEPTH,
         images=("{folder}/images/{train_split}/*", "{folder}/images/{test_split}/*"),
         labels={"depth": ("{folder}/depth/{train_split}/*.png", "{folder}/depth/{test_split}/*.png")},
         settings=DepthDataset,
@@ -276,6 +297,7 @@ DATASETS: dict[str, DatasetSpec] = {
             **{"task": "detection", "image_size": [800, 1333], "augmentation": "flip", "stand_in": "scenes_det"},
             **{"folder": "coco", "train_split": "train2017", "test_split": "val2017"},
         },
+        sources={"dataset": "mmdet's and Detectron's detectors on COCO"},
         images=(f"{{folder}}/{{train_split}}/{ANY}", f"{{folder}}/{{test_split}}/{ANY}"),
         labels={
             "detection": tuple(f"{{folder}}/annotations/instances_{{{part}_split}}.json" for part in ("train", "test"))

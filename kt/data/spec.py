@@ -43,8 +43,7 @@ class Data:
         spec: What it is.
         train, test: Loaders (`kt.data.loaders.Loader`, `kt.data.dense.DenseLoader`).
         score: Metrics in percent (of depth also in metres) of a student on the whole test set, over all processes. A
-            dict as second argument gets what became of each image (`kt.evaluation.outcomes`), where the task's score is
-            made of that.
+            second argument, `kt.evaluation.outcomes.Outcomes`, gets what the task's score leaves beside them.
         further: Loaders of other images that a method draws from, by name (`m2a2s`: `source`).
     """
 

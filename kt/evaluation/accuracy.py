@@ -30,7 +30,7 @@ def evaluate_accuracy(
     """Top-1 and top-5 accuracy in percent of the plain student on a whole loader, over all processes.
 
     The model's mode is put back afterwards; there is one device synchronisation, at the end. `outcomes`, where given,
-    gets `indices` and whether each of these images was right by `top1` and `top5`, (n,) bool.
+    gets whether each image was right.
     """
     k = top_k_of(num_classes)
     modes = {module: module.training for module in model.modules()}
@@ -50,7 +50,7 @@ def evaluate_accuracy(
         raise ValueError("the evaluation set is empty")
     if outcomes is not None:
         indices, first, among = torch.cat(kept, dim=1).cpu().numpy()
-        outcomes.update(joined({"indices": indices, "top1": first.astype(bool), "top5": among.astype(bool)}))
+        outcomes.images = joined({"indices": indices, "top1": first.astype(bool), "top5": among.astype(bool)})
     top1, topk, total = sum_over_ranks(counts).tolist()
     return {"top1": 100.0 * top1 / total, "top5": 100.0 * topk / total}
 

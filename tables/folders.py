@@ -1,0 +1,52 @@
+"""Where renderings of tables lie: `<output_root>/tables/<name>/<scale>/`, other settings than the table's own apart."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kt.errors import UserError
+from kt.files import read_json
+
+ROWS = "rows.json"
+
+
+def table_folder(
+    output_root: str | os.PathLike[str], name: str, scale: str, settings: Mapping[str, Sequence[str]] | None = None
+) -> Path:
+    """The folder of a table's rendering.
+
+    Args:
+        output_root: Where results are.
+        name: The table's name.
+        scale: The scale of the run.
+        settings: Key -> values of the settings that are not the table's own at that scale.
+    """
+    folder = Path(output_root) / "tables" / name / scale
+    if not settings:
+        return folder
+    told = repr(sorted((key, list(values)) for key, values in settings.items()))
+    return folder.with_name(f"{scale}-{hashlib.sha256(told.encode()).hexdigest()[:8]}")
+
+
+def rendered_folders(output_root: str | os.PathLike[str], name: str, scale: str) -> list[Path]:
+    """The folders in which a table has been rendered at a scale, that of its own settings first."""
+    folder = table_folder(output_root, name, scale)
+    found = [folder, *sorted(folder.parent.glob(f"{scale}-????????"))]
+    return [each for each in found if (each / ROWS).exists()]
+
+
+def stored_rows(folder: Path) -> dict[str, Any] | None:
+    """What `tables.render.write_table` was last given for a folder; None if never.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    path = folder / ROWS
+    stored = read_json(path)
+    if stored is not None and not {"rows", "scale", "dataset"} <= stored.keys():
+        raise UserError(f"{path}: expected the rows of a table; run the table again")
+    return stored
