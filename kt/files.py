@@ -109,6 +109,14 @@ _RACY_NS = 2_000_000_000  # a file this young may change again without a new tim
 _known: dict[str, Any] = {}
 
 
+def _rest(file: BinaryIO) -> hashlib._Hash:
+    """The sum of what is left of a file."""
+    found = hashlib.sha256()
+    while piece := file.read(2**20):
+        found.update(piece)
+    return found
+
+
 def checksum(path: Path, known: MutableMapping[str, Any] = _known) -> str:
     """SHA-256 of a file, in hex, which is read once as long as it keeps its size and times.
 
@@ -125,7 +133,7 @@ def checksum(path: Path, known: MutableMapping[str, Any] = _known) -> str:
         case [*seen, str(found)] if seen == mark:
             return found
     with open(path, "rb") as file:
-        found = hashlib.file_digest(file, _SUM).hexdigest()
+        found = _rest(file).hexdigest()
     if time.time_ns() - max(mark[2:]) > _RACY_NS:
         known[str(path)] = [*mark, found]
     return found
@@ -135,7 +143,7 @@ def seal(file: BinaryIO) -> None:
     """Ends a file that is being written with its checksum, which readers of archives (`torch.load`) pass over."""
     file.flush()
     with open(file.name, "rb") as written:
-        file.write(hashlib.file_digest(written, _SUM).digest())
+        file.write(_rest(written).digest())
 
 
 def is_sealed(path: Path) -> bool:
