@@ -158,7 +158,7 @@ def composer(load: Callable[[list[str]], DictConfig]) -> Callable[[list[str]], D
     loaded: dict[tuple[str, ...], DictConfig] = {}
 
     def compose(overrides: list[str]) -> DictConfig:
-        files = tuple(line for line in overrides if not line.startswith("++"))
+        files = tuple(sorted(line for line in overrides if not line.startswith("++")))
         if files not in loaded:
             loaded[files] = load(list(files))
         config = copy.deepcopy(loaded[files])
