@@ -16,6 +16,26 @@ import pytest  # noqa: E402
 # A dataset of mmengine collects garbage when it is made: a quarter of a second in a process that knows all of torch,
 # and tests make hundreds of tiny ones.
 base_dataset.gc = types.SimpleNamespace(collect=lambda: None)  # type: ignore[assignment]
+# What tests write need not outlive the machine.
+os.fsync = lambda file: None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Where several processes share the tests (`-n`), groups of tests stay together."""
+    if getattr(config.option, "numprocesses", None):
+        config.option.dist = "loadgroup"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Groups what would else start the same two processes, or train the same setting, once for each process."""
+    for item in items:
+        fixtures, parameters = getattr(item, "fixturenames", ()), getattr(item, "callspec", None)
+        if "pair" in fixtures:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        elif "trained" in fixtures and parameters is not None:
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{parameters.params['name']}"))
 
 
 @pytest.fixture(scope="session")

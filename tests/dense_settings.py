@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from kt.engine import seed_everything
 from kt.methods import build_method
 from kt.models.dense import build_dense, dense_config
 from kt.transfer import TransferModel
+from method_settings import drawn
 
 SIZE = (32, 64)
 WIDTH = 0.125
@@ -117,7 +120,7 @@ def make_data(task: str, rank: int = 0, world: int = 1, **changes: Any) -> Data:
         changes = {"name": "scenes_depth", "depth_samples": SAMPLES, **changes}
     batch_size = changes.pop("batch_size", SCHEDULE["batch_size"])
     dataset = {**DATASET, "task": task, **changes}
-    return build_data(dataset, Path("."), batch_size=batch_size, seed=0, rank=rank, world=world)
+    return build_data(dataset, Path("."), batch_size=batch_size, seed=0, rank=rank, world=world, cache_root=drawn())
 
 
 def make_network(name: str, task: str, seed: int) -> DenseModel:
@@ -136,6 +139,11 @@ def config_of(name: str, task: str) -> dict[str, Any]:
 
 def make_teacher(name: str, task: str) -> DenseModel:
     """A network whose running statistics fit images, as a trained one's do."""
+    return copy.deepcopy(_settled(name, task))
+
+
+@functools.cache
+def _settled(name: str, task: str) -> DenseModel:
     teacher = make_network(name, task, seed=1)
     images = torch.rand(8, 3 + name.endswith(SPARSE), *SIZE, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

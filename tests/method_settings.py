@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import copy
 import functools
+import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,9 +98,17 @@ DATASET = {
 }
 
 
+@functools.cache
+def drawn() -> Path:
+    """A folder in which a process keeps the scenes that it has drawn."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
 def make_data(seed: int = 0, rank: int = 0, world: int = 1, device_batch: int | None = None) -> Any:
     """A few embedded scenes, and beside them half as many of another style without labels."""
-    shared = {"batch_size": 16, "seed": seed, "rank": rank, "world": world}
+    shared = {"batch_size": 16, "seed": seed, "rank": rank, "world": world, "cache_root": drawn()}
     data = build_data(DATASET, Path("."), device_batch=device_batch, **shared)
     data.further["source"] = unlabelled({**DATASET, "style": "synthetic"}, 0.5, Path("."), **shared)
     return data
@@ -111,6 +122,11 @@ def make_classifier(name: str, num_classes: int, seed: int) -> Classifier:
 
 def make_teacher(name: str, num_classes: int, seed: int = 1) -> Classifier:
     """A network whose running statistics fit images, as a trained one's do; else its activations explode."""
+    return copy.deepcopy(_settled(name, num_classes, seed))
+
+
+@functools.cache
+def _settled(name: str, num_classes: int, seed: int) -> Classifier:
     teacher = make_classifier(name, num_classes, seed)
     images = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -156,13 +156,18 @@ def test_teachers_stay_out_of_the_model_but_follow_it(name: str, data: Any, tmp_
     assert bits(twin.student.state_dict()) != start and bits(model.state_dict()) == before
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_trains_on_real_images(name: str, data_root: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def real(data_root: Path) -> Any:
     config = {**DATASET, "name": "cifar100", "subset": 320}
     data = build_data(config, data_root, batch_size=32, seed=0, device=torch.device("cpu"))
     data.further["source"] = data.train
-    data.test.labels = data.test.labels[:500]  # seconds, not minutes
-    metrics = fit(make_model(name, 100, data.spec), data, tmp_path, {**SCHEDULE, "batch_size": 32, "epochs": 3})
+    data.test.labels = data.test.labels[:100]  # seconds, not minutes
+    return data
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_trains_on_real_images(name: str, real: Any, tmp_path: Path) -> None:
+    metrics = fit(make_model(name, 100, real.spec), real, tmp_path, {**SCHEDULE, "batch_size": 32, "epochs": 3})
     losses = [row[SETTINGS[name].falls] for row in rows(tmp_path) if row["kind"] == "train" and row["phase"] == "train"]
     # Ten steps an epoch: the last epoch's mean lies below the first one's.
     assert sum(losses[-10:]) < sum(losses[:10])
