@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import types
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Before torch is imported anywhere, subprocesses of tests included.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -21,19 +23,12 @@ os.fsync = lambda file: None
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Where several processes share the tests (`-n`), groups of tests stay together."""
-    if getattr(config.option, "numprocesses", None):
-        config.option.dist = "loadgroup"
-
-
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups what would else start the same two processes, or train the same setting, once for each process."""
+    """Groups what would else start the same two processes, or train the same setting, in each process of `-n`."""
     for item in items:
         fixtures, parameters = getattr(item, "fixturenames", ()), getattr(item, "callspec", None)
-        if "pair" in fixtures:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        if "processes" in fixtures:
+            item.add_marker(pytest.mark.xdist_group("processes"))
         elif "trained" in fixtures and parameters is not None:
             item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{parameters.params['name']}"))
 
@@ -45,3 +40,11 @@ def data_root() -> Path:
     if not folder:
         pytest.skip("KT_DATA_ROOT is not set: it names the folder that holds cifar-100-python/")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """`checks.two_processes`, for all tests: to start them takes longer than most trainings."""
+    from checks import two_processes
+
+    yield from two_processes(tmp_path_factory.mktemp("processes"))

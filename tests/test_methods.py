@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import kt.methods
-from checks import Interrupt, bits, rows, two_processes, without_speed
+from checks import Interrupt, bits, rows, without_speed
 from dense_settings import SETTINGS as DENSE
 from kt.data import build_data
 from kt.engine import Engine, measured_loop
@@ -231,26 +231,18 @@ def test_a_method_that_nothing_registers_is_one_line(module: str, words: str, mo
         find_method("late")
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Two gloo processes that train whatever method they are told, for all tests."""
-    folder = tmp_path_factory.mktemp("ddp")
-    for train in two_processes(folder, "method_settings"):
-        yield folder, train
-
-
 @pytest.mark.parametrize("name", NAMES)
-def test_two_processes_end_with_equal_parameters(name: str, pair: Any) -> None:
-    first, second = pair[1](name)
+def test_two_processes_end_with_equal_parameters(name: str, processes: Any) -> None:
+    _, (first, second) = processes("method_settings", name)
     assert first[4] == second[4] == ""
     assert first[2] == second[2] != first[1]
     assert first[3] == second[3]
 
 
-def test_two_processes_remember_what_both_have_seen(pair: Any) -> None:
-    folder, train = pair
-    assert [answer[4] for answer in train("crd")] == ["", ""]
-    memories = torch.load(folder / "crd" / "phases" / "0-train" / "checkpoint.pth")["model"]["method.memories"]
+def test_two_processes_remember_what_both_have_seen(processes: Any) -> None:
+    folder, answers = processes("method_settings", "crd")
+    assert [answer[4] for answer in answers] == ["", ""]
+    memories = torch.load(folder / "phases" / "0-train" / "checkpoint.pth")["model"]["method.memories"]
     # A row that one process alone had moved would be a mean of two.
     torch.testing.assert_close(memories.norm(dim=2), torch.ones(memories.shape[:2]))
 
@@ -302,15 +294,15 @@ def test_every_key_says_what_it_means_and_has_a_valid_default() -> None:
 
 
 @pytest.mark.parametrize("name", ["none, dropout", "fitnet", "ab", "kd_fixed_feature", "ofd"])
-def test_two_processes_update_as_one_that_accumulates(name: str, pair: Any, tmp_path: Path) -> None:
-    folder, train = pair
+def test_two_processes_update_as_one_that_accumulates(name: str, processes: Any, tmp_path: Path) -> None:
     name += ", one update"
-    assert [answer[4] for answer in train(name)] == ["", ""]
+    folder, answers = processes("method_settings", name)
+    assert [answer[4] for answer in answers] == ["", ""]
     model, data, schedule = make_cell(name, 0, 1)
     assert (data.train.passes, len(data.train)) == (4, 16)
     fit(model, data, tmp_path, schedule)
     for path in sorted((tmp_path / "phases").glob("*/checkpoint.pth")):
-        one, two = (torch.load(each / path.relative_to(tmp_path))["model"] for each in (tmp_path, folder / name))
+        one, two = (torch.load(each / path.relative_to(tmp_path))["model"] for each in (tmp_path, folder))
         for key, value in one.items():
             torch.testing.assert_close(two[key], value, rtol=1e-6, atol=1e-6, msg=f"{path} {key}")
 
