@@ -124,7 +124,8 @@ def _measure_memory(name: str, arguments: argparse.Namespace, answers: Any) -> N
     batch = dense_batch(arguments)
     with tempfile.TemporaryDirectory() as folder:
         # Without momentum an optimizer holds nothing: the memory is that of the passes.
-        engine = Engine({**defaults(Schedule), "lr": arguments.lr, "momentum": 0.0}, device, Path(folder))
+        settings = {**defaults(Schedule), "lr": arguments.lr, "momentum": 0.0}
+        engine = Engine(settings, device, Path(folder), activation_checkpointing=arguments.activation_checkpointing)
         loop = measured_loop(model, model.method.phases()[-1], batch, engine)
         for _ in range(2):
             loop.step(batch)
@@ -156,6 +157,7 @@ def bench_method(
             {**defaults(Schedule), "lr": arguments.lr, "epochs": arguments.warmup + arguments.steps},
             device,
             Path(folder),
+            activation_checkpointing=arguments.activation_checkpointing,
             hooks=lambda index, phase: [RecordHook(records)],
         )
         loop = measured_loop(model, model.method.phases()[-1], batch, engine)
@@ -279,6 +281,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=50_000, help="of the training set that crd remembers")
     parser.add_argument("--width", type=float, default=1.0, help="width of detectors and segmentors")
     parser.add_argument("--small-stem", action="store_true", help="ResNets with the stem for images of 32x32")
+    parser.add_argument(
+        "--activation-checkpointing", action="store_true", help="in the steps; the passes beside them keep everything"
+    )
     parser.add_argument("--phases", action="store_true", help="stage by stage: all phases over end-to-end mimicking")
     parser.add_argument("--process", type=Path, help="process.pth that DistPro replays, with and without its clip")
     parser.add_argument("--steps", type=int, default=20, help="timed steps of each method")
@@ -317,6 +322,7 @@ def main(argv: list[str] | None = None) -> int:
     reference = bench_torchdistill(arguments, batch) if compared else None
     height, width = DENSE_SIZE if dense else (SIZE, SIZE)
     title = f"{arguments.teacher} -> {arguments.student}, {height}x{width}, batch {arguments.batch}, {device}"
+    title += ", activation checkpointing" if arguments.activation_checkpointing else ""
     table = Table(title=title)
     columns = ["method", "step ms", "unavoidable ms", "passes ms", "ratio", "images/s"]
     for column in [*columns, "peak MiB"] if dense else columns:

@@ -72,14 +72,23 @@ def read_source(config: Mapping[str, Any], dataset: Mapping[str, Any], device: t
 
 
 def build_dense_model(
-    network: Mapping[str, Any], num_classes: int, image_size: Any, normalisation: Any, pretrained: str | None = None
+    network: Mapping[str, Any],
+    num_classes: int,
+    image_size: Any,
+    normalisation: Any,
+    pretrained: str | None = None,
+    checkpoint: str | Path | None = None,
 ) -> tuple[DenseModel, dict[str, Any]]:
-    """A detector, segmentor or pose network and the config that mmdet or mmseg build it from."""
+    """A detector, segmentor or pose network and the config that mmdet or mmseg build it from.
+
+    Of a network whose weights come from a checkpoint, the weights that its config names are not fetched.
+    """
     needs_mm(f"network.name={network['name']}")
-    from kt.models.dense import build_dense, dense_config, read_config
+    from kt.models.dense import build_dense, dense_config, read_config, without_pretrained
 
     if network["config"] is not None:
         model = read_config(network["config"], network["options"], num_classes)
+        model = without_pretrained(model) if checkpoint else model
     else:
         model = dense_config(network["name"], num_classes, network["width"], image_size, normalisation, pretrained)
     return DenseModel(build_dense(model)), model
@@ -106,7 +115,9 @@ def build_teacher(config: Mapping[str, Any], spec: Any, path: Path | None) -> Cl
             )
         return found
     if network["name"] not in NETWORKS:
-        model, _ = build_dense_model(network, spec.num_classes, config["dataset"]["image_size"], IMAGENET)
+        model, _ = build_dense_model(
+            network, spec.num_classes, config["dataset"]["image_size"], IMAGENET, checkpoint=path
+        )
         if SETTINGS[config["method"]["name"]].whole_teacher:
             load_weights(model.network, path, "teacher.checkpoint")
         else:
@@ -141,7 +152,7 @@ def build_student(
         normalisation = (described["mean"], described["std"])
     if spec.task != "classification":
         size = config["dataset"]["image_size"]
-        dense, model = build_dense_model(network, spec.num_classes, size, normalisation, pretrained)
+        dense, model = build_dense_model(network, spec.num_classes, size, normalisation, pretrained, checkpoint)
         if checkpoint:
             load_weights(dense.network, Path(checkpoint), "student.checkpoint")
         return dense, model
@@ -235,6 +246,7 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
             seed=config["seed"],
             device=device,
             precision=config["precision"],
+            activation_checkpointing=config["activation_checkpointing"],
             mirror=run.log if run else None,
             progress=progress,
             snapshots=4 if name == "none" else 0,
@@ -332,6 +344,8 @@ def describe_student(
     else:
         from mmengine.config import Config
 
+        from kt.models.dense import without_pretrained
+
         mean, std = student.normaliser.in_rgb()
         record |= {"image_size": list(config["dataset"]["image_size"])}
         own = {
@@ -342,25 +356,9 @@ def describe_student(
         }
         used = sorted({module for name, module in own.items() if f'"{name}"' in json.dumps(model_config, default=str)})
         imports = {"custom_imports": {"imports": used, "allow_failed_imports": False}} if used else {}
-        config_file = Config({**imports, "model": _without_pretrained(model_config)})
+        config_file = Config({**imports, "model": without_pretrained(model_config)})
         write_text(folder / "student_config.py", config_file.pretty_text)
     write_json(folder / DESCRIPTION, {**record, "mean": mean, "std": std})
-
-
-def _without_pretrained(model: Any) -> Any:
-    """A model's config that builds it without fetching weights: the student's own lie beside it."""
-    if isinstance(model, dict):
-        return {
-            key: None
-            if key == "pretrained" or (key == "init_cfg" and _is_pretrained(value))
-            else _without_pretrained(value)
-            for key, value in model.items()
-        }
-    return [_without_pretrained(part) for part in model] if isinstance(model, list) else model
-
-
-def _is_pretrained(value: Any) -> bool:
-    return isinstance(value, dict) and value.get("type") == "Pretrained"
 
 
 def evaluate_cell(config: Mapping[str, Any], folder: Path) -> dict[str, float]:

@@ -18,6 +18,7 @@ from kt.data.fingerprint import State, changes, combined, state_of
 from kt.data.names import DATASETS, content, own_keys, settings_of
 from kt.errors import UserError, nearest
 from kt.files import checksum
+from kt.models.configs import read_config_file
 from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS
 from kt.needs import NO_TEACHER, Config, Need, teacher_dataset, teacher_of
 from kt.ranks import launched
@@ -274,16 +275,7 @@ def _network_content(network: Config) -> Config:
     """A network with the content of its config file in the place of the file's name."""
     if network["config"] is None:
         return {key: value for key, value in network.items() if key not in ("config", "options")}
-    from mmengine.config import Config as FileConfig
-
-    try:
-        content = FileConfig.fromfile(network["config"]).get("model")
-        text = json.dumps(content, sort_keys=True, default=str)
-    except Exception as error:  # a config is a program: anything may go wrong in it
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"network.config={network['config']}: cannot be read as a config of mmdet or mmseg ({reason})"
-        ) from None
+    text = json.dumps(read_config_file(network["config"], "network.config").model, sort_keys=True, default=str)
     return {**network, "config": hashlib.sha256(text.encode()).hexdigest()[:32]}
 
 

@@ -155,6 +155,11 @@ def _task(config: DictConfig) -> str:
     if "joblib" in launcher and HydraConfig.get().mode == RunMode.MULTIRUN:
         isolated(values)
         return cell_id(values)
+    if launcher.endswith("SlurmLauncher"):
+        from experiments.slurm import interruptible
+
+        with interruptible():
+            return str(cell.run_cell(values)["id"])
     return str(cell.run_cell(values)["id"])
 
 

@@ -176,6 +176,7 @@ class Config(Settings):
     output_root: str
     device: str
     precision: Literal["fp32", "bf16"]
+    activation_checkpointing: bool
     threads: Count | None
     workers: Count | None
     evaluation: str | None

@@ -29,6 +29,7 @@ from experiments.meaning import Identified, differences, identify, needed_cells,
 from experiments.plan import Config, Job, plan_lines
 from experiments.schema import Config as Schema
 from experiments.schema import is_group, sign, with_recipe
+from experiments.slurm import InQueue
 from experiments.workers import default_workers
 from kt.errors import UserError, nearest
 from kt.settings import METHODS, check_value, kinds
@@ -43,7 +44,9 @@ SELECTORS = {"rows": "id", "role": "role", "method": "method"}  # key -> what it
 FIXED = ("scale", "data_root", "output_root", "device", "plan", "workers", "evaluation")
 AVERAGED = "seed"
 # Keys that say where and how, not what: a sweep with others of them is the same one.
-ACCIDENTAL = ("output_root", "data_root", "device", "threads", "workers", "plan", "wandb")
+ACCIDENTAL = (
+    *("output_root", "data_root", "device", "activation_checkpointing", "threads", "workers", "plan", "wandb"),
+)
 
 
 @dataclass
@@ -543,7 +546,8 @@ def run_table(sweeper: Any, arguments: Sequence[str]) -> int:
     interrupted = False
     try:
         if workers is None:
-            ByLauncher(report, launcher, sweeper.batch or _default_batch(launcher)).run()
+            runner = InQueue if type(launcher).__name__ == "SlurmLauncher" else ByLauncher
+            runner(report, launcher, sweeper.batch or _default_batch(launcher)).run()
         else:
             SideBySide(report, workers).run()
     except KeyboardInterrupt:

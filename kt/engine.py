@@ -25,6 +25,7 @@ from kt import ranks
 from kt.data.loaders import Loader, endless
 from kt.errors import nearest
 from kt.phase import BETAS, TRAIN, Batch, Phase, Trained, phase_folder
+from kt.recomputing import recomputing
 from kt.transfer import TransferModel
 
 
@@ -118,6 +119,7 @@ class Engine:
         folder: The run's; phase folders are made in it.
         seed: Everything random in a phase follows from (seed, phase index, epoch, rank).
         precision: `fp32`, or `bf16` for autocast.
+        activation_checkpointing: Whether backward passes run stages again instead of keeping what they computed inside.
         hooks: Makes the observers of one phase (records, evaluation, progress, ...): `(phase index, phase) -> hooks`.
     """
 
@@ -126,6 +128,7 @@ class Engine:
     folder: Path
     seed: int = 0
     precision: str = "fp32"
+    activation_checkpointing: bool = False
     hooks: Callable[[int, Phase], list[Hook]] = field(default=lambda index, phase: [])
 
     def autocast(self, cache: bool = True) -> contextlib.AbstractContextManager:
@@ -266,7 +269,7 @@ class PhaseLoop(BaseLoop):
                 group["lr"] = group["base_lr"] * factor
         if self.phase.step is not None:
             # Cached weights would be those before an update, and without a graph where first used without one.
-            with self.engine.autocast(cache=False):
+            with self.engine.autocast(cache=False), recomputing(self.engine.activation_checkpointing):
                 scalars = self.phase.step(self, self.model.student.prepare(self.numbered(batch)))
             return {name: torch.as_tensor(value, device=self.device).detach() for name, value in scalars.items()}
         statistics = MeanStatistics(self.model) if self.passes > 1 else None
@@ -293,7 +296,7 @@ class PhaseLoop(BaseLoop):
         model, last = self.runner.model, number == self.passes - 1
         waiting = contextlib.nullcontext() if last or model is self.model else model.no_sync()
         with waiting:
-            with self.autocast():
+            with self.autocast(), recomputing(self.engine.activation_checkpointing):
                 loss, logged = model(**self.numbered(batch), mode="loss")
             (loss / self.passes if self.passes > 1 else loss).backward()
         return {"loss": loss.detach(), **logged}

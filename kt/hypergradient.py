@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kt import ranks
 from kt.errors import nearest
+from kt.recomputing import recomputing, repeated_within
 from kt.transfer import frozen_statistics
 
 Result = TypeVar("Result")
@@ -48,7 +49,12 @@ def with_values(
     """
     names = {id(parameter): f"model.{name}" for name, parameter in model.named_parameters()}
     given = {names[id(parameter)]: value for parameter, value in zip(parameters, values, strict=True)}
-    return torch.func.functional_call(_Calling(model, function), given, ())
+
+    def call(function: Callable[[], Any]) -> Any:
+        return torch.func.functional_call(_Calling(model, function), given, ())
+
+    with repeated_within(call):
+        return call(function)
 
 
 Group = Mapping[str, Any]
@@ -87,8 +93,8 @@ def unroll(
     """
     values, speeds, groups = _standing(optimizer)
     for loss in losses:
-        # The other kernels of attention cannot be differentiated twice.
-        with sdpa_kernel(SDPBackend.MATH):
+        # The other kernels of attention cannot be differentiated twice; a graph of gradients keeps everything anyway.
+        with sdpa_kernel(SDPBackend.MATH), recomputing(False):
             value = loss(values)
         gradients = torch.autograd.grad(value, values, create_graph=True, allow_unused=True, materialize_grads=True)
         for number, (gradient, group) in enumerate(zip(gradients, groups, strict=True)):
@@ -176,7 +182,14 @@ def directional(
 
     Returns:
         In the shape of the losses, without a graph.
+
+    Raises:
+        ValueError: It is called under autocast, or there is no such way.
     """
+    if any(torch.is_autocast_enabled(kind) for kind in {parameter.device.type for parameter in parameters}):
+        raise ValueError(
+            "directional: expected full precision, without autocast; differences of rounded losses say nothing"
+        )
     at = [parameter.detach() for parameter in parameters]
     devices = sorted({value.device for value in at if value.device.type == "cuda"}, key=str)
 

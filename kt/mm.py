@@ -6,19 +6,22 @@ The libraries' own runners, loaders, hooks and schedules train `type="KnowledgeT
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
-from mmengine.config import Config
+import torch
 from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
-from mmengine.runner import load_checkpoint
 from torch import Tensor
 
 from kt.dense import DenseModel
 from kt.errors import UserError
 from kt.methods import build_method
-from kt.models.dense import build_dense
+from kt.models.checkpoints import load_weights
+from kt.models.configs import read_config_file
+from kt.models.dense import build_dense, without_pretrained
 from kt.transfer import TransferModel
 
 
@@ -32,7 +35,8 @@ class KnowledgeTransfer(BaseModel):
     Args:
         student: The student's model, as its own config has it.
         method: `type` names the method (`hybrid_forward`, `fitnet`, ...); the rest are its options.
-        teacher: `config`, a file of mmdet or mmseg, or `model`, such a file's model; and `checkpoint`, its weights.
+        teacher: `config`, a file of mmdet or mmseg or the name of one that comes with them, or `model`, such a file's
+            model; and `checkpoint`, a file of its weights or where to download one.
 
     Raises:
         UserError: The method needs a teacher, the teacher has no checkpoint, or the method trains in several phases or
@@ -86,7 +90,21 @@ def _read_teacher(teacher: Mapping[str, Any]) -> Any:
     """A teacher with its weights, strictly loaded."""
     if not teacher.get("checkpoint"):
         raise UserError("teacher.checkpoint: expected the file of the teacher's weights; it would stay random")
-    model = teacher.get("model") or Config.fromfile(teacher["config"]).model
-    network = build_dense(dict(model), "teacher.model")
-    load_checkpoint(network, teacher["checkpoint"], map_location="cpu", strict=True, logger="silent")
+    model = teacher.get("model") or read_config_file(teacher["config"], "teacher.config").model
+    network = build_dense(without_pretrained(model), "teacher.model")
+    load_weights(network, _local(str(teacher["checkpoint"])), "teacher.checkpoint")
     return DenseModel(network)
+
+
+def _local(checkpoint: str) -> Path:
+    """A file of weights, downloaded (once) if it is an address."""
+    if not checkpoint.startswith(("http://", "https://")):
+        return Path(checkpoint).expanduser()
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(checkpoint).path).name
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(checkpoint, str(path), progress=False)
+        except OSError as error:
+            raise UserError(f"teacher.checkpoint={checkpoint}: cannot be downloaded ({error})") from None
+    return path

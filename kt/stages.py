@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from kt.errors import UserError
 from kt.models.names import IMAGENET, Normalisation
+from kt.recomputing import recomputed
 
 Map = Callable[[Tensor], Tensor]
 
@@ -90,10 +91,12 @@ class Stage:
     def __post_init__(self) -> None:
         self._split = _split_chain(self.steps)
 
+    @recomputed
     def __call__(self, x: Tensor) -> Tensor:
         """The stage's output, (n, channels, h, w) or tokens (n, l, channels), for the output of the stage before."""
         return _run(self.steps, x)
 
+    @recomputed
     def preactivation(self, x: Tensor) -> Tensor:
         """What the stage's last ReLU reads, so that the ReLU of it is the output; the output where no ReLU comes last.
 
@@ -102,11 +105,13 @@ class Stage:
         """
         return self._split[0](x) if self._split else self(x)
 
+    @recomputed
     def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """`(preactivation(x), self(x))` from one run; neither overwrites the other."""
         before = self.preactivation(x)
         return before, self._split[1](before) if self._split else before
 
+    @recomputed
     def inside(self, x: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """`(inner.both(x), both(x))` from one run; twice the same where there is no inner part."""
         if self.inner is None:

@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from kt.errors import UserError
-from kt.files import checksum, read_json, read_sealed, write_sealed
+from kt.files import checksum, read_json, read_sealed, write_json, write_sealed
 from kt.needs import SNAPSHOTS, WEIGHTS
 
 Json = dict[str, Any]
@@ -27,6 +27,7 @@ Json = dict[str, Any]
 IDENTITY_VERSION = 5
 
 _RESULT, _STATUS, _RECORDS, _DATA = "result.json", "status.json", "metrics.jsonl", "data.json"
+_QUEUE = "queue.json"
 
 # What a trained cell has to hold, and what some hold as well. Checkpoints check themselves (`kt.hooks.checkpoint`).
 DESCRIPTION = "student.json"
@@ -300,7 +301,7 @@ def write_data(folder: Path, data: Json) -> None:
 def void(folder: Path) -> None:
     """Removes all that a cell has learned."""
     for path in folder.rglob("*"):
-        if path.is_file() and path.name not in (_STATUS, "lock", "config.yaml"):
+        if path.is_file() and path.name not in (_STATUS, _QUEUE, "lock", "config.yaml"):
             path.unlink()
 
 
@@ -364,6 +365,25 @@ def read_status(folder: Path, evaluation: str | None = None, fingerprint: str | 
         if time.time() - max(path.stat().st_mtime for path in watched if path.exists()) < STALE_SECONDS:
             return status
     return {**status, "status": "failed", "error": "the process was killed", "killed": True}
+
+
+def note_queue(folder: Path, job: str, waited: Mapping[str, float]) -> None:
+    """Records a cell's job in the queue of a cluster.
+
+    Args:
+        folder: The cell's folder, which is made.
+        job: The job's id.
+        waited: For what it has waited since the last note -> seconds; added to what the cell has waited before.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    known = read_queue(folder).get("waited", {})
+    total = {reason: known.get(reason, 0.0) + waited.get(reason, 0.0) for reason in {**known, **waited}}
+    write_json(folder / _QUEUE, {"job": job, "waited": total})
+
+
+def read_queue(folder: Path) -> Json:
+    """The latest `job` that a cluster has had of a cell, and for what its jobs have `waited`, as far as is known."""
+    return read_json(folder / _QUEUE) or {}
 
 
 def seconds_spent(folder: Path) -> float:

@@ -39,6 +39,7 @@ def fit(
     seed: int = 0,
     device: torch.device | str = "cpu",
     precision: str = "fp32",
+    activation_checkpointing: bool = False,
     mirror: Callable[[dict[str, Any]], None] | None = None,
     progress: Any = None,
     snapshots: int = 0,
@@ -58,6 +59,7 @@ def fit(
         seed: Of everything random in training.
         device: Where to train.
         precision: `fp32` or `bf16`.
+        activation_checkpointing: Less memory for longer steps, to the same numbers (`kt.recomputing`).
         mirror: Called with every record written.
         progress: An object with `start(total, text)`, `advance(steps, text)`, `line(text)` and `stop()`.
         snapshots: How many weights-only snapshots of the main phase to keep.
@@ -103,7 +105,7 @@ def fit(
             made.append(ProgressHook(progress))
         return made
 
-    engine = Engine(settings, torch.device(device), cell, seed, precision, hooks)
+    engine = Engine(settings, torch.device(device), cell, seed, precision, activation_checkpointing, hooks)
     epochs = [len(each[TRAIN]) // each[TRAIN].passes for each in loaders]
     steps = [phase.steps(settings["epochs"] * each) for phase, each in zip(phases, epochs, strict=True)]
     if progress is not None and first:

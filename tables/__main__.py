@@ -18,6 +18,7 @@ from tables.collect import collect, shown_states
 from tables.papers import table_files
 from tables.records import TableRecord, all_tables, find_table
 from tables.render import as_markdown, read_rows, write_table
+from tables.summary import open_grid
 from tables.sweeps import render_again
 
 ARROWS = {"higher": "↑", "lower": "↓"}
@@ -56,13 +57,7 @@ def state(record: TableRecord, output_root: Path, scale: str) -> tuple[str, str]
 
 def list_tables(output_root: Path) -> None:
     """Prints all tables with their state at each scale."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=180)
-    shown = Table(box=None, pad_edge=False, header_style="bold")
+    console, shown = open_grid()
     for title in ("table", "paper", "in it", "dataset", "task", "metric", *scales()):
         shown.add_column(title, no_wrap=title == "table")
     for record in all_tables():

@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from kt.errors import UserError
 from kt.settings import shown
 from kt.store import folder_of, read_evaluation, read_results, read_status
+from tables.alive import judge_life, reach
 from tables.judging import Context, judge_all, mixed_data
 from tables.records import TableRecord, find_table, metric_label
 
@@ -53,7 +55,8 @@ def collect(
 
     Returns:
         table, paper, scale, dataset, comparable, banner (the same in words), differs, device_batch, reported, metrics,
-        rows, mixed (datasets of which the rows are of several states), claims.
+        rows, mixed (datasets of which the rows are of several states), claims, alive (`tables.alive.judge_life`), reach
+        (what the scale can decide, in words).
 
     Raises:
         UserError: There is no such table or printed row, or rows do not say which they are.
@@ -76,6 +79,9 @@ def collect(
         configs = [_config(results.get(cell["id"], {})) for row in students_first for cell in row["cells"]]
         dataset = next((config["dataset"]["name"] for config in configs if config), None)
     context = Context(record, collected, results, Path(output_root), comparable=comparable)
+    names = [metric["name"] for metric in record.metrics]
+    known = results | read_results(output_root, {_teacher_id(result) for result in results.values()} - {""})
+    teachers = {row["id"]: found for row in rows if (found := _teacher(row, names, output_root, known))}
     return {
         "table": name,
         "paper": record.paper,
@@ -90,7 +96,32 @@ def collect(
         "rows": collected,
         "mixed": mixed_data(results.values()),
         "claims": judge_all(context),
+        "alive": judge_life(replace(context, results=known), teachers),
+        "reach": reach(scale, results.values(), max((len(row["cells"]) for row in rows), default=0)),
     }
+
+
+def _teacher_id(result: Mapping[str, Any]) -> str:
+    """The id of the cell that taught a cell, or of the file; empty if nothing did."""
+    return str((result.get("needs") or {}).get("teacher", ""))
+
+
+def _teacher(
+    row: Mapping[str, Any],
+    names: Sequence[str],
+    output_root: str | os.PathLike[str],
+    results: Mapping[str, Mapping[str, Any]],
+) -> Json | None:
+    """What taught a row's cells, measured as a row; None without a score of it on the row's own data."""
+    own = [results[cell["id"]] for cell in row["cells"] if cell["id"] in results]
+    ids = sorted({_teacher_id(result) for result in own} & results.keys())
+    data = [_config(result).get("dataset") for result in (*own, *(results[each] for each in ids))]
+    if not ids or any(each != data[0] for each in data):
+        return None
+    cells = [{"id": cell_id, "seed": _config(results[cell_id]).get("seed", 0)} for cell_id in ids]
+    itself = {"id": " ".join(ids), "label": f"teacher {row['teacher']}", "role": "teacher", "cells": cells}
+    found = measured_row({**row, **itself}, names, output_root, results)
+    return found if found["mean"] else None
 
 
 def cell_status(row: Mapping[str, Any], cell_id: str, output_root: str | os.PathLike[str]) -> Json:

@@ -280,14 +280,22 @@ def demand(curve: Curve, names: Sequence[str]) -> None:
         raise Missing(f"Needs {', '.join(lacking)} in the training records.")
 
 
-def _skill(context: Context, metric: str, value: float) -> float | None:
-    """A score in percent, or one over an error in metres, that rises with what a network can do; None of all else."""
-    if metric == "rmse":
-        return 1 / value if value else None
-    known = context.metric(metric)
-    if known["unit"] != "percent" or context.record.table["task"].startswith("analysis"):
+def skill(metric: Mapping[str, Any], value: float) -> float | None:
+    """A score in percent, or one over an error in metres, that rises with what a network can do; None of all else.
+
+    Args:
+        metric: Its name, unit and better, as a record has them.
+        value: The score.
+    """
+    if metric["name"] == "rmse":
+        return 1 / value if value else math.inf
+    if metric["unit"] != "percent":
         return None
-    return value if known["better"] == "higher" else 100 - value
+    return value if metric["better"] == "higher" else 100 - value
+
+
+def _skill(context: Context, metric: str, value: float) -> float | None:
+    return None if context.record.analyses else skill(context.metric(metric), value)
 
 
 def collapse(context: Context, row: Row, metric: str) -> str | None:

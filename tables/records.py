@@ -108,6 +108,11 @@ class TableRecord:
         return found[row_id]
 
     @property
+    def analyses(self) -> bool:
+        """Whether the table measures something of networks that is no score of theirs."""
+        return str(self.table["task"]).startswith("analysis")
+
+    @property
     def datasets(self) -> list[str]:
         """The datasets that the table names."""
         named = self.table["dataset"]

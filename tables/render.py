@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from kt.errors import UserError
 from kt.files import read_json, write_bytes, write_text
-from kt.store import folder_of, read_results
+from kt.store import folder_of, read_queue, read_results
 from tables.collect import collect
 from tables.judging import Context, tally
 from tables.plotting import Drawing, drawings, plot
@@ -277,6 +277,7 @@ def as_markdown(record: TableRecord, table: Mapping[str, Any]) -> str:
     text += [f"**{table['banner']}**", "", *markdown_grid(lines, left=2), ""]
     notes = [*filter(None, [record.table.get("expect")]), *spread_notes(table)]
     text += [*notes, ""] if notes else []
+    text += [" ".join(life_notes(table)), ""]
     if found := differing(table):
         text += [f"Other than the table's own at scale=paper: {'; '.join(found)}.", ""]
     text += [
@@ -421,6 +422,7 @@ def as_html(
         plots=plots,
         tally=tally(table),
         open_note=open_note(table),
+        life=life_notes(table),
         facts={
             "scale": table["scale"],
             "dataset": table["dataset"] or "unknown",
@@ -428,6 +430,12 @@ def as_html(
         },
         command=command,
     )
+
+
+def life_notes(table: Mapping[str, Any]) -> list[str]:
+    """Whether the table is alive and why, and what its scale can decide."""
+    alive = table["alive"]
+    return [f"{alive['verdict'].capitalize()}: {alive['evidence']}", *filter(None, [table["reach"]])]
 
 
 def open_note(table: Mapping[str, Any]) -> str:
@@ -449,6 +457,10 @@ def _link(output_root: str | os.PathLike[str], cell_id: str, folder: Path) -> st
     return Path(os.path.relpath(folder_of(output_root, cell_id), folder)).as_posix() + "/"
 
 
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 7200 else f"{seconds / 60:.1f} min"
+
+
 def facts_of(rows: Sequence[Mapping[str, Any]], output_root: str | os.PathLike[str]) -> dict[str, str]:
     """How many cells of the rows are done and how these were made, where all or any of them say so."""
     every = {cell["id"] for row in rows for cell in row["cells"]}
@@ -461,7 +473,13 @@ def facts_of(rows: Sequence[Mapping[str, Any]], output_root: str | os.PathLike[s
         facts["device"] = ", ".join(sorted(map(str, devices)))
     seconds = sum(result.get("seconds") or 0 for result in results)
     if seconds:
-        facts["training time"] = f"{seconds / 3600:.1f} h" if seconds >= 7200 else f"{seconds / 60:.1f} min"
+        facts["training time"] = _duration(seconds)
+    waited: dict[str, float] = {}
+    for cell_id in every:
+        for reason, seconds in read_queue(folder_of(output_root, cell_id)).get("waited", {}).items():
+            waited[reason] = waited.get(reason, 0.0) + seconds
+    if waited:
+        facts["cells waited for"] = ", ".join(f"{reason} {_duration(waited[reason])}" for reason in sorted(waited))
     sizes = {(result.get("train_size"), result.get("test_size")) for result in results}
     if len(sizes) == 1 and all(next(iter(sizes))):
         train, test = next(iter(sizes))

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kt.files import read_json
 from tables.judging import tally
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -20,33 +25,40 @@ class Ran:
     error: str
 
 
+def open_grid() -> tuple[Console, Table]:
+    """A console, wide where it is a file or a pipe, and a plain table to print to it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=180)
+    return console, Table(box=None, pad_edge=False, header_style="bold")
+
+
 def summarise(ran: Sequence[Ran], folder: Path | None, scale: str) -> None:
-    """Prints a line for each table: rows that are done, how long it took, its verdicts, and what went wrong.
+    """Prints a line for each table: rows done, how long it took, its verdicts, whether it is alive, what went wrong.
 
     Args:
         ran: The tables.
         folder: Holds what they have written; None if they have only been planned.
         scale: Whose rows are meant.
     """
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=180)
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("table", "rows", "minutes", "claims", ""):
+    console, shown = open_grid()
+    for title in ("table", "rows", "minutes", "claims", "alive", ""):
         shown.add_column(title, justify="right" if title == "minutes" else "left")
     for each in ran:
         written = read_json(folder / each.name / scale / "table.json") if folder and not each.error else None
-        rows = claims = ""
+        rows = claims = alive = ""
         if written:
             trained = [row["cells"] for row in written["rows"] if row["cells"]]  # others are only cited
             done = sum(all(cell["status"] == "done" for cell in cells) for cells in trained)
             rows, claims = f"{done}/{len(trained)} done", ", ".join(text for _, text in tally(written))
+            alive = ": ".join(filter(None, [written["alive"]["verdict"], "; ".join(written["alive"]["reasons"])]))
         problem = each.error or ("a cell failed" if each.status else "")
-        shown.add_row(each.name, rows, f"{each.seconds / 60:.1f}", claims, Text(problem, "red"))
+        shown.add_row(each.name, rows, f"{each.seconds / 60:.1f}", claims, Text(alive), Text(problem, "red"))
     console.print(shown)
     total = sum(each.seconds for each in ran) / 60
     console.print(f"{len(ran)} tables in {total:.0f} minutes", highlight=False)

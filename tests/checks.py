@@ -2,23 +2,66 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib
 import json
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.hooks import Hook
+from torch import Tensor
 
+from kt.engine import Engine, measured_loop, seed_everything
+from kt.settings import Schedule, defaults
 from kt.train import fit
+from kt.transfer import TransferModel
 
 
 def bits(state: dict[str, torch.Tensor]) -> dict[str, bytes]:
     """A state dict to compare bit for bit."""
-    return {key: value.detach().cpu().contiguous().numpy().tobytes() for key, value in state.items()}
+    return {key: value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes() for key, value in state.items()}
+
+
+def flat(value: Any) -> dict[str, Tensor]:
+    """The tensors of nested mappings, by their keys in a row."""
+    if isinstance(value, Tensor):
+        return {"": value}
+    items = value.items() if isinstance(value, Mapping) else ()
+    return {f"{key} {rest}".rstrip(): each for key, one in items for rest, each in flat(one).items()}
+
+
+def step_each_phase(
+    model: TransferModel, batch: dict[str, Any], folder: Path, device: torch.device | str = "cpu", **options: Any
+) -> dict[str, Tensor]:
+    """Takes one step of each phase of a model's method; what it leaves, by names that begin with the phase's.
+
+    These are the scalars, all weights and buffers, the random state and what the optimizers keep: momentum tells the
+    gradients.
+
+    Args:
+        model: The model, which is changed.
+        batch: Of every loader and step.
+        folder: Where phases may leave something.
+        device: Where to compute.
+        options: Of the engine.
+    """
+    left: dict[str, Tensor] = {}
+    for number, phase in enumerate(model.method.phases()):
+        engine = Engine({**defaults(Schedule), "lr": 0.02, "epochs": 2}, torch.device(device), folder, **options)
+        loop = measured_loop(model, phase, batch, engine, number)
+        if phase.before_epoch is not None:
+            phase.before_epoch(model, loop)
+        loop.epoch = 1  # what a method puts off has begun
+        seed_everything(number)
+        found: dict[str, Any] = {"scalars": loop.step(copy.deepcopy(batch)), "random": torch.get_rng_state()}
+        found |= {name: each.optimizer.state_dict()["state"] for name, each in loop.optimizers.items()}
+        found["model"] = {key: each.clone() for key, each in model.state_dict().items() if isinstance(each, Tensor)}
+        left |= {f"{phase.name} {key}": each for key, each in flat(found).items()}
+    return left
 
 
 def digest(state: dict[str, torch.Tensor]) -> str:

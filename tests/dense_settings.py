@@ -17,7 +17,7 @@ from kt.engine import seed_everything
 from kt.methods import build_method
 from kt.models.dense import build_dense, dense_config
 from kt.transfer import TransferModel
-from method_settings import drawn
+from method_settings import drawn, make_process, written
 
 SIZE = (32, 64)
 WIDTH = 0.125
@@ -64,6 +64,7 @@ class Setting:
     method: str = "none"
     teacher: tuple[str, str] | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, Any] = field(default_factory=dict)  # what `torch.load` finds in those of other cells, by need
 
 
 DETECTOR, SEGMENTOR, POSE = (
@@ -109,7 +110,14 @@ SETTINGS: dict[str, Setting] = {
     "depth kd": Setting("depth_resnet18, sparse", "depth", "kd", ("depth_resnet50, sparse", "depth")),
     "depth hybrid_forward": Setting("depth_resnet18", "depth", "hybrid_forward", DEPTH, DYNAMIC),
     "depth reviewkd": Setting("depth_resnet18, sparse", "depth", "reviewkd", DETECTOR),
+    "depth fitnet": Setting("depth_resnet18", "depth", "fitnet", DEPTH, {"weight": 1.0}),
+    "depth at": Setting("depth_resnet18", "depth", "at", DEPTH),
+    "depth l2": Setting("depth_resnet18", "depth", "l2", DEPTH),
+    "depth stagewise": Setting("depth_resnet18", "depth", "stagewise", DEPTH),
     "depth distpro_search": Setting("depth_resnet18", "depth", "distpro_search", DEPTH, FEW["base"]),
+    "depth distpro": Setting(
+        "depth_resnet18", "depth", "distpro", DEPTH, files={"search": make_process("complex", levels=4)}
+    ),
     "retinanet hybrid_forward": Setting("retinanet_resnet18", "detection", "hybrid_forward", SEGMENTOR, DYNAMIC),
 }
 
@@ -139,11 +147,13 @@ def config_of(name: str, task: str) -> dict[str, Any]:
 
 def make_teacher(name: str, task: str) -> DenseModel:
     """A network whose running statistics fit images, as a trained one's do."""
-    return copy.deepcopy(_settled(name, task))
+    teacher = copy.deepcopy(_fitted(name, task))
+    seed_everything(1)  # whatever is drawn next, made anew or not
+    return teacher
 
 
 @functools.cache
-def _settled(name: str, task: str) -> DenseModel:
+def _fitted(name: str, task: str) -> DenseModel:
     teacher = make_network(name, task, seed=1)
     images = torch.rand(8, 3 + name.endswith(SPARSE), *SIZE, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -158,7 +168,8 @@ def make_model(name: str, **changes: Any) -> TransferModel:
     teacher = make_teacher(*setting.teacher) if setting.teacher else None
     student = make_network(setting.student, setting.task, seed=2)
     seed_everything(3)
-    method = build_method(setting.method, student, teacher, **{**setting.options, **changes})
+    with written(setting.files) as files:
+        method = build_method(setting.method, student, teacher, files=files, **{**setting.options, **changes})
     return TransferModel(student, method, {"teacher": teacher} if teacher is not None else None)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import copy
 import functools
 import shutil
 import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,14 +37,24 @@ class Setting:
     files: dict[str, Any] = field(default_factory=dict)  # what `torch.load` finds in those of other cells, by need
 
 
-def make_process(*transforms: str) -> dict[str, Any]:
-    """A process of three steps in which every pathway rises above the usual clip or falls below it, for 3 x 3 maps."""
-    names = [f"t{i}-s{j}-{kind}" for i in (1, 2, 3) for j in (1, 2, 3) for kind in transforms]
+def make_process(*transforms: str, levels: int = 3) -> dict[str, Any]:
+    """A process of three steps, from so many maps to as many, in which pathways rise above the usual clip or fall."""
+    numbers = range(1, levels + 1)
+    names = [f"t{i}-s{j}-{kind}" for i in numbers for j in numbers for kind in transforms]
     slopes = torch.linspace(-1, 1, len(names))
     logits = 0.5 + torch.tensor([-1.0, 0.1, 1.2])[:, None] * slopes
     # All weights fall: with other pathways the loss is another one, which still has to get smaller.
     weights = torch.tensor([1.0, 0.7, 0.4])[:, None] * logits.softmax(1)
     return {"logits": logits, "weights": weights, "pathways": names}
+
+
+@contextlib.contextmanager
+def written(files: Mapping[str, Any]) -> Iterator[dict[str, Path]]:
+    """What is in files of other cells, by need, as such files."""
+    with tempfile.TemporaryDirectory() as folder:
+        for need, content in files.items():
+            torch.save(content, Path(folder, need))
+        yield {need: Path(folder, need) for need in files}
 
 
 SETTINGS: dict[str, Setting] = {
@@ -106,9 +118,12 @@ def drawn() -> Path:
     return Path(folder)
 
 
-def make_data(seed: int = 0, rank: int = 0, world: int = 1, device_batch: int | None = None) -> Any:
+def make_data(
+    seed: int = 0, rank: int = 0, world: int = 1, device_batch: int | None = None, device: str = "cpu"
+) -> Any:
     """A few embedded scenes, and beside them half as many of another style without labels."""
-    shared = {"batch_size": 16, "seed": seed, "rank": rank, "world": world, "cache_root": drawn()}
+    shared: dict[str, Any] = {"batch_size": 16, "seed": seed, "rank": rank, "world": world, "device": device}
+    shared["cache_root"] = drawn()
     data = build_data(DATASET, Path("."), device_batch=device_batch, **shared)
     data.further["source"] = unlabelled({**DATASET, "style": "synthetic"}, 0.5, Path("."), **shared)
     return data
@@ -122,11 +137,13 @@ def make_classifier(name: str, num_classes: int, seed: int) -> Classifier:
 
 def make_teacher(name: str, num_classes: int, seed: int = 1) -> Classifier:
     """A network whose running statistics fit images, as a trained one's do; else its activations explode."""
-    return copy.deepcopy(_settled(name, num_classes, seed))
+    teacher = copy.deepcopy(_fitted(name, num_classes, seed))
+    seed_everything(seed)  # whatever is drawn next, made anew or not
+    return teacher
 
 
 @functools.cache
-def _settled(name: str, num_classes: int, seed: int) -> Classifier:
+def _fitted(name: str, num_classes: int, seed: int) -> Classifier:
     teacher = make_classifier(name, num_classes, seed)
     images = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -150,10 +167,7 @@ def make_model(name: str, num_classes: int, data: DataSpec | None = None, **chan
     teacher = None if setting.teacher is None else make_teacher(setting.teacher, num_classes)
     student = make_classifier(setting.student, num_classes, seed=2)
     seed_everything(3)
-    with tempfile.TemporaryDirectory() as folder:
-        for need, content in setting.files.items():
-            torch.save(content, Path(folder, need))
-        files = {need: Path(folder, need) for need in setting.files}
+    with written(setting.files) as files:
         method = build_method(
             name, student, teacher, data=data or facts(), files=files, **{**setting.options, **changes}
         )

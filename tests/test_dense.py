@@ -455,14 +455,21 @@ def test_frozen_stages_of_a_detector_stay_frozen(tmp_path: Path) -> None:
         ("nowhere.py", {}, "network.config=.*nowhere.py: there is no such file"),
         ("broken.py", {}, "network.config=.*broken.py: cannot be read as a config"),
         ("empty.py", {}, "network.config=.*empty.py: expected a config with a `model`"),
+        ("retinanet_r50_fpn_1x_cocoo", {}, "there is no such file; .* 'retinanet_r50_fpn_1x_coco.py'"),
+        ("mmdet::voc0712.py", {}, "expected one of mmdet::_base_/datasets/voc0712.py, mmdet::dsdl/voc0712.py"),
     ],
 )
 def test_wrong_config_files_are_users_mistakes(path: str, options: Any, message: str, tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("model = {")
     (tmp_path / "empty.py").write_text("lr = 1")
     with pytest.raises(UserError, match=message) as caught:
-        read_config(str(tmp_path / path), options, 3)
+        read_config(str(tmp_path / path) if path.endswith(".py") and "::" not in path else path, options, 3)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["retinanet_r50_fpn_1x_coco", "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"])
+def test_configs_of_the_libraries_go_by_name(name: str) -> None:
+    assert read_config(name, SLIM, 8) == stock("retinanet/retinanet_r50_fpn_1x_coco.py", SLIM, 8)
 
 
 def test_a_model_that_cannot_be_built_is_a_users_mistake() -> None:
@@ -488,7 +495,19 @@ def openpifpaf_key(key: str, release: str) -> str:
     return f"base_net.{place}.{rest}"
 
 
-@pytest.mark.parametrize("form", ["torchvision", "mmdet", "openpifpaf 0.8", "openpifpaf 0.3", "kt"])
+FORMS = [
+    "torchvision",
+    "mmdet",
+    "openpifpaf 0.8",
+    "openpifpaf 0.3",
+    "kt",
+    "module.model.backbone.",
+    "net.",
+    "architecture.",
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_backbones_load_from_whatever_they_are_part_of(form: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     source = build_network("resnet18", num_classes=5, width=WIDTH)
@@ -502,16 +521,45 @@ def test_backbones_load_from_whatever_they_are_part_of(form: str, tmp_path: Path
         state["head_nets.0.conv.weight"] = torch.zeros(1)
     elif form == "kt":
         state = {f"backbone.{key}": state[plain] for key, plain in backbone.plain_names.items()}
+    elif form.endswith("."):
+        state = {form + key: value for key, value in body.items() if not key.endswith("num_batches_tracked")}
     torch.save({"state_dict": state} if form == "mmdet" else state, tmp_path / "file.pth")
     load_backbone(backbone, tmp_path / "file.pth", "teacher.checkpoint")
     for key, plain in backbone.plain_names.items():
         assert torch.equal(backbone.state_dict()[key], source.state_dict()[plain])
 
 
+class Shell(torch.nn.Module):
+    """A network whose parts have the names of OpenPifPaf's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        body = build_network("resnet18", num_classes=5, width=WIDTH)
+        blocks = {f"block{i + 1}": getattr(body, f"layer{i}") for i in range(1, 5)}
+        stem = torch.nn.Sequential(body.conv1, body.bn1, body.relu, body.maxpool)
+        self.base_net = torch.nn.ModuleDict({"input_block": stem, **blocks})
+
+
+def test_a_file_of_openpifpaf_says_how_it_is_converted(tmp_path: Path) -> None:
+    """A pickled module: its class would have to be imported."""
+    backbone, source, path = StagedBackbone("resnet18", WIDTH), Shell(), tmp_path / "resnet18.pkl"
+    torch.save({"model": source, "epoch": 3}, path)
+    with pytest.raises(
+        UserError, match=r"holds test_dense.Shell, code that is never run here; .*: import torch"
+    ) as caught:
+        load_backbone(backbone, path, "teacher.checkpoint")
+    assert "\n" not in str(caught.value)
+    exec(str(caught.value).partition("installed: ")[2], {})
+    load_backbone(backbone, path.with_suffix(".weights.pth"), "teacher.checkpoint")
+    last = backbone.state_dict()["stages.4.0.1.conv2.weight"]
+    assert torch.equal(last, source.state_dict()["base_net.block5.1.conv2.weight"])
+
+
 def test_a_checkpoint_without_this_backbone_is_refused(tmp_path: Path) -> None:
     torch.save(build_network("resnet34", num_classes=5, width=WIDTH).state_dict(), tmp_path / "file.pth")
     backbone = StagedBackbone("resnet50", WIDTH)
-    with pytest.raises(UserError, match="teacher.checkpoint=.*does not hold this backbone") as caught:
+    shapes = r"layer1.0.conv1.weight|stages\S+ is \(.*\) in the file and \(.*\) in the network"
+    with pytest.raises(UserError, match=f"teacher.checkpoint=.*does not hold this backbone .*({shapes})") as caught:
         load_backbone(backbone, tmp_path / "file.pth", "teacher.checkpoint")
     assert "\n" not in str(caught.value)
 

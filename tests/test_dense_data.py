@@ -380,9 +380,13 @@ def test_two_processes_score_the_whole_set(tmp_path: Path, monkeypatch: pytest.M
         process.join(30)
     for task in TASKS:
         assert found[0][task] == found[1][task] == pytest.approx(alone[task]), task
+    test = build(task="segmentation", cache_root=tmp_path).test
+    labels = [one.gt_sem_seg.data.flatten() for batch in test.epoch(0) for one in batch["data_samples"]]
+    truth = [each.bincount(minlength=13).tolist() for each in labels]
     for kept in outcomes:
         assert np.array_equal(kept["indices"], np.arange(len(kept["indices"]))) and kept["union"].dtype == np.int32
         areas = np.stack([kept["intersect"], kept["union"]]).sum(axis=1)
+        assert np.array_equal(kept["truth"], truth)
         # The library rounds to two decimals.
         assert mean_iou(areas) == pytest.approx(alone["segmentation"]["miou"], abs=0.005)
     assert 0 < alone["segmentation"]["miou"] < 100 and 0 < alone["detection"]["ap"] < 100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,48 @@ def test_nothing_stays_random_and_phases_need_the_engine(tmp_path: Path) -> None
             KnowledgeTransfer(config.model.student, config.model.method)
         with pytest.raises(UserError, match="method='hybrid'"):
             KnowledgeTransfer(config.model.student, {"type": "hybrid"})
+
+
+def test_a_teachers_checkpoint_comes_before_the_weights_that_its_config_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write(tmp_path).model
+    theirs = {**model.teacher.model, "init_cfg": {"type": "Pretrained", "checkpoint": "nowhere.pth"}}
+    state = torch.load(tmp_path / "teacher.pth")
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+        monkeypatch.setattr("torch.hub.download_url_to_file", lambda _, to, **__: torch.save(state, to))
+        for checkpoint in (str(tmp_path / "teacher.pth"), "https://example.org/theirs.pth"):
+            teacher = {"model": theirs, "checkpoint": checkpoint}
+            made: Any = KnowledgeTransfer(model.student, model.method, teacher)
+            assert bits(made.transfer.teacher.network.state_dict()) == bits(state)
+        with pytest.raises(UserError, match="^teacher.config=mmdet::retinanet/retinanet_r51.py: there is no such file"):
+            teacher = {"config": "mmdet::retinanet/retinanet_r51.py", "checkpoint": "teacher.pth"}
+            KnowledgeTransfer(model.student, model.method, teacher)
+
+
+class Evil:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_no_code_in_the_files_that_a_config_names_is_run(tmp_path: Path) -> None:
+    model = write(tmp_path).model
+    torch.save({"state_dict": {}, "more": Evil(tmp_path / "made")}, tmp_path / "evil.pth")
+    student = {**model.student, "init_cfg": {"type": "Pretrained", "checkpoint": str(tmp_path / "evil.pth")}}
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        for each, teacher in (
+            (student, model.teacher),
+            (model.student, {**model.teacher, "checkpoint": str(tmp_path / "evil.pth")}),
+        ):
+            with pytest.raises(UserError, match="holds posix.mkdir, code that is never run here") as caught:
+                KnowledgeTransfer(each, model.method, teacher)
+            assert "\n" not in str(caught.value) and not (tmp_path / "made").exists()
 
 
 def test_the_recipe_of_the_detection_teacher_is_that_of_mmdet() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,9 @@ def test_scores_are_means_over_images_and_each_images_error_is_kept(tmp_path: Pa
     assert found["rmse"] == pytest.approx(each.mean(), rel=1e-5) and found["rel"] == pytest.approx(0.3, rel=1e-5)
     assert (found["delta1"], found["delta2"]) == (0, 100)
     assert outcomes["indices"].tolist() == [0, 1, 2] and outcomes["rmse"] == pytest.approx(each, rel=1e-5)
+    known = [truth[truth > 0] for truth in truths]
+    assert outcomes["depth_mean"] == pytest.approx([part.mean() for part in known], rel=1e-5)
+    assert outcomes["depth_std"] == pytest.approx([part.std() for part in known], rel=1e-5)
     pooled = 0.3 * np.sqrt(np.mean(np.concatenate([truth[truth > 0] ** 2 for truth in truths])))
     assert abs(pooled - each.mean()) > 0.01 * pooled
     for split, i in (("val", 0), ("val", 1), ("val", 2)):
@@ -371,6 +375,29 @@ def test_nyuv2_without_its_frame(tmp_path: Path) -> None:
     next(iter((tmp_path / "nyudepthv2" / "val" / "official").iterdir())).write_bytes(b"no archive")
     with pytest.raises(UserError, match=r"00002.h5: cannot be read .*; expected HDF5 with rgb and depth"):
         list(build(tmp_path, **nyuv2(tmp_path / "other")).test.epoch(0)) and list(data.test.epoch(0))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"rgb": np.zeros((48, 64, 3), np.uint8)}, "rgb uint8 (48, 64, 3) and depth float32 (48, 64)"),
+        ({"rgb": np.zeros((3, 48, 64), np.float32)}, "rgb float32 (3, 48, 64) and depth float32 (48, 64)"),
+        ({"depth": np.zeros((48, 64), np.uint16)}, "rgb uint8 (3, 48, 64) and depth uint16 (48, 64)"),
+        ({"depth": np.zeros((1, 48, 64), np.float32)}, "rgb uint8 (3, 48, 64) and depth float32 (1, 48, 64)"),
+        ({"depth": np.zeros((64, 48), np.float32)}, "rgb uint8 (3, 48, 64) and depth float32 (64, 48)"),
+    ],
+)
+def test_arrays_of_nyuv2_have_their_form(wrong: dict[str, np.ndarray], told: str, tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py", reason="the files of nyuv2 are HDF5")
+    data = build(tmp_path, **nyuv2(tmp_path))
+    (path,) = (tmp_path / "nyudepthv2" / "val" / "official").iterdir()
+    with h5py.File(path, "r+") as file:
+        for name, array in wrong.items():
+            del file[name]
+            file[name] = array
+    expected = f"{path}: holds {told}; expected rgb uint8 (3, h, w) and depth (h, w) of floats"
+    with pytest.raises(UserError, match=f"^{re.escape(expected)}$"):
+        list(data.test.epoch(0))
 
 
 def test_nyuv2_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

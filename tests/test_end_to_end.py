@@ -60,7 +60,7 @@ def test_a_killed_cell_resumes_to_the_same_bits(tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL, "it was done before it could be killed"
-    finish(*settings, output_root=tmp_path / "killed")
+    finish(*settings, "activation_checkpointing=true", output_root=tmp_path / "killed")
     whole, killed = students(tmp_path / "whole"), students(tmp_path / "killed")
     assert whole.keys() == killed.keys() and len(whole) == 2
     for name, state in whole.items():

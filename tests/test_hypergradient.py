@@ -141,6 +141,12 @@ def test_a_direction_without_length_gives_zeros() -> None:
     assert torch.equal(found, torch.zeros(2))
 
 
+@pytest.mark.parametrize("how", ["difference", "jvp"])
+def test_reduced_precision_is_refused(how: str) -> None:
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="directional: expected full precision"):
+        directional(lambda values: values[0], [torch.ones(1)], [torch.ones(1)], how)
+
+
 def test_an_unknown_way_is_named() -> None:
     with pytest.raises(ValueError, match="how='differences': expected one of difference, jvp .did you mean"):
         directional(lambda v: v[0], [torch.ones(1)], [torch.ones(1)], how="differences")

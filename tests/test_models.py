@@ -43,7 +43,10 @@ MILLIONS = {
     "shufflenet_v1_32": 0.95,
     "shufflenet_v2_32": 1.36,
 }
-TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "vgg16", "mobilenet_v2", "shufflenet_v2")
+TORCHVISION = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("vgg16", "vgg16_bn", "mobilenet_v2", "shufflenet_v2"),
+)
 TIMM = {
     "mobilenet_v1": "mobilenetv1_100",
     "deit_tiny": "deit_tiny_patch16_224",
@@ -170,7 +173,7 @@ def test_scaled_weights_are_initialised_like_the_library_s() -> None:
             if isinstance(module, nn.Conv2d) and module.weight.numel() > 20000 and name != "shufflenet_v2":
                 fan_out = module.out_channels // module.groups * module.kernel_size[0] ** 2
                 assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.05), name
-            if isinstance(module, nn.Linear) and name in ("vgg16", "mobilenet_v2") and module.weight.numel() > 3000:
+            if isinstance(module, nn.Linear) and name.startswith(("vgg", "mobilenet")) and module.weight.numel() > 3000:
                 assert module.weight.std().item() == pytest.approx(0.01, rel=0.1), name
                 assert module.bias.abs().max() == 0
 

@@ -18,13 +18,14 @@ from kt.stages import as_map, head_of, normalisation_of, stages_of
 
 torch.set_num_threads(1)
 
-SMALL_IMAGES = {"small", "vgg16", "resnet8", "wrn_16_2", "shufflenet_v1_32", "shufflenet_v2_32"}
+SMALL_IMAGES = {"small", "vgg16", "vgg16_bn", "resnet8", "wrn_16_2", "shufflenet_v1_32", "shufflenet_v2_32"}
 # One network of every family and kind of block; `small` is resnet18 with the stem for small images.
 STRIDES = {
     "resnet18": [2, 4, 8, 16, 32],
     "resnet50": [2, 4, 8, 16, 32],
     "small": [1, 2, 4, 8],
     "vgg16": [1, 2, 4, 8, 16],
+    "vgg16_bn": [1, 2, 4, 8, 16],
     "mobilenet_v2": [2, 4, 8, 16, 32],
     "shufflenet_v2": [2, 8, 16, 32],
     "mobilenet_v1": [2, 4, 8, 16, 32],
@@ -45,7 +46,8 @@ def make(name: str) -> nn.Module:
     torch.manual_seed(0)
     size = 32 if name in SMALL_IMAGES else 64
     settings = {"name": "resnet18", "small_stem": True} if name == "small" else {"name": name}
-    network = build_network(**settings, num_classes=7, width=0.125 if name == "vgg16" else 0.25, image_size=size)
+    width = 0.125 if name.startswith("vgg") else 0.25
+    network = build_network(**settings, num_classes=7, width=width, image_size=size)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.weight.data.uniform_(0.5, 1.5)
@@ -199,7 +201,7 @@ def test_depths_count_the_layers_of_the_paper() -> None:
     assert [stage.depth for stage in stages_of(make("mobilenet_v1"))] == [3, 4, 4, 12, 4]
     assert [stage.depth for stage in stages_of(make("resnet50"))] == [1, 9, 12, 18, 9]
     assert 1 + sum(stage.depth for stage in stages_of(make("resnet18"))) == 18
-    assert 3 + sum(stage.depth for stage in stages_of(make("vgg16"))) == 16
+    assert [3 + sum(stage.depth for stage in stages_of(make(name))) for name in ("vgg16", "vgg16_bn")] == [16, 16]
     for name, layers in {"resnet8": 8, "resnet110": 110, "wrn_16_2": 14, "wrn_40_1": 38}.items():
         # A wide ResNet's name counts two layers that only its projections could make up.
         assert 1 + sum(stage.depth for stage in stages_of(make(name))) == layers, name

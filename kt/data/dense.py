@@ -35,7 +35,7 @@ from kt.data.loaders import _mix, epoch_order, told_in_one_line
 from kt.data.names import read_dataset
 from kt.data.spec import Data, DataSpec
 from kt.errors import UserError
-from kt.evaluation.depth import depth_errors
+from kt.evaluation.depth import depth_errors, depth_spread
 from kt.evaluation.miss_rate import Pedestrians, miss_rates
 from kt.evaluation.outcomes import Outcomes, joined
 from kt.models.names import IMAGENET
@@ -358,12 +358,14 @@ class DepthErrors(BaseMetric):
 
     def __init__(self) -> None:
         super().__init__(collect_device="gpu", prefix="kt")
+        self.spreads: list[tuple[float, float]] = []
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        """Keeps each image's errors."""
+        """Keeps each image's errors, and mean and standard deviation of its truth."""
         for sample in data_samples:
             found, truth = (sample[key].float().cpu().numpy() for key in ("pred_depth", "gt_depth"))
             self.results.append(depth_errors(found, truth) or {})
+            self.spreads.append(depth_spread(truth))
 
     def compute_metrics(self, results: list[dict[str, float]]) -> dict[str, float]:
         """Means over the images with any known depth.
@@ -412,8 +414,8 @@ def _score(
 ) -> dict[str, float]:
     """Metrics of the plain student on a whole loader, over all processes; its modes are put back afterwards.
 
-    `outcomes`, where given, gets each image's areas in segmentation and its error in depth; other scores are not made
-    of those of images.
+    `outcomes`, where given, gets each image's areas in segmentation, and its error and spread in depth; other scores
+    are not made of those of images.
     """
     metric = _metric(task, source)
     evaluator = Evaluator(metric)
@@ -429,11 +431,16 @@ def _score(
         for module, mode in modes.items():
             module.training = mode
     if outcomes is not None and task == "segmentation":
-        intersect, union = (np.stack([image[k].numpy() for image in metric.results]).astype(np.int32) for k in (0, 1))
-        outcomes.update(joined({"indices": torch.cat(indices).numpy(), "intersect": intersect, "union": union}))
+        places = {"intersect": 0, "union": 1, "truth": 3}
+        areas = {
+            k: np.stack([image[at].numpy() for image in metric.results]).astype(np.int32) for k, at in places.items()
+        }
+        outcomes.update(joined({"indices": torch.cat(indices).numpy(), **areas}))
     if outcomes is not None and task == "depth":
         errors = np.array([image.get("rmse", np.nan) for image in metric.results], np.float32)
-        outcomes.update(joined({"indices": torch.cat(indices).numpy(), "rmse": errors}))
+        mean, std = np.array(metric.spreads, np.float32).T
+        kept = {"indices": torch.cat(indices).numpy(), "rmse": errors, "depth_mean": mean, "depth_std": std}
+        outcomes.update(joined(kept))
     with quiet():
         found = {
             key.removeprefix("kt/"): float(value) for key, value in evaluator.evaluate(len(loader.indices)).items()

@@ -74,7 +74,7 @@ class ReadPair(BaseTransform):
         """Adds `img`, `gt_seg_map` and their shapes, without NYUv2's frame.
 
         Raises:
-            UserError: It cannot be read.
+            UserError: It cannot be read, or holds arrays of another form.
         """
         import h5py
 
@@ -85,6 +85,12 @@ class ReadPair(BaseTransform):
         except (OSError, KeyError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{path}: cannot be read ({reason}); expected HDF5 with rgb and depth") from None
+        fits = image.dtype == np.uint8 and np.issubdtype(depth.dtype, np.floating) and image.shape == (3, *depth.shape)
+        if not fits or depth.ndim != 2:
+            found = " and ".join(
+                f"{name} {each.dtype} {each.shape}" for name, each in (("rgb", image), ("depth", depth))
+            )
+            raise UserError(f"{path}: holds {found}; expected rgb uint8 (3, h, w) and depth (h, w) of floats")
         inner = tuple(slice(each, -each) for each in FRAME)
         results["img"] = np.ascontiguousarray(image[::-1].transpose(1, 2, 0)[inner])
         results["gt_seg_map"] = depth[inner].astype(np.float32)

@@ -34,3 +34,15 @@ def depth_errors(found: NDArray[np.floating], truth: NDArray[np.floating]) -> di
         "rel": float(np.mean(error / true)),
         **{f"delta{power}": 100.0 * float(np.mean(factor < NEAR**power)) for power in (1, 2, 3)},
     }
+
+
+def depth_spread(truth: NDArray[np.floating]) -> tuple[float, float]:
+    """Mean and standard deviation in metres of an image's known depth, not a number if there is none.
+
+    Of one depth d for the whole image they give the RMSE: the root of std^2 + (mean - d)^2.
+
+    Args:
+        truth: (h, w), in metres; 0 where nobody knows it.
+    """
+    known = truth[truth > 0].astype(float)
+    return (float(known.mean()), float(known.std())) if known.size else (np.nan, np.nan)

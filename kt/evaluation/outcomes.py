@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from kt.files import replacing
 from kt.ranks import gathered
 
-# `indices`, int64 (n,), rising, and beside it arrays of n rows: `top1` and `top5`, bool (n,), or `intersect` and
-# `union`, int32 (n, classes), in pixels, or `rmse`, float32 (n,), NaN for an image of which no depth is known.
+# `indices`, int64 (n,), rising, and beside it arrays of n rows: `top1` and `top5`, bool (n,); or `intersect`, `union`
+# and `truth`, int32 (n, classes), in pixels; or in metres `rmse`, and of the true depth `depth_mean` and `depth_std`,
+# float32 (n,), NaN for an image of which no depth is known.
 Outcomes = dict[str, NDArray[Any]]
 
 

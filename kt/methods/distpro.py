@@ -16,6 +16,7 @@ from kt.features import Features, Level, pair_levels
 from kt.functional import hierarchical_context, interpolate_process
 from kt.methods.base import METHODS, Method, Student, Teacher
 from kt.methods.blocks import SMALL_IMAGE_STRIDE, nearest_size
+from kt.models.checkpoints import read_file
 from kt.models.cifar import initialise
 from kt.phase import MAIN, Batch, Loop, Phase
 from kt.transfer import TransferModel
@@ -195,11 +196,7 @@ def read_process(path: Path) -> dict[str, Any]:
     Raises:
         UserError: There is no such file, or it is none.
     """
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file that torch has not written may make it stumble over anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"method.file={path}: expected a process as distpro_search leaves it ({reason})") from None
+    found = read_file(path, "method.file")
     if not isinstance(found, dict) or not {"logits", "weights", "pathways"} <= found.keys():
         raise UserError(f"method.file={path}: expected a process as distpro_search leaves it; this is something else")
     return found

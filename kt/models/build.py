@@ -115,14 +115,14 @@ def _torchvision_resnet(
     return SlimResNet(kind, layers, num_classes, width, small_stem)
 
 
-def _torchvision_vgg(num_classes: int, width: float) -> nn.Module:
+def _torchvision_vgg(num_classes: int, width: float, batch_norm: bool = False) -> nn.Module:
     plan = [entry if isinstance(entry, str) else slim(entry, width) for entry in cfgs["D"]]
     if width == 1:
-        return VGG(make_layers(plan), num_classes)
+        return VGG(make_layers(plan, batch_norm), num_classes)
     # Drawing 120 million weights of a full classifier, only to replace it, would take seconds.
     with torch.device("meta"):
         network = VGG(nn.Sequential(), num_classes, init_weights=False)
-    network.features = make_layers(plan)
+    network.features = make_layers(plan, batch_norm)
     last, hidden = slim(512, width), slim(4096, width)
     network.classifier[0] = nn.Linear(last * 7 * 7, hidden)
     network.classifier[3] = nn.Linear(hidden, hidden)

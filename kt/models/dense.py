@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from mmengine.config import Config, ConfigDict
+from mmengine.config import ConfigDict
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DefaultScope
 
 from kt.errors import UserError, nearest
 from kt.models.build import normalisation_of_weights, slim
+from kt.models.checkpoints import refused_code
+from kt.models.configs import read_config_file
 from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS
 from kt.stages import stages_of, without_widening
 
@@ -369,22 +374,14 @@ def read_config(path: str, options: Mapping[str, Any] | None, num_classes: int) 
     """The `model` of a config file of mmdet or mmseg, with the dataset's number of classes.
 
     Args:
-        path: The file.
+        path: The file, or the name of one of the libraries' own (`kt.models.configs.read_config_file`).
         options: Dotted key -> value below `model`, as on the libraries' own command lines.
         num_classes: Set wherever the config says `num_classes`.
 
     Raises:
         UserError: The file cannot be read or has no model, or an option names no key of it.
     """
-    try:
-        config = Config.fromfile(path)
-    except FileNotFoundError:
-        raise UserError(f"network.config={path}: there is no such file; expected a config of mmdet or mmseg") from None
-    except Exception as error:  # a config is a program: anything may go wrong in it
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"network.config={path}: cannot be read as a config of mmdet or mmseg ({reason})") from None
-    if "model" not in config:
-        raise UserError(f"network.config={path}: expected a config with a `model`")
+    config = read_config_file(path, "network.config")
     config.merge_from_dict({f"model.{key}": value for key, value in (options or {}).items()})
     model: ModelConfig = config.model.to_dict()
     _set_classes(model, num_classes)
@@ -402,8 +399,40 @@ def _set_classes(part: Any, num_classes: int) -> None:
             _set_classes(value, num_classes)
 
 
+def without_pretrained(model: Any) -> Any:
+    """A model's config that builds it without fetching weights, for a network whose own lie in a file."""
+    if isinstance(model, dict):
+        return {
+            key: None if key == "pretrained" or _is_pretrained(value) else without_pretrained(value)
+            for key, value in model.items()
+        }
+    if isinstance(model, list):
+        return [without_pretrained(part) for part in model if not _is_pretrained(part)]
+    return model
+
+
+def _is_pretrained(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("type") == "Pretrained"
+
+
+@contextlib.contextmanager
+def _weights_only() -> Iterator[None]:
+    """Keeps mmengine from running what a file of weights names, which it does with all that torch refuses to read."""
+    forced = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "0"}
+    before = {name: os.environ.get(name) for name in forced}
+    os.environ.update(forced)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def build_dense(model: ModelConfig, key: str = "network") -> Any:
-    """Builds and initialises a model of mmdet or mmseg.
+    """Builds and initialises a model of mmdet or mmseg. No code of the files of weights that it names is run.
 
     Args:
         model: Its config.
@@ -436,7 +465,14 @@ def build_dense(model: ModelConfig, key: str = "network") -> Any:
     try:
         # mmengine would report every single parameter.
         logging.disable(logging.INFO)
-        network.init_weights()
+        with _weights_only():
+            network.init_weights()
+    except UnpicklingError as error:
+        name = refused_code(error) or "something"
+        raise UserError(
+            f"{key}: a file of weights that the config names holds {name}, code that is never run here; expected one "
+            "with a state dict alone"
+        ) from None
     except OSError as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
@@ -463,4 +499,12 @@ def backbone_of(name: str) -> str | None:
     return spec.backbone if spec and spec.backbone in NETWORKS else None
 
 
-__all__ = ["ARCHITECTURES", "backbone_of", "build_dense", "dense_config", "names_for", "read_config"]
+__all__ = [
+    "ARCHITECTURES",
+    "backbone_of",
+    "build_dense",
+    "dense_config",
+    "names_for",
+    "read_config",
+    "without_pretrained",
+]

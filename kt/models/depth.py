@@ -5,19 +5,19 @@ Importing this module registers `DepthNetwork` and `DepthPreprocessor` with mmen
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmengine.model import BaseModel
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS
 from mmseg.models.data_preprocessor import SegDataPreProcessor
 from mmseg.registry import MODELS as PARTS
 from torch import Tensor, nn
 
 from kt.functional import depth_error
 from kt.models.cifar import initialise
+from kt.models.maps import MapNetwork
 
 UPSAMPLED = 4  # times that the decoder doubles a map
 
@@ -77,24 +77,16 @@ class DepthDecoder(nn.Module):
 
 
 @MODELS.register_module(name="DepthNetwork")
-class DepthNetwork(BaseModel):
-    """Depth in metres, built like mmseg's segmentors.
+class DepthNetwork(MapNetwork):
+    """Depth in metres.
 
     Args:
-        backbone: Config of a backbone of mmseg (or, with a scope in `type`, of another library).
-        data_preprocessor: Config of a data preprocessor of mmseg or a `DepthPreprocessor`; without padding.
         in_channels: Channels of the last map that the backbone returns.
-        init_cfg: As mmengine's.
+        kwargs: `MapNetwork`'s; the data preprocessor, which may be a `DepthPreprocessor`, does not pad.
     """
 
-    def __init__(
-        self, backbone: Mapping[str, Any], data_preprocessor: Mapping[str, Any], in_channels: int, init_cfg: Any = None
-    ):
-        # Whatever scope is the default where this is built, the parts are mmseg's.
-        with DefaultScope.overwrite_default_scope("mmseg"):
-            preprocessor, network = PARTS.build(dict(data_preprocessor)), PARTS.build(dict(backbone))
-        super().__init__(data_preprocessor=preprocessor, init_cfg=init_cfg)
-        self.backbone = network
+    def __init__(self, in_channels: int, **kwargs: Any):
+        super().__init__(**kwargs)
         self.decode_head = DepthDecoder(in_channels)
 
     def decode_depth(self, levels: Sequence[Tensor], size: Sequence[int]) -> Tensor:
@@ -102,7 +94,7 @@ class DepthNetwork(BaseModel):
         depth = self.decode_head(levels[-1])
         return F.interpolate(depth, size=tuple(size), mode="bilinear", align_corners=True)[:, 0]
 
-    def depth(self, inputs: Tensor) -> Tensor:
+    def answer(self, inputs: Tensor) -> Tensor:
         """Depth (n, h, w) of normalised images (n, 3 or 4, h, w)."""
         return self.decode_depth(self.backbone(inputs), inputs.shape[-2:])
 
@@ -110,24 +102,6 @@ class DepthNetwork(BaseModel):
         """The error of depth (n, h, w) against the samples' `gt_depth`, (h, w) in metres, 0 where nobody knows it."""
         return {"loss_depth": depth_error(found, torch.stack([sample.gt_depth for sample in data_samples]).to(found))}
 
-    def loss(self, inputs: Tensor, data_samples: Sequence[Any]) -> dict[str, Tensor]:
-        """The error of what it finds in normalised images."""
-        return self.compare(self.depth(inputs), data_samples)
-
-    def predict(self, inputs: Tensor, data_samples: Sequence[Any] | None = None) -> list[Any]:
-        """The data samples with `pred_depth`, float (h, w) in metres."""
-        if data_samples is None:
-            raise ValueError("mode='predict' needs data samples")
-        for sample, depth in zip(data_samples, self.depth(inputs), strict=True):
-            sample.pred_depth = depth
-        return list(data_samples)
-
-    def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = "tensor") -> Any:
-        """Depth, losses or data samples with predictions, for `mode` tensor, loss or predict."""
-        if mode == "loss":
-            return self.loss(inputs, data_samples)
-        if mode == "predict":
-            return self.predict(inputs, data_samples)
-        if mode == "tensor":
-            return self.depth(inputs)
-        raise ValueError(f"mode={mode!r}: expected tensor, loss or predict")
+    def keep(self, sample: Any, found: Tensor) -> None:
+        """`pred_depth`, float (h, w) in metres."""
+        sample.pred_depth = found
