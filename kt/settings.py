@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Iterable, Iterator, Mapping
+from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
@@ -923,7 +924,7 @@ def check_accumulation(passes: int, method: bool, task: str) -> None:
 def kinds(schema: type[Settings]) -> dict[str, Any]:
     """Key -> annotated type of a class of settings."""
     fields = schema.model_fields.items()
-    return {key: Annotated[(f.annotation, *f.metadata)] if f.metadata else f.annotation for key, f in fields}
+    return {key: getitem(Annotated, (f.annotation, *f.metadata)) if f.metadata else f.annotation for key, f in fields}
 
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import dense_settings
 import method_settings
 from checks import bits, step_each_phase
+from kt.methods import build_method
 from kt.transfer import TransferModel
 
 torch.set_num_threads(1)
@@ -22,15 +23,15 @@ DENSE = [name for name in dense_settings.SETTINGS if " ifvd" in name]
 DENSE += ["retinanet hybrid_forward", "faster r-cnn hybrid_forward", "depth distpro_search"]
 
 
-def drop_some(model: TransferModel) -> None:
-    """Gives a student dropout, behind the first normalisation."""
+def with_dropout(model: TransferModel) -> TransferModel:
+    """A model whose student has dropout, behind the first normalisation."""
     layer = next(each for each in model.student.modules() if isinstance(each, nn.BatchNorm2d))
     layer.register_forward_hook(lambda layer, _, output: torch.dropout(output, 0.5, layer.training))
+    return model
 
 
 def compare(model: TransferModel, batch: dict[str, Any], folder: Path, precision: str = "fp32") -> None:
     """Asserts that a model's steps are the same with and without."""
-    drop_some(model)
     kept, recomputed = (
         bits(step_each_phase(copy.deepcopy(model), batch, folder, precision=precision, activation_checkpointing=on))
         for on in (False, True)
@@ -45,11 +46,19 @@ def batch() -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", method_settings.SETTINGS)
 def test_a_step_of_every_method_is_the_same(name: str, batch: dict[str, Any], tmp_path: Path) -> None:
-    compare(method_settings.make_model(name, 10), batch, tmp_path)
+    compare(with_dropout(method_settings.make_model(name, 10)), batch, tmp_path)
 
 
 def test_a_step_in_mixed_precision_and_forward_mode_is_the_same(batch: dict[str, Any], tmp_path: Path) -> None:
-    compare(method_settings.make_model("distpro_search", 10, hypergradient="jvp"), batch, tmp_path, "bf16")
+    model = with_dropout(method_settings.make_model("distpro_search", 10, hypergradient="jvp"))
+    compare(model, batch, tmp_path, "bf16")
+
+
+def test_attention_behind_which_gradients_are_differentiated_is_the_same(batch: dict[str, Any], tmp_path: Path) -> None:
+    """Its kernel is another one within the steps that are unrolled."""
+    student, teacher = (method_settings.make_classifier("deit_tiny", 10, seed) for seed in (0, 1))
+    model = TransferModel(student, build_method("l2t", student, teacher), {"teacher": teacher})
+    compare(model, {key: value[:2] for key, value in batch.items()}, tmp_path)
 
 
 @pytest.mark.parametrize("name", DENSE)

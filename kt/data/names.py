@@ -61,7 +61,7 @@ COMMON = ("name", "task", "num_classes", "image_size", "crop_size", "subset", "v
 CLASSIFICATION = "classification"
 # Files that are images, in every folder.
 IMAGE_ENDS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-# The pattern of all that is below a folder.
+# The pattern of all that is below a folder, but for what is hidden.
 ANY = "**/*"
 
 # Files that hold an image with its truth, of which so many may be read that none is read whole for the state.
@@ -369,6 +369,16 @@ def content(dataset: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def is_hidden(path: Path) -> bool:
+    """Whether a file or folder is none of a dataset's: `.ipynb_checkpoints`, or the `._0.jpg` that macOS leaves."""
+    return path.name.startswith(".")
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file of that name is one of a dataset's images."""
+    return path.suffix.lower() in IMAGE_ENDS and not is_hidden(path)
+
+
 def unseen(path: str, form: str = ANY) -> str | None:
     """Why the state of a dataset would not tell an image that a list names; None if it does.
 
@@ -380,6 +390,8 @@ def unseen(path: str, form: str = ANY) -> str | None:
         return f"{path} is not below the folder of the images"
     if not path.lower().endswith(IMAGE_ENDS):
         return f"{path} does not end as an image does"
+    if any(part.startswith(".") for part in PurePosixPath(path).parts):
+        return f"{path} is hidden"
     if form != ANY and not PurePosixPath("/", path).match(f"/{form}"):
         return f"{path} is not of the form {form}"
     return None
