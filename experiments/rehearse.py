@@ -457,7 +457,7 @@ def _show(name: str, records: Sequence[Config], missing: Sequence[str]) -> None:
     console.print(f"{name}: {count} cells, {in_words(known)}{left}, {_gib(disk)} on the disk")
     console.print(f"measured on {devices or 'no device'}; images that have to be read and changed first take longer")
     for line in missing:
-        console.print(f"missing: {line}")
+        console.print(f"missing: {line}", soft_wrap=True)
 
 
 def rehearse(name: str, jobs: Sequence[Job], kind: bool | str, output_root: str, scale: str) -> int:
