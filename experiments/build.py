@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import resource
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 
-from experiments.devices import pick_device
+from experiments.devices import own_memory, pick_device
 from experiments.meaning import evaluation_dataset, is_of_library, states_of
 from kt import ranks
 from kt.classifier import Classifier
@@ -60,15 +59,20 @@ def _loading(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     return found | {"rank": ranks.rank(), "world": ranks.world_size(), "cache_root": cache_of(config["output_root"])}
 
 
-def read_data(config: Mapping[str, Any], dataset: Mapping[str, Any], device: torch.device) -> Data:
-    """Loaders and scores of a dataset, for this process."""
-    passes = config["schedule"]["device_batch"]
-    return build_data(dataset, config["data_root"], device_batch=passes, **_loading(config, device))
+def read_data(
+    config: Mapping[str, Any], dataset: Mapping[str, Any], device: torch.device, workers: int | None = None
+) -> Data:
+    """Loaders and scores of a dataset, for this process; `workers` as for `kt.data.build_data`."""
+    loading = {**_loading(config, device), "workers": workers, "device_batch": config["schedule"]["device_batch"]}
+    return build_data(dataset, config["data_root"], **loading)
 
 
-def read_source(config: Mapping[str, Any], dataset: Mapping[str, Any], device: torch.device) -> Loader:
+def read_source(
+    config: Mapping[str, Any], dataset: Mapping[str, Any], device: torch.device, workers: int | None = None
+) -> Loader:
     """A loader of the unlabelled images that a method draws from, for this process."""
-    return unlabelled(dataset, config["method"]["source_share"], config["data_root"], **_loading(config, device))
+    loading = {**_loading(config, device), "workers": workers}
+    return unlabelled(dataset, config["method"]["source_share"], config["data_root"], **loading)
 
 
 def build_dense_model(
@@ -78,10 +82,12 @@ def build_dense_model(
     normalisation: Any,
     pretrained: str | None = None,
     checkpoint: str | Path | None = None,
+    given: bool = True,
 ) -> tuple[DenseModel, dict[str, Any]]:
     """A detector, segmentor or pose network and the config that mmdet or mmseg build it from.
 
-    Of a network whose weights come from a checkpoint, the weights that its config names are not fetched.
+    Of a network whose weights come from a checkpoint, the weights that its config names are not fetched. Pretrained
+    weights also decide what stays fixed; `given` says whether they are really taken.
     """
     needs_mm(f"network.name={network['name']}")
     from kt.models.dense import build_dense, dense_config, read_config, without_pretrained
@@ -91,7 +97,7 @@ def build_dense_model(
         model = without_pretrained(model) if checkpoint else model
     else:
         model = dense_config(network["name"], num_classes, network["width"], image_size, normalisation, pretrained)
-    return DenseModel(build_dense(model)), model
+    return DenseModel(build_dense(model if given else without_pretrained(model))), model
 
 
 def build_teacher(config: Mapping[str, Any], spec: Any, path: Path | None) -> Classifier | Backbone | None:
@@ -107,7 +113,7 @@ def build_teacher(config: Mapping[str, Any], spec: Any, path: Path | None) -> Cl
     if path is None:
         raise UserError(f"teacher={network['name']}: it has neither a checkpoint nor a cell to take it from")
     if path.with_name(DESCRIPTION).exists():
-        found = _as_hidden(load_model(path, "teacher.checkpoint", network), spec)
+        found = as_hidden(load_model(path, "teacher.checkpoint", network), spec)
         if isinstance(found, Backbone) and found.normaliser.sparse and len(spec.mean) == 3:
             raise UserError(
                 f"teacher={network['name']}: was trained with measured depth beside colours, of which the student's "
@@ -125,38 +131,45 @@ def build_teacher(config: Mapping[str, Any], spec: Any, path: Path | None) -> Cl
         return model
     built = build_classifier(network, spec.num_classes, spec.image_size, (spec.mean[:3], spec.std[:3]))
     load_weights(built.network, path, "teacher.checkpoint")
-    return _as_hidden(built, spec)
+    return as_hidden(built, spec)
 
 
-def _as_hidden(model: Classifier | DenseModel, spec: Any) -> Classifier | Backbone:
+def as_hidden(model: Classifier | DenseModel, spec: Any) -> Classifier | Backbone:
     """A network for a student of the task; detectors and segmentors take a classifier's stages."""
     return model if spec.task == "classification" and isinstance(model, Classifier) else as_teacher(model)
 
 
 def build_student(
-    config: Mapping[str, Any], spec: Any, teacher: Classifier | Backbone | None
+    config: Mapping[str, Any], spec: Any, teacher: Classifier | Backbone | None, given: bool = True
 ) -> tuple[Classifier | DenseModel, dict[str, Any] | None]:
     """The student with its initial weights: drawn from the seed, a checkpoint's, or (fine-tuning) the teacher's.
 
     Its input normalisation goes with the weights; where they are drawn, it is the dataset's.
+
+    Args:
+        config: The resolved config.
+        spec: Of the data, see `kt.data.DataSpec`.
+        teacher: Whose weights it may start from.
+        given: Whether weights that the config names are read; a rehearsal can do without.
 
     Returns:
         The student, and for a detector or segmentor the config that mmdet or mmseg build it from.
     """
     seed_everything(config["seed"], WEIGHTS_STREAM)
     pretrained = config["student"].get("pretrained")
-    network, checkpoint = config["student"]["network"], config["student"].get("checkpoint")
+    network, checkpoint = config["student"]["network"], config["student"].get("checkpoint") if given else None
     normalisation = (spec.mean, spec.std)
     if checkpoint and Path(checkpoint).with_name(DESCRIPTION).exists():
         described = read_description(Path(checkpoint))
         normalisation = (described["mean"], described["std"])
     if spec.task != "classification":
         size = config["dataset"]["image_size"]
-        dense, model = build_dense_model(network, spec.num_classes, size, normalisation, pretrained, checkpoint)
+        dense, model = build_dense_model(network, spec.num_classes, size, normalisation, pretrained, checkpoint, given)
         if checkpoint:
             load_weights(dense.network, Path(checkpoint), "student.checkpoint")
         return dense, model
-    student = build_classifier(network, spec.num_classes, spec.image_size, normalisation, pretrained)
+    weights = pretrained if given else None
+    student = build_classifier(network, spec.num_classes, spec.image_size, normalisation, weights)
     if find_method(config["method"]["name"]).starts_from_teacher and isinstance(teacher, Classifier):
         _copy_features(student, teacher, config["method"]["name"])
     if checkpoint:
@@ -188,6 +201,33 @@ def options_of(method: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def assemble(
+    config: Mapping[str, Any],
+    spec: Any,
+    hidden: Mapping[str, Any],
+    files: Mapping[str, Path],
+    given: bool = True,
+) -> tuple[TransferModel, dict[str, Any] | None]:
+    """A cell's model before its training: the student, its method and the networks beside it.
+
+    Args:
+        config: The resolved config.
+        spec: Of the data, see `kt.data.DataSpec`.
+        hidden: The networks that it needs by name, `teacher` among them.
+        files: What else the method needs of other cells.
+        given: As for `build_student`.
+
+    Returns:
+        The model, and the student's config as `build_student` gives it.
+    """
+    teacher = hidden.get("teacher")
+    student, model_config = build_student(config, spec, teacher, given)
+    seed_everything(config["seed"], CLASSIFIER_STREAM)
+    method = options_of(config["method"])
+    built = build_method(config["method"]["name"], student, teacher, data=spec, files=files, **method)
+    return TransferModel(student, built, hidden, (config["teacher"] or {}).get("norm") or "eval"), model_config
+
+
 def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], progress: Any = None) -> dict[str, Any]:
     """Trains, or goes on training, one cell.
 
@@ -210,16 +250,12 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
     name = config["method"]["name"]
     if source := config["method"].get(SOURCE):
         data.further[SOURCE] = read_source(config, source, device)
-    method = options_of(config["method"])
     teacher = build_teacher(config, spec, needs.get("teacher")) if SETTINGS[name].needs_teacher else None
     # Before the student's seed: drawing the weights that are then replaced shifts nobody's random numbers.
     hidden = needed_networks(needs, spec) | ({} if teacher is None else {"teacher": teacher})
-    student, model_config = build_student(config, spec, teacher)
-    seed_everything(config["seed"], CLASSIFIER_STREAM)
     files = {need: path for need, path in needs.items() if need != "teacher" and path.name not in (WEIGHTS, SNAPSHOTS)}
-    built = build_method(name, student, teacher, data=spec, files=files, **method)
-    norm = (config["teacher"] or {}).get("norm") or "eval"
-    model = TransferModel(student, built, hidden, norm)
+    model, model_config = assemble(config, spec, hidden, files)
+    student, built = model.student, model.method
     if isinstance(teacher, Classifier) and config["teacher"].get("checkpoint"):
         _score_teacher(teacher, data, device, folder)
 
@@ -249,7 +285,7 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
             activation_checkpointing=config["activation_checkpointing"],
             mirror=run.log if run else None,
             progress=progress,
-            snapshots=4 if name == "none" else 0,
+            snapshots=count_snapshots(config),
         )
         finished = True
     finally:
@@ -306,11 +342,16 @@ def needed_networks(needs: Mapping[str, Path], spec: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, path in needs.items():
         if name != "teacher" and path.name == WEIGHTS:
-            found[name] = _as_hidden(load_model(path, name), spec)
+            found[name] = as_hidden(load_model(path, name), spec)
         elif path.name == SNAPSHOTS:
             for number, snapshot in enumerate(snapshots_of(path)[:-1]):
-                found[f"{name}{number}"] = _as_hidden(load_model(snapshot, name), spec)
+                found[f"{name}{number}"] = as_hidden(load_model(snapshot, name), spec)
     return found
+
+
+def count_snapshots(config: Mapping[str, Any]) -> int:
+    """How many snapshots a cell keeps: a plain training has those that others are anchored to."""
+    return 4 if config["method"]["name"] == "none" else 0
 
 
 def snapshots_of(folder: Path) -> list[Path]:
@@ -407,5 +448,4 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     # Not rusage's where it can be helped: a process starts with the peak of the one that it was forked from.
-    own = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return 1024 * (int(own[1]) if own else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return own_memory("VmHWM") or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -116,13 +116,18 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _hardware() -> dict[str, Any]:
-    """What computed: the processor, and the GPUs where the training has found some."""
+def processor() -> str:
+    """The processor's name."""
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    hardware: dict[str, Any] = {"cpu": name, "cores": os.cpu_count(), "gpus": [], "processes": world_size()}
+    return name
+
+
+def _hardware() -> dict[str, Any]:
+    """What computed: the processor, and the GPUs where the training has found some."""
+    hardware: dict[str, Any] = {"cpu": processor(), "cores": os.cpu_count(), "gpus": [], "processes": world_size()}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         hardware["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +21,14 @@ CELLS_PER_GPU = 4  # at most; slim networks keep no GPU busy, and each process t
 
 # Held until this process ends, so that cells side by side take different GPUs.
 _held: tuple[int, FileLock] | None = None
+
+
+def own_memory(kind: str) -> int | None:
+    """Bytes of this process as the kernel counts them, `VmRSS`, `VmHWM` or `VmData`; None where it does not say."""
+    with contextlib.suppress(OSError):
+        if found := re.search(rf"{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text()):
+            return 1024 * int(found[1])
+    return None
 
 
 def free_gpu() -> int:

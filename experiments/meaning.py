@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -46,7 +47,8 @@ from kt.store import (
 )
 
 DEEPEST = 8  # cells that need one another in a row
-ASKED = ("rows", "role", "plan", "settings")  # keys of a command that say nothing of a cell
+# Keys of a command that say nothing of a cell, with what they are where they ask for nothing.
+ASKED: Config = {"rows": None, "role": None, "plan": False, "rehearse": False, "settings": False}
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,20 @@ class Unnamed:
 
 
 Needed = Need | Path | Unnamed
+
+
+_lenient = False
+
+
+@contextlib.contextmanager
+def lenient(is_so: object) -> Iterator[None]:
+    """Within, if it is so, a file of the user's that is not there stops nobody: a rehearsal lists it."""
+    global _lenient
+    before, _lenient = _lenient, bool(is_so)
+    try:
+        yield
+    finally:
+        _lenient = before
 
 
 def _settled_network(network: Config, dataset: Config, config: Config) -> Config:
@@ -205,7 +221,7 @@ def _own_needs(config: Mapping[str, Any]) -> dict[str, Needed]:
                 continue
             if not isinstance(need, Need):
                 raise UserError(f"expected a kt.needs.Need, it is a {type(need).__name__}")
-            validate({**need.config, "rows": None, "role": None, "plan": False, "settings": False})
+            validate({**need.config, **ASKED})
             found[name] = _needed(config, name, need)
         except UserError as error:
             raise UserError(f"method={method}: what it needs as '{name}' is no cell: {error}") from None
@@ -269,6 +285,8 @@ def content_hash(path: Path, key: str) -> str:
         if described.exists():
             found = hashlib.sha256((found + described.read_text()).encode()).hexdigest()
     except OSError as error:
+        if _lenient:
+            return f"missing:{path.name}"
         raise UserError(f"{key}={path}: expected a readable file ({error.strerror})") from None
     return f"sha256:{found[:32]}"
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+import json
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from experiments.meaning import identify, needed_cells, settle
-from kt.settings import METHODS
+from kt.data.names import DATASETS, SPLIT_SIZES, content
+from kt.files import read_json
+from kt.models.names import folder_of_weights
+from kt.settings import METHODS, SOURCE, defaults
 from kt.store import finished_cells, folder_of, read_result, read_status
 
 Config = dict[str, Any]
@@ -59,17 +66,64 @@ def waves(jobs: Mapping[str, Job]) -> list[list[Job]]:
     return [grouped[depth] for depth in sorted(grouped)]
 
 
+# Keys of a schedule that an update's time depends on; of schedule and dataset those that say how many there are.
+UPDATE = ("batch_size", "device_batch", "optimizer")
+LENGTH, SIZES = ("epochs", "iterations", "interval", "evaluate_every"), ("subset", "validation", *SPLIT_SIZES)
+
+
+def _structure(method: Mapping[str, Any]) -> Config:
+    """What of a method's settings decides what it computes: numbers with a fraction only weigh it."""
+    told = {key: value for key, value in method.items() if value is not None and not isinstance(value, float)}
+    unused = {*METHODS[method["name"]].cell_keys} - {SOURCE}
+    return {key: _structure(value) if key == "base" else value for key, value in told.items() if key not in unused}
+
+
+def costs(config: Mapping[str, Any]) -> Config:
+    """What the time and the memory of a settled cell's updates depend on, and what they are counted in."""
+    student, teacher = config["student"], config["teacher"]
+    dataset = {**defaults(DATASETS[config["dataset"]["name"]].settings), **config["dataset"]}  # keys may be younger
+    return {
+        "student": [student["network"], student["pretrained"]],
+        "teacher": [teacher["network"], teacher["norm"] if teacher["network"] else None],
+        "dataset": {key: value for key, value in content(dataset).items() if value is not None},
+        "update": {key: config["schedule"].get(key) for key in UPDATE},
+        "unit": "iterations" if config["schedule"]["iterations"] else "epochs",
+        "precision": config["precision"],
+        "activation_checkpointing": config.get("activation_checkpointing", False),
+        "method": _structure(config["method"]),
+    }
+
+
+def case_key(config: Mapping[str, Any]) -> str:
+    """Of a settled cell, the same for all whose updates take the same and that read the same files of the user's."""
+    told = {key: value for key, value in costs(config).items() if key != "unit"}
+    told["dataset"] = {key: value for key, value in told["dataset"].items() if key not in SIZES}
+    told["files"] = [config["teacher"]["checkpoint"], config["student"]["checkpoint"], config["method"].get("file")]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def length_key(config: Mapping[str, Any]) -> str:
+    """Of a settled cell, the same for all of a case that make as many updates and scores."""
+    told = {key: config["schedule"][key] for key in LENGTH} | {key: config["dataset"][key] for key in SIZES}
+    return json.dumps({key: value for key, value in told.items() if value is not None})
+
+
+def rehearsals_of(output_root: str | os.PathLike[str]) -> Path:
+    """Where rehearsals leave what they have measured (`experiments.rehearse`)."""
+    return Path(output_root) / "rehearsals"
+
+
 @dataclass(frozen=True)
 class Times:
     """What is known of how long jobs take.
 
     Attributes:
         seconds: Job id -> expected seconds; None where nothing tells.
-        cells: From how many finished cells this is known.
+        sources: What tells, in words.
     """
 
     seconds: Mapping[str, float | None]
-    cells: int
+    sources: str = ""
 
     def weight(self, job: Job) -> float:
         """Seconds to order jobs by: where nothing tells, what a method computes beside the student alone decides."""
@@ -78,9 +132,10 @@ class Times:
 
 
 def expected(jobs: Iterable[Job], output_root: str) -> Times:
-    """How long jobs will take.
+    """How long jobs will take, as measured on the same networks and images with updates of the same size.
 
-    A job is likened to finished cells on the same data: with its student and method, else with its student, else any.
+    Finished cells of the same method come first, then a rehearsal, then finished cells of another method, of which each
+    took as much longer or shorter as it computes more or less.
     """
     records = [
         result
@@ -88,25 +143,48 @@ def expected(jobs: Iterable[Job], output_root: str) -> Times:
         if (result := read_result(folder)) is not None
         and _length(result["config"]) > 0
         and result["config"]["method"]["name"] in METHODS  # and not of a package that is gone
+        and result["config"]["dataset"]["name"] in DATASETS
     ]
+    known = [(costs(record["config"]), record) for record in records]
+    rehearsed = {
+        (case["key"], length["key"]): (length["seconds"], case["device"])
+        for path in sorted(rehearsals_of(output_root).glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+        for case in (read_json(path) or {"cases": ()})["cases"]
+        for length in case["lengths"]
+        if length["seconds"] is not None
+    }
     seconds: dict[str, float | None] = {}
-    used: set[str] = set()
+    cells: dict[str, Config] = {}
+    cases: dict[str, str] = {}
     for job in jobs:
-        keys, passes = _likeness(job.config), _passes(job.config)
-        alike: list[Config] = []
-        for length in range(len(keys), 0, -1):
-            alike = [record for record in records if _likeness(record["config"])[:length] == keys[:length]]
-            if alike:
-                break
-        minutes = job.config["scale"]["cell_minutes"]
-        if alike:
-            # Of another method, a cell took as much longer or shorter as that computes more or less.
+        own = costs(job.config)
+        similar = [(theirs["method"], record) for theirs, record in known if {**theirs, "method": own["method"]} == own]
+        same = [record for method, record in similar if method == own["method"]]
+        key = case_key(job.config)
+        alike = same or [record for _, record in similar]
+        if not same and (found := rehearsed.get((key, length_key(job.config)))):
+            seconds[job.id], cases[key] = found
+        elif alike:
             per_pass = [record["seconds"] / _length(record["config"]) / _passes(record["config"]) for record in alike]
-            seconds[job.id] = sum(per_pass) / len(per_pass) * passes * max(1, _length(job.config))
-            used |= {record["id"] for record in alike}
+            seconds[job.id] = sum(per_pass) / len(per_pass) * _passes(job.config) * max(1, _length(job.config))
+            cells |= {record["id"]: record for record in alike}
         else:
-            seconds[job.id] = 60 * minutes * passes if minutes is not None else None
-    return Times(seconds, len(used))
+            seconds[job.id] = None
+    devices = [*map(_computed_on, cells.values()), *cases.values()]
+    counts = ((len(cells), "finished cell"), (len(cases), "rehearsed case"))
+    told = " and ".join(f"{count} {word}{'s' * (count != 1)}" for count, word in counts if count)
+    return Times(seconds, f"{told} on {' and '.join(dict.fromkeys(devices))}" if told else "")
+
+
+def on_processor(name: str, threads: int) -> str:
+    """A processor as a device."""
+    return f"{name} ({threads} thread{'s' * (threads != 1)})"
+
+
+def _computed_on(record: Mapping[str, Any]) -> str:
+    """The device of a finished cell."""
+    hardware = record["hardware"]
+    return str(hardware["gpus"][0]) if hardware["gpus"] else on_processor(hardware["cpu"], record["threads"])
 
 
 def _length(config: Config) -> int:
@@ -118,13 +196,6 @@ def _passes(config: Mapping[str, Any]) -> float:
     """Time of a cell's training over that of its student alone, roughly; of a method around another that of both."""
     method = config["method"]
     return max(METHODS[each["name"]].passes for each in (method, method.get("base") or method))
-
-
-def _likeness(config: Config) -> tuple[Any, ...]:
-    """What a cell's time per epoch depends on, the weightiest first."""
-    dataset = {key: config["dataset"][key] for key in ("name", "task", "image_size", "subset", "train_size")}
-    teacher = (config["teacher"]["network"] or {}).get("name")
-    return dataset, config["student"]["network"], config["method"]["name"], teacher
 
 
 class Agenda:
@@ -188,6 +259,14 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+def _lacks_weights(config: Config) -> str | None:
+    """What to say of the pretrained weights of a cell's student that have not been fetched yet."""
+    name, weights = config["student"]["network"]["name"], config["student"]["pretrained"]
+    if not weights or (folder := folder_of_weights(name, weights)) is None:
+        return None
+    return f"weights {weights} of {name}: not in {folder} yet; they are fetched by the first cell that needs them"
+
+
 def plan_lines(jobs: Mapping[str, Job], output_root: str, workers: int) -> list[str]:
     """What a run would do: every cell with its state and needs, and how long the rest may take.
 
@@ -203,23 +282,26 @@ def plan_lines(jobs: Mapping[str, Job], output_root: str, workers: int) -> list[
     lines += dict.fromkeys(line for job in jobs.values() for line in job.told)
     lines += dict.fromkeys(f"{line}; needed to train" for job in jobs.values() for line in job.absent)
     todo = [job for job in jobs.values() if not job.is_done]
+    lines += dict.fromkeys(line for job in todo if (line := _lacks_weights(job.config)))
     times = expected(todo, output_root)
+    known = [seconds for seconds in times.seconds.values() if seconds is not None]
+    unknown = len(todo) - len(known)
     if not todo:
         left = "nothing to train"
-    elif None in times.seconds.values():
-        left = "no estimate before a first cell is done"
+    elif not known:
+        left = "unknown, rehearse (rehearse=true, or rehearse=synthetic without the data)"
     else:
-        alone = sum(times.weight(job) for job in todo)
-        left = f"about {in_words(alone)} one after the other"
-        if workers > 1:
+        left = f"about {in_words(sum(known))} one after the other"
+        if workers > 1 and not unknown:
             left += f", {in_words(makespan(jobs, times, workers))} by {workers} workers"
-        left += f" (from {times.cells or 'no'} finished cells like them)"
+        left += f" (from {times.sources})"
+        left += f" for {len(known)} of them; {unknown} unknown, rehearse (rehearse=true)" if unknown else ""
     lines.append(f"{len(jobs)} cells, {len(jobs) - len(todo)} done, {len(todo)} to train: {left}")
     return lines
 
 
-def print_plan(configs: Sequence[Config], config: Config) -> None:
-    """The plan of cells outside a table, with what they need."""
+def jobs_of(config: Config) -> dict[str, Job]:
+    """The job of one cell outside a table, and those of what it needs, which come first."""
     jobs: dict[str, Job] = {}
 
     def add(settled: Config, text: str) -> str:
@@ -230,8 +312,6 @@ def print_plan(configs: Sequence[Config], config: Config) -> None:
         jobs[found.id] = job
         return found.id
 
-    for each in configs:
-        settled = settle(each)
-        add(settled, settled["method"]["name"])
-    for line in plan_lines(jobs, config["output_root"], 1):
-        print(line)
+    settled = settle(config)
+    add(settled, settled["method"]["name"])
+    return jobs

@@ -189,7 +189,9 @@ def _value(job: JobReturn) -> str:
 
 def _run_one(hydra: Hydra, overrides: list[str]) -> int:
     """One cell, without a table."""
-    from experiments.plan import print_plan
+    from experiments.meaning import lenient
+    from experiments.plan import jobs_of, plan_lines
+    from experiments.rehearse import rehearse
 
     _refuse_sweep(overrides, "add -m, or +table=<name> for the rows of a table")
     config = plain(hydra.compose_config(CONFIG_NAME, list(overrides), RunMode.RUN))
@@ -200,9 +202,14 @@ def _run_one(hydra: Hydra, overrides: list[str]) -> int:
     if config["settings"]:
         raise UserError("settings=true: tells of the rows of a table; add +table=<name>")
     if config["plan"]:
-        print_plan([config], config)
+        print("\n".join(plan_lines(jobs_of(config), config["output_root"], 1)))
         return 0
     cell.check_writable(config["output_root"])
+    if config["rehearse"]:
+        with lenient(True):
+            jobs = [*jobs_of(config).values()]
+        name = config["table"]["name"] or jobs[-1].id
+        return rehearse(name, jobs, config["rehearse"], config["output_root"], config["scale"]["name"])
     cell_id = _value(hydra.run(CONFIG_NAME, task, [*overrides, "hydra.mode=RUN"]))
     result = read_result(folder_of(config["output_root"], cell_id))
     if cell.is_first() and result is not None:

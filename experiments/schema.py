@@ -123,7 +123,6 @@ class Scale(Settings):
     width: Positive
     stand_in: bool
     pretrained: bool
-    cell_minutes: Positive | None
 
 
 class Wandb(Settings):
@@ -192,4 +191,5 @@ class Config(Settings):
     rows: str | list[str] | None
     role: str | list[str] | None
     plan: bool
+    rehearse: bool | Literal["synthetic"]
     settings: bool

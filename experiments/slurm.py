@@ -84,7 +84,7 @@ def submit(launcher: Any, overrides: Sequence[Sequence[str]], first: int) -> lis
         return [job.job_id for job in executor.map_array(launcher, *zip(*calls, strict=True))]
     except submitit.core.utils.FailedJobError as error:  # sbatch has failed
         said = str(error).strip().splitlines() or ["it does not say why"]
-        raise UserError(f"hydra.launcher: {said[-1].removeprefix('sbatch: error: ')}") from None
+        raise UserError(f"hydra.launcher: sbatch refuses the job: {said[-1].removeprefix('sbatch: error: ')}") from None
 
 
 @contextlib.contextmanager

@@ -27,8 +27,9 @@ from experiments.cell import check_writable, is_first, tell, world_size
 from experiments.checking import known_keys, plain, unknown
 from experiments.groups import choices
 from experiments.launch import ByLauncher, Report, SideBySide, refresh
-from experiments.meaning import Identified, differences, identify, needed_cells, settle
+from experiments.meaning import Identified, differences, identify, lenient, needed_cells, settle
 from experiments.plan import Config, Job, plan_lines
+from experiments.rehearse import rehearse
 from experiments.schema import Config as Schema
 from experiments.schema import is_group, sign, with_recipe
 from experiments.slurm import InQueue
@@ -45,13 +46,13 @@ Settings = dict[str, list[str]]  # override key -> its values; more than one mak
 ROW_KEYS = ("label", "role", "ours", "optional", "overrides")
 SELECTORS = {"rows": "id", "role": "role", "method": "method"}  # key -> what it compares of a row
 # One value for the whole run.
-FIXED = ("scale", "data_root", "output_root", "device", "plan", "settings", "workers", "evaluation")
+FIXED = ("scale", "data_root", "output_root", "device", "plan", "rehearse", "settings", "workers", "evaluation")
 AVERAGED = "seed"
 TEACHERS = "teachers"  # teachers.<name>.<key> is teacher.<key> of the rows whose teacher has the name
 # Keys that say where and how, not what: a sweep with others of them is the same one.
 ACCIDENTAL = (
     *("output_root", "data_root", "device", "activation_checkpointing", "threads", "workers", "wandb"),
-    *("plan", "settings"),
+    *("plan", "rehearse", "settings"),
 )
 
 
@@ -274,7 +275,8 @@ def route(rows: Sequence[Row], user: Mapping[str, list[str]], sweep: bool = Fals
     known = set(known_keys())
     routed = {row.id: dict(row.overrides) for row in rows}
     for key, values in user.items():
-        if key in SELECTORS or key in ("plan", "settings", "table") or (key.startswith(f"{TEACHERS}.") and not sweep):
+        said = key in SELECTORS or key in ("plan", "rehearse", "settings", "table")
+        if said or (key.startswith(f"{TEACHERS}.") and not sweep):
             continue
         if key.startswith("table.") or (key == "cell" and not sweep):
             raise UserError(f"{key}={values[0]}: the table sets this itself; rows= and role= select rows")
@@ -694,7 +696,7 @@ def run_table(sweeper: Any, arguments: Sequence[str]) -> tuple[int, Path | None]
         UserError: A mistake in the overrides, or one that kept every cell from being trained.
     """
     master, launcher = sweeper.config, sweeper.launcher
-    for key in ("plan", "settings", "workers"):  # read here, before any cell's config is checked
+    for key in ("plan", "rehearse", "settings", "workers"):  # read here, before any cell's config is checked
         check_value(master[key], Schema, key, key)
     loader = sweeper.hydra_context.config_loader
     output_root, choices_made = str(master.output_root), master.hydra.runtime.choices
@@ -704,24 +706,25 @@ def run_table(sweeper: Any, arguments: Sequence[str]) -> tuple[int, Path | None]
         return with_choices(loader.load_sweep_config(master, overrides))
 
     table: Table
-    if sweeper.name is None:
-        if master.settings:
-            raise UserError("settings=true: tells of the rows of a table; add +table=<name>")
-        table = Sweep(arguments, composer(load))
-    else:
-        if {"dataset", "teacher"} & set(parse(arguments)):  # what the table's file chooses is not the master's
-            file = loader.load_sweep_config(master, [f"+table={sweeper.name}", f"scale={scale}"])
-            choices_made = file.hydra.runtime.choices
-        own = {group: str(choices_made[group]) for group in ("dataset", "teacher")}
-        if master.settings:
-            from hydra_plugins.kt_table_sweeper.table_sweeper import rows_of
+    with lenient(master.rehearse):
+        if sweeper.name is None:
+            if master.settings:
+                raise UserError("settings=true: tells of the rows of a table; add +table=<name>")
+            table = Sweep(arguments, composer(load))
+        else:
+            if {"dataset", "teacher"} & set(parse(arguments)):  # what the table's file chooses is not the master's
+                file = loader.load_sweep_config(master, [f"+table={sweeper.name}", f"scale={scale}"])
+                choices_made = file.hydra.runtime.choices
+            own = {group: str(choices_made[group]) for group in ("dataset", "teacher")}
+            if master.settings:
+                from hydra_plugins.kt_table_sweeper.table_sweeper import rows_of
 
-            at_paper = loader.load_sweep_config(master, [f"+table={sweeper.name}", "scale=paper"])
-            told = settings_of(sweeper.name, rows_of(at_paper), arguments, composer(load), own["dataset"])
-            if is_first():
-                print_settings(told, f"{sweeper.name} at scale=paper")
-            return 0, None
-        table = Table(sweeper.name, sweeper.rows, arguments, composer(load), own, bool(master.scale.stand_in))
+                at_paper = loader.load_sweep_config(master, [f"+table={sweeper.name}", "scale=paper"])
+                told = settings_of(sweeper.name, rows_of(at_paper), arguments, composer(load), own["dataset"])
+                if is_first():
+                    print_settings(told, f"{sweeper.name} at scale=paper")
+                return 0, None
+            table = Table(sweeper.name, sweeper.rows, arguments, composer(load), own, bool(master.scale.stand_in))
     refresh(table.jobs, output_root)
     jobs = list(table.jobs.values())
     workers = _workers(master, launcher, jobs)
@@ -730,6 +733,8 @@ def run_table(sweeper: Any, arguments: Sequence[str]) -> tuple[int, Path | None]
             print("\n".join(plan_lines(table.jobs, output_root, workers or 1)))
         return 0, None
     check_writable(output_root)
+    if master.rehearse:
+        return rehearse(table.name, jobs, master.rehearse, output_root, scale), None
     display = progress.Display(quiet=not is_first())
     progress.use(display)
     for job in jobs:

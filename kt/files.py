@@ -12,7 +12,7 @@ import mmap
 import os
 import time
 from collections.abc import Iterator, Mapping, MutableMapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
 
@@ -77,14 +77,25 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def find(root: Path, pattern: str) -> Iterator[Path]:
-    """What matches a pattern of `Path.glob` below a folder; `**` follows links too, but none into a folder it is in."""
+    """What matches a pattern of `Path.glob` below a folder, but for what is hidden unless the pattern names it.
+
+    `**` follows links too, but none into a folder that it is in.
+    """
     top, deep, rest = pattern.partition("**/")
     if not deep:
-        yield from root.glob(pattern)
+        yield from _visible(root, pattern)
         return
-    for start in root.glob(top) if top else (root,):
+    for start in _visible(root, top) if top else (root,):
         for folder in _folders(start):
-            yield from folder.glob(rest)
+            yield from _visible(folder, rest)
+
+
+def _visible(folder: Path, pattern: str) -> Iterator[Path]:
+    forms = PurePath(pattern).parts
+    for path in folder.glob(pattern):
+        parts = path.parts[-len(forms) :]
+        if all(form.startswith(".") or not part.startswith(".") for form, part in zip(forms, parts, strict=True)):
+            yield path
 
 
 def _folders(top: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
@@ -94,7 +105,7 @@ def _folders(top: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
         return
     yield top
     with os.scandir(top) as entries:
-        inner = [Path(entry) for entry in entries if entry.is_dir()]
+        inner = [Path(entry) for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
     for path in inner:
         yield from _folders(path, (*above, real))
 

@@ -7,6 +7,7 @@ import math
 import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from mmengine.hooks import Hook
 
 from kt import ranks
 from kt.classifier import Classifier
-from kt.data.loaders import by_iterations
+from kt.data import Data
+from kt.data.loaders import Loader, by_iterations
 from kt.engine import Engine, run_phase
 from kt.evaluation.outcomes import Outcomes, keep_outcomes
 from kt.files import replacing, write_json
@@ -28,6 +30,44 @@ from kt.store import Records, evaluation_file, outcomes_file, read_records, reco
 from kt.transfer import TransferModel, export_student
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A phase on its data.
+
+    Attributes:
+        loaders: By name, `train` among them.
+        steps: Updates in all.
+        epochs: Passes over the training loader, the last of which may be cut short.
+    """
+
+    phase: Phase
+    loaders: Mapping[str, Loader]
+    steps: int
+    epochs: int
+
+
+def plan_phases(model: TransferModel, data: Data, settings: dict[str, Any]) -> list[Stretch]:
+    """The phases of a training under a whole schedule, whose `epochs` are set where it counts iterations.
+
+    Raises:
+        UserError: The update cannot be accumulated, or the training set is too small.
+    """
+    phases: list[Phase] = model.method.phases() if settings["epochs"] != 0 else []
+    loaders = [{TRAIN: data.train, **{name: made(data) for name, made in each.loaders.items()}} for each in phases]
+    if settings["iterations"]:
+        settings["epochs"] = epochs_of(settings)
+        for each in loaders:
+            each[TRAIN] = by_iterations(each[TRAIN], settings["iterations"], settings["epochs"])
+    found = []
+    for phase, each in zip(phases, loaders, strict=True):
+        train = each[TRAIN]
+        check_accumulation(train.passes, phase.step is None and model.method.accumulates, data.spec.task)
+        updates = len(train) // train.passes
+        steps = phase.steps(settings["epochs"] * updates)
+        found.append(Stretch(phase, each, steps, math.ceil(steps / updates)))
+    return found
 
 
 def fit(
@@ -74,15 +114,8 @@ def fit(
     cell = Path(folder)
     settings = {**defaults(Schedule), **(schedule or {})}
     check_settings(settings, Schedule, "schedule.")
-    phases: list[Phase] = model.method.phases() if settings["epochs"] != 0 else []
-    loaders = [{TRAIN: data.train, **{name: made(data) for name, made in each.loaders.items()}} for each in phases]
-    if settings["iterations"]:
-        settings["epochs"] = epochs_of(settings)
-        for each in loaders:
-            each[TRAIN] = by_iterations(each[TRAIN], settings["iterations"], settings["epochs"])
-    for phase, each in zip(phases, loaders, strict=True):
-        exact = phase.step is None and model.method.accumulates
-        check_accumulation(each[TRAIN].passes, exact, data.spec.task)
+    stretches = plan_phases(model, data, settings)
+    phases = [stretch.phase for stretch in stretches]
     first = ranks.is_first()
     for index, phase in enumerate(phases):
         phase_folder(cell, index, phase).mkdir(parents=True, exist_ok=True)
@@ -106,8 +139,7 @@ def fit(
         return made
 
     engine = Engine(settings, torch.device(device), cell, seed, precision, activation_checkpointing, hooks)
-    epochs = [len(each[TRAIN]) // each[TRAIN].passes for each in loaders]
-    steps = [phase.steps(settings["epochs"] * each) for phase, each in zip(phases, epochs, strict=True)]
+    steps = [stretch.steps for stretch in stretches]
     if progress is not None and first:
         progress.start(sum(steps), cell.name)
     try:
@@ -119,11 +151,11 @@ def fit(
             if records is not None:
                 records.cut(mark)
         for index in range(finished, len(phases)):
-            run_phase(model, phases[index], index, loaders[index], engine)
+            run_phase(model, phases[index], index, stretches[index].loaders, engine)
         outcomes = Outcomes()
         metrics = data.score(model.student, outcomes=outcomes)
         if records is not None:
-            total = math.ceil(steps[-1] / epochs[-1]) if phases else 0
+            total = stretches[-1].epochs if stretches else 0
             row = {"kind": "eval", "phase": "train", "step": steps[-1] if steps else 0, "epoch": total, **metrics}
             records.write([row])
             write_json(evaluation_file(cell, "test"), outcomes.beside(metrics))

@@ -46,6 +46,8 @@ def judge_life(context: Context, teachers: Mapping[str, Row]) -> dict[str, Any]:
         if not context.record.analyses
         and (alone := context.untaught(row)) in untaught
         and (teacher := teachers.get(row["id"])) is not None
+        # A student alone hands its features on to one that keeps them.
+        and teacher["cells"][0]["id"] not in [cell["id"] for cell in alone["cells"]]
     }
     checks += [_above_student(context, *pair) for pair in pairs.values()]
     failed, unknown = ([text for passed, text in checks if passed is each] for each in (False, None))

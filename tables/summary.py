@@ -52,7 +52,7 @@ def summarise(ran: Sequence[Ran]) -> None:
             done = sum(all(cell["status"] == "done" for cell in cells) for cells in trained)
             rows, claims = f"{done}/{len(trained)} done", ", ".join(text for _, text in tally(written))
             alive = ": ".join(filter(None, [written["alive"]["verdict"], "; ".join(written["alive"]["reasons"])]))
-        problem = each.error or ("a cell failed" if each.status else "")
+        problem = each.error or {0: "", 2: "something is missing"}.get(each.status, "a cell failed")
         shown.add_row(each.name, rows, f"{each.seconds / 60:.1f}", claims, Text(alive), Text(problem, "red"))
     console.print(shown)
     total = sum(each.seconds for each in ran) / 60

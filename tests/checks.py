@@ -93,15 +93,15 @@ class Interrupt(Hook):
             raise KeyboardInterrupt
 
 
-def _rank(rank: int, store: str, folder: str, module: str, tasks: Any, answers: Any) -> None:
+def _rank(rank: int, folder: str, tasks: Any, answers: Any) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    settings = importlib.import_module(module)
-    while (name := tasks.get()) is not None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    while (task := tasks.get()) is not None:
+        module, name = task
         try:
-            model, data, schedule = settings.make_cell(name, rank, 2)
+            model, data, schedule = importlib.import_module(module).make_cell(name, rank, 2)
             start = digest(model.student.state_dict())
-            metrics = fit(model, data, Path(folder) / name, schedule)
+            metrics = fit(model, data, Path(folder, module, name), schedule)
             answers.put((rank, start, digest(model.state_dict()), metrics, ""))
         except Exception as error:  # the parent reports it
             answers.put((rank, "", "", {}, repr(error)))
@@ -109,28 +109,29 @@ def _rank(rank: int, store: str, folder: str, module: str, tasks: Any, answers: 
     torch.distributed.destroy_process_group()
 
 
-def two_processes(folder: Path, module: str) -> Iterator[Callable[[str], list[Any]]]:
+# The folder of a cell, and of both processes: rank, digests of the student before and of the model after, metrics,
+# and what went wrong.
+Shared = tuple[Path, list[Any]]
+
+
+def two_processes(folder: Path) -> Iterator[Callable[[str, str], Shared]]:
     """Two gloo processes that train whatever setting of a module they are told; to be used as a fixture.
 
-    The module gives `make_cell(name, rank, world) -> (model, data, schedule)`; cells are folders of their names.
+    A module gives `make_cell(name, rank, world) -> (model, data, schedule)`.
     """
     context = multiprocessing.get_context("spawn")
     tasks, answers = [context.Queue(), context.Queue()], context.Queue()
     processes = [
-        context.Process(
-            target=_rank,
-            args=(rank, str(folder / "store"), str(folder), module, tasks[rank], answers),
-            daemon=True,
-        )
-        for rank in range(2)
+        context.Process(target=_rank, args=(rank, str(folder), tasks[rank], answers), daemon=True) for rank in range(2)
     ]
     for process in processes:
         process.start()
 
-    def train(name: str) -> list[Any]:
+    def train(module: str, name: str) -> Shared:
+        assert all(process.is_alive() for process in processes), "an earlier error has ended a process"
         for queue in tasks:
-            queue.put(name)
-        return sorted(answers.get(timeout=180) for _ in range(2))
+            queue.put((module, name))
+        return folder / module / name, sorted(answers.get(timeout=180) for _ in range(2))
 
     yield train
     for queue in tasks:

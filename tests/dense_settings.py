@@ -17,7 +17,7 @@ from kt.engine import seed_everything
 from kt.methods import build_method
 from kt.models.dense import build_dense, dense_config
 from kt.transfer import TransferModel
-from method_settings import make_process, written
+from method_settings import drawn, make_process, written
 
 SIZE = (32, 64)
 WIDTH = 0.125
@@ -128,7 +128,7 @@ def make_data(task: str, rank: int = 0, world: int = 1, **changes: Any) -> Data:
         changes = {"name": "scenes_depth", "depth_samples": SAMPLES, **changes}
     batch_size = changes.pop("batch_size", SCHEDULE["batch_size"])
     dataset = {**DATASET, "task": task, **changes}
-    return build_data(dataset, Path("."), batch_size=batch_size, seed=0, rank=rank, world=world)
+    return build_data(dataset, Path("."), batch_size=batch_size, seed=0, rank=rank, world=world, cache_root=drawn())
 
 
 def make_network(name: str, task: str, seed: int) -> DenseModel:

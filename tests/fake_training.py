@@ -89,7 +89,8 @@ def write_sweep(name: str, keys: list[str], points: list[dict[str, Any]], output
     return folder
 
 
-NAMES = ("experiments.build", "tables.render", "tables.sweeps")
+# Workers import the last one for real trainings, which takes half a second.
+NAMES = ("experiments.build", "tables.render", "tables.sweeps", "wandb")
 
 
 def modules() -> dict[str, types.ModuleType]:

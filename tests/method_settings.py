@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import copy
 import functools
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -108,11 +110,20 @@ DATASET = {
 }
 
 
+@functools.cache
+def drawn() -> Path:
+    """A folder in which a process keeps the scenes that it has drawn."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
 def make_data(
     seed: int = 0, rank: int = 0, world: int = 1, device_batch: int | None = None, device: str = "cpu"
 ) -> Any:
     """A few embedded scenes, and beside them half as many of another style without labels."""
     shared: dict[str, Any] = {"batch_size": 16, "seed": seed, "rank": rank, "world": world, "device": device}
+    shared["cache_root"] = drawn()
     data = build_data(DATASET, Path("."), device_batch=device_batch, **shared)
     data.further["source"] = unlabelled({**DATASET, "style": "synthetic"}, 0.5, Path("."), **shared)
     return data

@@ -21,12 +21,14 @@ Json = dict[str, Any]
 DATA = {"name": "scenes", "task": "classification"}
 
 
-def life(root: Path, table: str, scores: dict[str, Json], teacher: Json | None = None, **result: Any) -> Json:
+def life(
+    root: Path, table: str, scores: dict[str, Json], teacher: Json | None = None, by: str = "the-teacher", **result: Any
+) -> Json:
     """A table of rows with scores (and in `kept` outcomes), taught by a cell of scores (and in `data` its dataset)."""
     rows = [make_row(table, row_id) for row_id in scores]
     for row, score in zip(rows, scores.values(), strict=True):
         kept = score.pop("kept", None)
-        needs = {"teacher": "the-teacher"} if row["role"] == "method" else {}
+        needs = {"teacher": by} if row["role"] == "method" else {}
         cell_id = row["cells"][0]["id"]
         folder = write_cell(root, cell_id, score, needs=needs, config={"dataset": DATA}, train_size=3000, **result)
         if kept:
@@ -79,6 +81,12 @@ def test_only_a_teacher_of_the_same_data_is_compared(tmp_path: Path) -> None:
     scores = {"baseline": {"top1": 50.0}, "kd": {"top1": 1.0}}
     alive = life(tmp_path, "imagenet_compression", scores, other, num_classes=10, test_size=1000)["alive"]
     assert alive["verdict"] == "alive" and "no teacher has a score on its student's data" in alive["evidence"]
+
+
+def test_a_student_is_not_its_own_teacher(tmp_path: Path) -> None:
+    scores = {"baseline": {"top1": 50.0}, "kd": {"top1": 1.0}}
+    alive = life(tmp_path, "imagenet_compression", scores, by="baseline-s0", num_classes=10, test_size=1000)["alive"]
+    assert alive["verdict"] == "alive" and "no teacher has a score" in alive["evidence"]
 
 
 def test_taught_students_stand_in_for_untaught_ones(tmp_path: Path) -> None:

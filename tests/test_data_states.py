@@ -17,7 +17,7 @@ from experiments import meaning
 from experiments.cell import run_cell
 from experiments.launch import Report, SideBySide
 from experiments.meaning import cell_id, identify, settle
-from experiments.plan import Job, plan_lines, print_plan
+from experiments.plan import Job, jobs_of, plan_lines
 from experiments.progress import Display
 from experiments.run import normalise
 from experiments.table import Sweep
@@ -293,24 +293,26 @@ def test_nothing_is_kept_of_data_that_change_while_they_are_read(
     assert (found["id"] == folder.name) == (what == "train_cell" or change == "absent")
 
 
-def test_a_plan_says_what_has_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def planned(config: dict[str, Any]) -> str:
+    """The plan of one cell and of what it needs."""
+    return "\n".join(plan_lines(jobs_of(config), config["output_root"], 1)) + "\n"
+
+
+def test_a_plan_says_what_has_changed(tmp_path: Path) -> None:
     first, config = make(tmp_path / "data", "cifar100") / FILES["cifar100"][0], config_of(tmp_path, "cifar100")
     run_cell(config)
     first.write_bytes(b"other")
-    for shown in (lambda: print_plan([config], config), lambda: print("\n".join(plan_lines(job_of(config), "", 1)))):
-        shown()
-        assert capsys.readouterr().out.count("1 of 3 label files differ; what needs it is trained anew\n") == 1
+    for shown in (planned(config), "\n".join(plan_lines(job_of(config), "", 1))):
+        assert shown.count("1 of 3 label files differ; what needs it is trained anew\n") == 1
 
 
-def test_a_plan_says_which_data_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_says_which_data_are_not_there(tmp_path: Path) -> None:
     config = config_of(tmp_path, "cifar100", "method=kd", "teacher=resnet56")
-    print_plan([config], config)
-    printed = capsys.readouterr().out
+    printed = planned(config)
     line = f"dataset cifar100 in {tmp_path / 'data'}: is not there; needed to train\n"
     assert printed.count(line) == 1 and "2 cells, 0 done, 2 to train" in printed
     make(tmp_path / "data", "cifar100")
-    print_plan([config], config)
-    assert "is not there" not in capsys.readouterr().out
+    assert "is not there" not in planned(config)
 
 
 def test_a_table_says_that_data_have_changed_under_it(tmp_path: Path) -> None:

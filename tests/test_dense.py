@@ -15,7 +15,7 @@ mmdet = pytest.importorskip("mmdet", reason="mmdet and mmseg are not installed (
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
-from checks import Interrupt, bits, rows, two_processes, without_speed
+from checks import Interrupt, bits, rows, without_speed
 from dense_settings import (
     NORMALISATION,
     SCHEDULE,
@@ -148,39 +148,30 @@ def test_exports_into_the_plain_model(name: str, trained: Any, tmp_path: Path) -
             assert torch.equal(one.pred_instances.scores, other.pred_instances.scores)
 
 
-@pytest.fixture(scope="module")
-def ddp(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("ddp")
-
-
-@pytest.fixture(scope="module")
-def pair(ddp: Path) -> Any:
-    yield from two_processes(ddp, "dense_settings")
-
-
 @pytest.mark.parametrize("name", NAMES)
-def test_two_processes_end_with_equal_parameters(name: str, pair: Any) -> None:
-    first, second = pair(name)
+def test_two_processes_end_with_equal_parameters(name: str, processes: Any) -> None:
+    _, (first, second) = processes("dense_settings", name)
     assert first[4] == second[4] == ""
     assert first[2] == second[2] != first[1]
     assert first[3] == second[3]
 
 
-def test_two_processes_are_one_with_the_doubled_batch(pair: Any, ddp: Path, tmp_path: Path) -> None:
+def test_two_processes_are_one_with_the_doubled_batch(processes: Any, tmp_path: Path) -> None:
     """On a network without batch statistics; the dynamic balance is that of all ranks' losses."""
     name = "segmentor hybrid_forward, comparable"
-    assert [answer[4] for answer in pair(name)] == ["", ""]
+    shared, answers = processes("dense_settings", name)
+    assert [answer[4] for answer in answers] == ["", ""]
     model, data, schedule = make_cell(name, 0, 1)
     start = {key: value.clone() for key, value in model.student.network.state_dict().items()}
     fit(model, data, tmp_path, schedule)
-    one, two = (torch.load(folder / "student.pth") for folder in (tmp_path, ddp / name))
+    one, two = (torch.load(folder / "student.pth") for folder in (tmp_path, shared))
     for key, value in one.items():
         moved = (value - start[key]).abs().max()
         assert moved > 0, key
         assert (value - two[key]).abs().max() < 0.002 * moved, key
-    for alone, shared in zip(rows(tmp_path), rows(ddp / name), strict=True):
+    for alone, other in zip(rows(tmp_path), rows(shared), strict=True):
         if alone["kind"] == "train":
-            assert shared["balance"] == pytest.approx(alone["balance"], rel=5e-6)
+            assert other["balance"] == pytest.approx(alone["balance"], rel=5e-6)
 
 
 # ------------------------------------------------------------------------------------------------ routes and inputs

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from mmengine.hooks import Hook
 from torch import Tensor, nn
 
-from checks import bits, rows, two_processes, without_speed
+from checks import bits, rows, without_speed
 from kt.classifier import Classifier
 from kt.data import Data, DataSpec, build_data
 from kt.data.loaders import Loader
@@ -291,20 +291,13 @@ def test_resumes_to_the_same_bits_after_sigkill(whole: Any, tmp_path: Path) -> N
             assert bits(found["optimizers"][name]["state"][number]) == bits(kept)
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Two gloo processes that train what they are told, and the folder of their cells."""
-    folder = tmp_path_factory.mktemp("ranks")
-    for train in two_processes(folder, __name__):
-        yield folder, train
-
-
-def test_two_processes_do_what_one_does_with_the_same_images(whole: Any, pair: Any) -> None:
-    folder, train = pair
-    (_, start, first, scores, error), (_, other, second, other_scores, other_error) = train("still")
+def test_two_processes_do_what_one_does_with_the_same_images(whole: Any, processes: Any) -> None:
+    folder, ((_, start, first, scores, error), (_, other, second, other_scores, other_error)) = processes(
+        __name__, "still"
+    )
     assert error == other_error == ""
     assert start != other and first == second and scores == other_scores
-    found, expected = checkpoint(folder / "still"), checkpoint(whole("still")[0])
+    found, expected = checkpoint(folder), checkpoint(whole("still")[0])
     assert found["drawn"] == expected["drawn"]
     before = make_pair().state_dict()
     moved = {key for key, value in expected["model"].items() if not torch.equal(value, before[key])}

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import kt.methods
-from checks import Interrupt, bits, rows, two_processes, without_speed
+from checks import Interrupt, bits, rows, without_speed
 from dense_settings import SETTINGS as DENSE
 from kt.data import build_data
 from kt.engine import Engine, measured_loop
@@ -156,13 +156,18 @@ def test_teachers_stay_out_of_the_model_but_follow_it(name: str, data: Any, tmp_
     assert bits(twin.student.state_dict()) != start and bits(model.state_dict()) == before
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_trains_on_real_images(name: str, data_root: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def real(data_root: Path) -> Any:
     config = {**DATASET, "name": "cifar100", "subset": 320}
     data = build_data(config, data_root, batch_size=32, seed=0, device=torch.device("cpu"))
     data.further["source"] = data.train
-    data.test.labels = data.test.labels[:500]  # seconds, not minutes
-    metrics = fit(make_model(name, 100, data.spec), data, tmp_path, {**SCHEDULE, "batch_size": 32, "epochs": 3})
+    data.test.labels = data.test.labels[:100]  # seconds, not minutes
+    return data
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_trains_on_real_images(name: str, real: Any, tmp_path: Path) -> None:
+    metrics = fit(make_model(name, 100, real.spec), real, tmp_path, {**SCHEDULE, "batch_size": 32, "epochs": 3})
     losses = [row[SETTINGS[name].falls] for row in rows(tmp_path) if row["kind"] == "train" and row["phase"] == "train"]
     # Ten steps an epoch: the last epoch's mean lies below the first one's.
     assert sum(losses[-10:]) < sum(losses[:10])
@@ -226,26 +231,18 @@ def test_a_method_that_nothing_registers_is_one_line(module: str, words: str, mo
         find_method("late")
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Two gloo processes that train whatever method they are told, for all tests."""
-    folder = tmp_path_factory.mktemp("ddp")
-    for train in two_processes(folder, "method_settings"):
-        yield folder, train
-
-
 @pytest.mark.parametrize("name", NAMES)
-def test_two_processes_end_with_equal_parameters(name: str, pair: Any) -> None:
-    first, second = pair[1](name)
+def test_two_processes_end_with_equal_parameters(name: str, processes: Any) -> None:
+    _, (first, second) = processes("method_settings", name)
     assert first[4] == second[4] == ""
     assert first[2] == second[2] != first[1]
     assert first[3] == second[3]
 
 
-def test_two_processes_remember_what_both_have_seen(pair: Any) -> None:
-    folder, train = pair
-    assert [answer[4] for answer in train("crd")] == ["", ""]
-    memories = torch.load(folder / "crd" / "phases" / "0-train" / "checkpoint.pth")["model"]["method.memories"]
+def test_two_processes_remember_what_both_have_seen(processes: Any) -> None:
+    folder, answers = processes("method_settings", "crd")
+    assert [answer[4] for answer in answers] == ["", ""]
+    memories = torch.load(folder / "phases" / "0-train" / "checkpoint.pth")["model"]["method.memories"]
     # A row that one process alone had moved would be a mean of two.
     torch.testing.assert_close(memories.norm(dim=2), torch.ones(memories.shape[:2]))
 
@@ -297,15 +294,15 @@ def test_every_key_says_what_it_means_and_has_a_valid_default() -> None:
 
 
 @pytest.mark.parametrize("name", ["none, dropout", "fitnet", "ab", "kd_fixed_feature", "ofd"])
-def test_two_processes_update_as_one_that_accumulates(name: str, pair: Any, tmp_path: Path) -> None:
-    folder, train = pair
+def test_two_processes_update_as_one_that_accumulates(name: str, processes: Any, tmp_path: Path) -> None:
     name += ", one update"
-    assert [answer[4] for answer in train(name)] == ["", ""]
+    folder, answers = processes("method_settings", name)
+    assert [answer[4] for answer in answers] == ["", ""]
     model, data, schedule = make_cell(name, 0, 1)
     assert (data.train.passes, len(data.train)) == (4, 16)
     fit(model, data, tmp_path, schedule)
     for path in sorted((tmp_path / "phases").glob("*/checkpoint.pth")):
-        one, two = (torch.load(each / path.relative_to(tmp_path))["model"] for each in (tmp_path, folder / name))
+        one, two = (torch.load(each / path.relative_to(tmp_path))["model"] for each in (tmp_path, folder))
         for key, value in one.items():
             torch.testing.assert_close(two[key], value, rtol=1e-6, atol=1e-6, msg=f"{path} {key}")
 

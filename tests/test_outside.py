@@ -258,37 +258,57 @@ def test_a_cell_of_an_outside_method_and_network(site: Path, tmp_path: Path) -> 
     assert back.stdout.strip() == "10", back.stderr
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("method=logits", "method.weight=-1"), "method.weight=-1: expected a number >= 0"),
-        (("method=logits", "method.wieght=1"), "did you mean 'weight'?"),
-        (("method=logitss",), "did you mean 'logits'?"),
-        (("method=logits", "student=tinny"), "did you mean 'tiny'?"),
-        (("dataset=bandss",), "did you mean 'bands'?"),
-        (("dataset=bands", "++dataset.name=band"), "did you mean 'bands'?"),
-        (
-            ("dataset=bands", "dataset.task=keypoints"),
-            "task=keypoints: for bands expected one of classification",
-        ),
-        (
-            ("dataset=bands", "dataset.augmentation=flip"),
-            "=flip: for classification expected one of none, crop_flip",
-        ),
-        (("dataset=bands", "evaluation=band"), "did you mean 'bands'?"),
-        (("dataset=bands", "dataset.period=3"), "dataset.period=3: expected one of 2, 4, 8"),
-        (("dataset=bands", "dataset.perod=2"), "dataset.perod: unknown key (did you mean 'period'?)"),
-        (("dataset.period=2",), "dataset.period: unknown key; dataset has name, "),
-        (("++teacher.dataset.name=bands",), "teacher.dataset.period: missing; expected one of 2, 4, 8"),
-        (
-            ("dataset=cifar100", "dataset@teacher.dataset=bands", "teacher.dataset.period=3"),
-            "teacher.dataset.period=3: expected one of 2, 4, 8",
-        ),
-    ],
-)
-def test_its_settings_are_checked_like_all_others(site: Path, arguments: tuple[str, ...], words: str) -> None:
-    done = run(site, "teacher=tiny", "plan=true", *arguments)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and words in done.stderr, done.stderr
+REFUSED = [
+    (("method=logits", "method.weight=-1"), "method.weight=-1: expected a number >= 0"),
+    (("method=logits", "method.wieght=1"), "did you mean 'weight'?"),
+    (("method=logitss",), "did you mean 'logits'?"),
+    (("method=logits", "student=tinny"), "did you mean 'tiny'?"),
+    (("dataset=bandss",), "did you mean 'bands'?"),
+    (("dataset=bands", "++dataset.name=band"), "did you mean 'bands'?"),
+    (
+        ("dataset=bands", "dataset.task=keypoints"),
+        "task=keypoints: for bands expected one of classification",
+    ),
+    (
+        ("dataset=bands", "dataset.augmentation=flip"),
+        "=flip: for classification expected one of none, crop_flip",
+    ),
+    (("dataset=bands", "evaluation=band"), "did you mean 'bands'?"),
+    (("dataset=bands", "dataset.period=3"), "dataset.period=3: expected one of 2, 4, 8"),
+    (("dataset=bands", "dataset.perod=2"), "dataset.perod: unknown key (did you mean 'period'?)"),
+    (("dataset.period=2",), "dataset.period: unknown key; dataset has name, "),
+    (("++teacher.dataset.name=bands",), "teacher.dataset.period: missing; expected one of 2, 4, 8"),
+    (
+        ("dataset=cifar100", "dataset@teacher.dataset=bands", "teacher.dataset.period=3"),
+        "teacher.dataset.period=3: expected one of 2, 4, 8",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def answers(site: Path) -> list[tuple[int, str]]:
+    """Exit status and standard error of each command of `REFUSED`, which one process goes through."""
+    code = """
+import contextlib, io, json, sys
+from experiments.run import main
+
+for arguments in json.load(sys.stdin):
+    with contextlib.redirect_stderr(io.StringIO()) as told:
+        status = main(["teacher=tiny", "plan=true", *arguments])
+    print(json.dumps([status, told.getvalue()]))
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
+    asked = json.dumps([arguments for arguments, _ in REFUSED])
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=environment, input=asked, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("number", range(len(REFUSED)), ids=lambda number: REFUSED[number][1])
+def test_its_settings_are_checked_like_all_others(number: int, answers: list[tuple[int, str]]) -> None:
+    status, told = answers[number]
+    assert status == 2 and told.count("\n") == 1 and REFUSED[number][1] in told, told
 
 
 def test_planning_imports_no_torch_for_it(site: Path) -> None:

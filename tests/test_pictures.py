@@ -64,7 +64,7 @@ def test_labels_keep_their_places_and_an_odd_size() -> None:
 
 def test_depth_has_one_scale_and_grey_where_there_is_none() -> None:
     truth = np.array([[0, 2, 3], [4, 5, 6]], np.float32)
-    found = np.array([[4, 6, 99], [-1, np.nan, 2]], np.float32)
+    found = np.array([[4, 6, np.inf], [-1, np.nan, 2]], np.float32)
     picture = of_depth(0, plain(0), truth, found)
     assert picture.note == "2 to 6 m"
     at = np.ix_([40, 160], [50, 160, 270])
@@ -94,6 +94,10 @@ def test_boxes_stand_where_they_are_and_only_certain_ones() -> None:
     assert (alone.truth[50:62, 40:150] == 77).all() and (alone.found[50:62, 34:52] != 77).any()
     empty = Boxes(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0))
     assert (of_boxes(0, plain(77), (20, 33), empty, empty, NAMES).found == 77).all()
+    wild = np.array([[9.0, 9, 5, 12], [np.nan, 1, 5, 5], [0, 0, np.inf, np.inf], [1, -1e38, 2, 1e38]])
+    said = of_boxes(0, plain(77), (20, 33), empty, Boxes(wild[:2], np.zeros(2, int), np.ones(2)), NAMES).found
+    assert (said == 77).all()
+    of_boxes(0, plain(77), (20, 33), empty, Boxes(wild, np.zeros(4, int), np.array([1, 1, 1, np.nan])), NAMES)
 
 
 def test_a_sheet_is_read_as_it_was_written_or_not_at_all(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from kt.store import (
     read_status,
     records_file,
 )
+from tables.render import facts_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin"])
@@ -269,7 +270,7 @@ def test_ends_of_jobs(
             status["status"] = "done"
         return None if state is None else {sent[-1]: Standing(state, "why")} if state else {}
 
-    status = {"status": "missing"}
+    status: dict[str, str | None] = {"status": "missing", "error": None}
     monkeypatch.setattr(Job, "read_status", lambda *_: dict(status))
     monkeypatch.setattr(slurm, "submit", submit)
     monkeypatch.setattr(slurm, "standings", standings)
@@ -288,7 +289,7 @@ def test_what_waits_is_not_submitted_again(tmp_path: Path, monkeypatch: pytest.M
     job = Job("cell", [], {}, "kd", [], {"status": "missing"})
     note_queue(folder_of(tmp_path, "cell"), "7_3", {"Priority": 2.0})
     asked = iter(["RUNNING", "RUNNING", "COMPLETED"])
-    status = {"status": "missing"}
+    status: dict[str, str | None] = {"status": "missing", "error": None}
 
     def standings() -> dict[str, Standing]:
         state = next(asked)
@@ -328,3 +329,12 @@ def test_the_time_limit_interrupts_and_then_requeues() -> None:
     finally:
         signal.signal(signal.SIGUSR2, own)
     assert said == ["written", "requeued"]
+
+
+def test_the_page_says_what_was_waited_for(tmp_path: Path) -> None:
+    """Of all jobs that a cell has had, and of all cells."""
+    note_queue(folder_of(tmp_path, "a"), "1_0", {"Resources": 60.0})
+    note_queue(folder_of(tmp_path, "a"), "2", {"Resources": 30.0, "BeginTime": 12.0})
+    note_queue(folder_of(tmp_path, "b"), "1_1", {"Resources": 30.0})
+    cells = [{"id": name, "status": "missing"} for name in "abc"]
+    assert facts_of([{"cells": cells}], tmp_path)["cells waited for"] == "BeginTime 0.2 min, Resources 2.0 min"

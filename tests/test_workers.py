@@ -19,9 +19,11 @@ import fake_training
 from configs import composed
 from experiments.launch import Report
 from experiments.lifeline import started
-from experiments.plan import Agenda, Job, Times, expected, makespan, plan_lines
+from experiments.meaning import settle
+from experiments.plan import Agenda, Job, Times, case_key, jobs_of, length_key, makespan, plan_lines, rehearsals_of
 from experiments.progress import Display
 from experiments.workers import Pool, default_workers
+from kt.files import write_json, write_sealed
 from kt.store import folder_of, read_status
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,7 +93,7 @@ def job(name: str, *needs: str, method: str = "kd") -> Job:
 
 def test_teachers_come_first_and_then_the_longest() -> None:
     jobs = {each.id: each for each in (job("alone"), job("short", "teacher"), job("long", "teacher"), job("teacher"))}
-    agenda = Agenda(jobs, Times({"alone": 50.0, "short": 10.0, "long": 40.0, "teacher": 20.0}, 0))
+    agenda = Agenda(jobs, Times({"alone": 50.0, "short": 10.0, "long": 40.0, "teacher": 20.0}))
     order = [agenda.take() for _ in range(2)]
     assert [each.id for each in order if each] == ["teacher", "alone"]
     assert agenda.take(["teacher", "alone"]) is None  # what is left needs the teacher
@@ -100,13 +102,13 @@ def test_teachers_come_first_and_then_the_longest() -> None:
 
 def test_the_first_of_equals_is_the_tables_first() -> None:
     jobs = {name: job(name) for name in "cab"}
-    agenda = Agenda(jobs, Times(dict.fromkeys(jobs, None), 0))
+    agenda = Agenda(jobs, Times(dict.fromkeys(jobs, None)))
     assert [each.id for each in iter(agenda.take, None)] == ["c", "a", "b"]
 
 
 def test_methods_that_compute_more_come_first_where_nothing_else_tells() -> None:
     jobs = {name: job(name, method=name) for name in ("none", "kd", "hybrid_forward")}
-    agenda = Agenda(jobs, Times(dict.fromkeys(jobs, None), 0))
+    agenda = Agenda(jobs, Times(dict.fromkeys(jobs, None)))
     assert [each.id for each in iter(agenda.take, None)] == ["hybrid_forward", "kd", "none"]
 
 
@@ -132,42 +134,92 @@ def test_the_packing_is_close_to_the_best_there_is() -> None:
         seconds = {name: draw.uniform(10, 60) for name in names}
         needs = {name: () if name in names[:2] else (names[0],) for name in names}
         jobs = {name: job(name, *needs[name]) for name in names}
-        found = makespan(jobs, Times(seconds, 0), 2)
+        found = makespan(jobs, Times(seconds), 2)
         best = best_packing(seconds, needs, 2)
         assert best - 1e-9 <= found <= 4 / 3 * best
-        assert makespan(jobs, Times(seconds, 0), 1) == pytest.approx(sum(seconds.values()))
+        assert makespan(jobs, Times(seconds), 1) == pytest.approx(sum(seconds.values()))
 
 
-def test_a_plan_says_what_the_workers_will_take(tmp_path: Path) -> None:
-    def planned(name: str, *needs: str, method: str = "kd") -> Job:
-        network = {"name": "resnet8", "width": 1.0}
-        dataset = dict.fromkeys(("name", "task", "image_size", "subset", "train_size"))
-        config = {"dataset": dataset, "student": {"network": network}, "teacher": {"network": None}}
-        config |= {"schedule": {"epochs": 1, "iterations": None}, "scale": {"cell_minutes": 1.0}}
-        return Job(name, [], {**config, "method": {"name": method}}, name, list(needs), {"status": "missing"})
+def cell(*overrides: str) -> dict[str, Any]:
+    """A settled config of an embedded dataset."""
+    return settle(composed("dataset=scenes_kinds", "student=resnet18", "schedule.epochs=4", *overrides))
 
-    jobs = [
-        planned("t", method="none"),
-        planned("a", "t"),
-        planned("b", "t"),
-        planned("c", "t", method="hybrid_forward"),
-    ]
-    # A minute for the student alone, 1.5 for one that is taught, 3 for hybrid forward; the teacher first.
-    alone, two = (plan_lines({job.id: job for job in jobs}, str(tmp_path), workers) for workers in (1, 2))
-    assert (
-        alone[-1] == "4 cells, 0 done, 4 to train: about 7 min one after the other (from no finished cells like them)"
+
+KD = ("teacher=resnet34", "method=kd")
+
+
+def finish(folder: Path, number: int, seconds: float, *overrides: str) -> None:
+    """Makes a finished cell."""
+    place = folder / "cells" / str(number)
+    place.mkdir(parents=True)
+    record = {"id": str(number), "config": cell(*overrides), "seconds": seconds, "threads": 1}
+    write_sealed(place / "result.json", {**record, "files": {}, "hardware": {"cpu": "abacus", "gpus": []}})
+
+
+def planned(folder: Path, *configs: dict[str, Any], workers: int = 1) -> str:
+    """The end of a plan."""
+    jobs = [Job(str(n), [], config, f"{n}", [], {"status": "missing"}) for n, config in enumerate(configs)]
+    return plan_lines({job.id: job for job in jobs}, str(folder), workers)[-1].partition("to train: ")[2]
+
+
+def test_a_plan_goes_by_cells_of_the_same_networks_images_and_updates(tmp_path: Path) -> None:
+    finish(tmp_path, 1, 40.0, *KD)
+    source = "(from 1 finished cell on abacus (1 thread))"
+    assert planned(tmp_path, cell(*KD)) == f"about 40 s one after the other {source}"
+    assert planned(tmp_path, cell(*KD, "schedule.epochs=6", "method.alpha=0.3")).startswith("about 60 s ")
+    # Of another method so much more as it computes more.
+    assert planned(tmp_path, cell("teacher=resnet34", "method=hybrid_forward")).startswith("about 80 s ")
+    assert planned(tmp_path, *[cell(*KD, f"seed={seed}") for seed in (1, 2)], workers=2) == (
+        f"about 80 s one after the other, 40 s by 2 workers {source}"
     )
-    assert "about 7 min one after the other, 4 min by 2 workers" in two[-1]
+    other = [
+        cell(),
+        cell(*KD, "student=resnet50"),
+        cell(*KD, "teacher=resnet50"),
+        cell(*KD, "dataset=scenes_actions"),
+        cell(*KD, "dataset.image_size=32"),
+        cell(*KD, "dataset.train_size=30"),
+        cell(*KD, "schedule.batch_size=16"),
+        cell(*KD, "schedule.optimizer=adam"),
+        cell(*KD, "schedule.epochs=null", "schedule.iterations=4"),
+        cell(*KD, "precision=bf16"),
+    ]
+    for each in other:
+        assert planned(tmp_path, each) == "unknown, rehearse (rehearse=true, or rehearse=synthetic without the data)"
+    assert planned(tmp_path, cell(*KD), cell(), workers=2).endswith(
+        f"{source} for 1 of them; 1 unknown, rehearse (rehearse=true)"
+    )
 
 
-def test_a_first_estimate_knows_the_task_and_the_method(tmp_path: Path) -> None:
-    def planned(*overrides: str) -> float | None:
-        config = composed("scale=mini", *overrides)
-        return expected([Job("a", [], config, "", [])], str(tmp_path)).seconds["a"]
+def test_a_plan_goes_by_rehearsals(tmp_path: Path) -> None:
+    finish(tmp_path, 1, 40.0, "teacher=resnet34", "method=at")
 
-    common = ("teacher=resnet34", "student=resnet18", "dataset=scenes_kinds")
-    assert [planned(*common, f"method={name}") for name in ("none", "kd", "l2t")] == [15, 22.5, 150]
-    assert planned("dataset=scenes_seg", "student=pspnet_mobilenet_v2") == 60
+    def rehearsed(config: dict[str, Any], seconds: float | None) -> dict[str, Any]:
+        lengths = [{"key": length_key(config), "seconds": seconds}]
+        return {"key": case_key(config), "device": "abacus", "lengths": lengths}
+
+    path = rehearsals_of(tmp_path) / "a-mini.json"
+    path.parent.mkdir()
+    write_json(path, {"cases": [rehearsed(cell(*KD), 17.0), rehearsed(cell(), None)]})
+    assert planned(tmp_path, cell(*KD)) == "about 17 s one after the other (from 1 rehearsed case on abacus)"
+    assert all(planned(tmp_path, other).startswith("unknown") for other in (cell(), cell("dataset.subset=9")))
+    finish(tmp_path, 2, 30.0, *KD)
+    assert planned(tmp_path, cell(*KD)).startswith("about 30 s ")
+
+
+def test_a_plan_says_which_weights_have_to_be_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    place = tmp_path / "hub" / "checkpoints"
+    for name, path in (
+        ("resnet50", place / "resnet50-0676ba61.pth"),
+        ("vit_base", tmp_path / "hub" / "models--timm--vit_base_patch16_224.augreg2_in21k_ft_in1k"),
+    ):
+        config = settle(composed(f"teacher={name}", "method=kd", "student=resnet18", "dataset=imagenet", "scale=paper"))
+        plan = "\n".join(plan_lines(jobs_of(config), str(tmp_path), 1))
+        assert f" of {name}: not in {path.parent} yet" in plan and "resnet18: not in" not in plan
+        path.mkdir(parents=True)
+        assert " of " + name + ": not in" not in "\n".join(plan_lines(jobs_of(config), str(tmp_path), 1))
 
 
 def test_workers_by_default(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,13 +15,23 @@ from mmdet.datasets import CityscapesDataset as CityscapesBoxes
 from mmdet.datasets.transforms import LoadAnnotations as LoadBoxes
 from mmengine.dataset import BaseDataset
 from mmseg.datasets import CityscapesDataset as CityscapesMaps
-from mmseg.datasets.transforms import LoadAnnotations as LoadMap
 from numpy.typing import NDArray
 
-from kt.data.dense_source import ReadImage, Source, check_images, missing, no_images, quiet, read_coco_form, unreadable
+from kt.data.dense_source import (
+    DetectionList,
+    ReadImage,
+    ReadMap,
+    Source,
+    ToClasses,
+    check_images,
+    labelled,
+    missing,
+    no_images,
+    read_coco_form,
+)
 from kt.data.images import opened
 from kt.data.names import CITY_IMAGES
-from kt.files import checksum, read_sealed, write_sealed
+from kt.files import checksum, find, read_sealed, write_sealed
 
 logger = logging.getLogger(__name__)
 
@@ -63,22 +73,6 @@ class ToTrainIds(BaseTransform):
         return results
 
 
-class ReadMap(LoadMap):
-    """mmseg's reader of label maps, which blames the file."""
-
-    def transform(self, results: dict) -> dict:
-        """Reads the map.
-
-        Raises:
-            UserError: It cannot be read.
-        """
-        try:
-            return super().transform(results)
-        # What fails depends on the file: it is missing, it is no image, it ends early.
-        except Exception as error:
-            raise unreadable(results["seg_map_path"], error) from None
-
-
 def city_images(root: Path, split: str) -> list[Path]:
     """The images of an official split, in the order of their paths.
 
@@ -88,7 +82,7 @@ def city_images(root: Path, split: str) -> list[Path]:
     folder = root / "cityscapes" / "leftImg8bit" / split
     if not folder.is_dir():
         raise missing(root, folder, LAYOUT)
-    found = sorted(folder.glob(CITY_IMAGES))
+    found = sorted(find(folder, CITY_IMAGES))
     if not found:
         raise no_images(root, folder, LAYOUT)
     return found
@@ -123,7 +117,12 @@ def read_cityscapes(dataset: Mapping[str, Any], root: Path, cache: Path | None) 
         common: dict[str, Any] = {"pipeline": pipeline, "test_mode": True, "seg_map_suffix": end}
         return CityscapesMaps(data_root=str(root / "cityscapes"), data_prefix=folders, **common)
 
-    return Source(open_split, STUFF_AND_THINGS, ReadImage(), [ReadMap(), ToTrainIds(LABEL_IDS_END)])
+    return Source(
+        open_split,
+        STUFF_AND_THINGS,
+        ReadImage(),
+        [ReadMap(), ToTrainIds(LABEL_IDS_END), ToClasses(len(STUFF_AND_THINGS))],
+    )
 
 
 def _truth(root: Path, image: Path, end: str) -> Path:
@@ -133,29 +132,26 @@ def _truth(root: Path, image: Path, end: str) -> Path:
 
 
 def _boxes(root: Path, images: Mapping[str, list[Path]], cache: Path | None) -> Source:
-    temporary = None if cache else tempfile.TemporaryDirectory(prefix="kt-")
-    place = cache or Path(temporary.name)  # type: ignore[union-attr]
-    annotations = {part: _annotations(root, SPLITS[part], files, place) for part, files in images.items()}
+    with tempfile.TemporaryDirectory(prefix="kt-") as temporary:
+        place = cache or Path(temporary)
+        samples = {part: _annotations(root, SPLITS[part], files, place) for part, files in images.items()}
 
     def open_split(part: str, pipeline: list[Any], training: bool) -> BaseDataset:
-        prefix = {"img": str(root / "cityscapes" / "leftImg8bit" / SPLITS[part])}
-        with quiet():
-            return CityscapesBoxes(
-                ann_file=str(annotations[part]), data_prefix=prefix, pipeline=pipeline, test_mode=True
-            )
+        common: dict[str, Any] = {"metainfo": {"classes": THINGS}, "pipeline": pipeline, "test_mode": True}
+        return DetectionList(samples[part], **common)
 
-    return Source(open_split, THINGS, ReadImage(), [LoadBoxes(with_bbox=True)], keep=temporary)
+    return Source(open_split, THINGS, ReadImage(), [LoadBoxes(with_bbox=True)])
 
 
-def _annotations(root: Path, split: str, images: list[Path], place: Path) -> Path:
-    """A file with the boxes of a split in COCO's form, made in the folder `place` if there is none."""
-    folder = root / "cityscapes" / "annotations"
+def _annotations(root: Path, split: str, images: list[Path], place: Path) -> list[dict[str, Any]]:
+    """The samples of a split, from a file in COCO's form, which is made in the folder `place` if there is none."""
+    folder, of_images = root / "cityscapes" / "annotations", root / "cityscapes" / "leftImg8bit" / split
     for name in (f"instances_{split}.json", f"instancesonly_filtered_gtFine_{split}.json"):
         if (folder / name).exists():
-            _, listed = read_coco_form(folder / name, LAYOUT)
-            place = root / "cityscapes" / "leftImg8bit" / split
-            check_images(root, place, listed, folder / name, LAYOUT, CITY_IMAGES)
-            return folder / name
+            _, found = read_coco_form(folder / name, LAYOUT)
+            listed = (image["file_name"] for image in found)
+            check_images(root, of_images, listed, folder / name, LAYOUT, CITY_IMAGES)
+            return labelled(found, THINGS, of_images)
     for image in images:
         if not (path := _truth(root, image, "instanceIds")).exists():
             raise missing(root, path, f"{LAYOUT} (or {folder}/instances_{split}.json in COCO's form)")
@@ -167,7 +163,7 @@ def _annotations(root: Path, split: str, images: list[Path], place: Path) -> Pat
             logger.warning("%s is damaged: its boxes are taken from the images again", path)
         place.mkdir(parents=True, exist_ok=True)
         write_sealed(path, coco_form(root, images))
-    return path
+    return labelled(read_coco_form(path, LAYOUT)[1], THINGS, of_images)
 
 
 def coco_form(root: Path, images: list[Path]) -> dict[str, Any]:

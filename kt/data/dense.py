@@ -8,6 +8,7 @@ miss rate).
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import math
 import random
@@ -240,10 +241,7 @@ def dense_data(
         largest_index=int(chosen.max()),
     )
 
-    def score(student: Any, outcomes: Outcomes | None = None) -> dict[str, float]:
-        return _score(student, test, task, source, outcomes)
-
-    return Data(spec, train, test, score)
+    return Data(spec, train, test, functools.partial(_score, loader=test, task=task, source=source))
 
 
 def _choose(size: int, subset: int | None, validation: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -428,7 +426,7 @@ def _metric(task: str, source: Source, by_class: bool) -> BaseMetric:
 
 @torch.no_grad()
 def _score(
-    student: Any, loader: DenseLoader, task: str, source: Source, outcomes: Outcomes | None = None
+    student: Any, outcomes: Outcomes | None = None, *, loader: DenseLoader, task: str, source: Source
 ) -> dict[str, float]:
     """Metrics of the plain student on a whole loader, over all processes; its modes are put back afterwards.
 

@@ -8,53 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmcv.transforms import BaseTransform
-from mmdet.datasets import CocoDataset
 from mmdet.datasets.transforms import LoadAnnotations as LoadBoxes
 from mmengine.dataset import BaseDataset
 
-from kt.data.cityscapes import ReadMap
 from kt.data.dense_source import (
+    DetectionList,
     ReadImage,
+    ReadMap,
     SegmentationList,
     Source,
+    ToClasses,
     check_images,
+    labelled,
     missing,
     no_images,
-    quiet,
     read_coco_form,
+    read_ids,
 )
-from kt.data.images import opened
-from kt.data.names import IMAGE_ENDS
+from kt.data.images import check_folders, listed, opened, orientation, tell_unread
 from kt.errors import UserError
-
-
-class ToClasses(BaseTransform):
-    """Makes pixels that do not count 255, and refuses ids that are no class.
-
-    Args:
-        classes: Number of classes.
-        ignore: The id of pixels that do not count, beside 255.
-    """
-
-    def __init__(self, classes: int, ignore: int):
-        self.classes, self.ignore = classes, ignore
-        self.strange = np.arange(256) >= classes
-        self.strange[[ignore, 255]] = False
-
-    def transform(self, results: dict) -> dict:
-        """Replaces `gt_seg_map`.
-
-        Raises:
-            UserError: It holds another id.
-        """
-        ids = results["gt_seg_map"]
-        strange = ids[self.strange[ids]]
-        if len(strange):
-            path, largest = results["seg_map_path"], int(strange.max())
-            raise UserError(f"{path}: holds the id {largest}; expected 0 to {self.classes - 1}, {self.ignore} or 255")
-        results["gt_seg_map"] = np.where(ids == self.ignore, np.uint8(255), ids)
-        return results
 
 
 def folder_of(dataset: Mapping[str, Any], root: Path, layout: str) -> Path:
@@ -93,28 +65,21 @@ def read_coco(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> Sou
         "annotations/instances_<split>.json and the images in <split>/ (COCO: https://cocodataset.org, or your own)"
     )
     folder, splits = folder_of(dataset, root, layout), splits_of(dataset)
-    names: dict[str, tuple[str, ...]] = {}
+    names, images = {}, {}
     for part, split in splits.items():
         path = folder / "annotations" / f"instances_{split}.json"
         if not path.exists():
             raise missing(root, path, f"{folder}/{layout}")
-        names[part], images = read_coco_form(path, f"{folder}/{layout}")
-        if not images:
-            raise no_images(root, path, f"{folder}/{layout}")
-        check_images(root, folder / split, images, path, f"{folder}/{layout}")
-    if names["train"] != names["test"]:
-        odd = sorted(set(names["train"]) ^ set(names["test"])) or ["their order"]
+        names[part], images[part] = read_coco_form(path, f"{folder}/{layout}")
+        files = (image["file_name"] for image in images[part])
+        check_images(root, folder / split, files, path, f"{folder}/{layout}")
+    if odd := sorted(set(names["train"]) ^ set(names["test"])):
         raise UserError(f"dataset.folder: {folder} has other classes in {' and '.join(splits.values())}: {odd[0]!r}")
+    samples = {part: labelled(images[part], names["train"], folder / split) for part, split in splits.items()}
 
     def open_split(part: str, pipeline: list[Any], training: bool) -> BaseDataset:
-        with quiet():
-            return CocoDataset(
-                ann_file=str(folder / "annotations" / f"instances_{splits[part]}.json"),
-                data_prefix={"img": str(folder / splits[part])},
-                metainfo={"classes": names["train"]},
-                pipeline=pipeline,
-                test_mode=True,
-            )
+        common: dict[str, Any] = {"metainfo": {"classes": names["train"]}, "pipeline": pipeline, "test_mode": True}
+        return DetectionList(samples[part], **common)
 
     return Source(open_split, names["train"], ReadImage(), [LoadBoxes(with_bbox=True)])
 
@@ -138,14 +103,39 @@ def pairs_of(
         place = folder / "images" / split
         if not place.is_dir():
             raise missing(root, place, f"{folder}/{layout}")
-        images = sorted(path for path in place.iterdir() if path.suffix.lower() in IMAGE_ENDS)
-        if not images:
+        within = listed(place)
+        check_folders(within.folders, f"{folder}/{layout}")
+        if not within.images:
             raise no_images(root, place, f"{folder}/{layout}")
-        found = [(image, folder / truth[0] / split / f"{image.stem}.png") for image in images]
+        tell_unread(place, within.others)
+        found = [(image, folder / truth[0] / split / f"{image.stem}.png") for image in within.images]
         if absent := next((path for _, path in found if not path.exists()), None):
             raise missing(root, absent, f"{folder}/{layout}")
+        known = {path for _, path in found}
+        spare = [path for path in listed(folder / truth[0] / split).images if path not in known]
+        tell_unread(folder / truth[0] / split, spare, "belong to no image")
+        for pair in found:
+            check_pair(*pair)
         samples[part] = [{"img_path": str(image), truth[1]: str(path)} for image, path in found]
     return samples
+
+
+def check_pair(image: Path, truth: Path) -> None:
+    """Refuses a PNG that cannot be the truth of an image; only the heads of both files are read.
+
+    Raises:
+        UserError: They differ in size once each is turned by its own EXIF tag, or the truth has several channels.
+    """
+    sizes = []
+    for path in (image, truth):
+        with opened(path) as head:
+            size, bands = head.size, len(head.getbands())
+            sizes.append(size if orientation(head) > 4 else size[::-1])
+    if sizes[0] != sizes[1]:
+        of_truth, of_image = (f"{height} x {width}" for height, width in (sizes[1], sizes[0]))
+        raise UserError(f"{truth}: has {of_truth} pixels; its image {image.name} has {of_image}")
+    if bands != 1:
+        raise UserError(f"{truth}: has {bands} channels; expected one (colours of classes have to become ids first)")
 
 
 def read_segfolder(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> Source:
@@ -176,8 +166,9 @@ def read_segfolder(dataset: Mapping[str, Any], root: Path, cache: Path | None) -
         if not len(names) <= ignore <= 255:
             expected = f"expected {len(names)} (the number of classes) to 255"
             raise UserError(f"{described}: ignore_index={ignore} is a class or no 8 bit id; {expected}")
+        _ids(samples["train"], ignore, enough=2)
     else:
-        names, ignore = tuple(str(number) for number in range(_largest(samples["train"]) + 1)), 255
+        names, ignore = tuple(str(number) for number in range(max(_ids(samples["train"], 255)) + 1)), 255
 
     def open_split(part: str, pipeline: list[Any], training: bool) -> BaseDataset:
         common: dict[str, Any] = {"metainfo": {"classes": names}, "pipeline": pipeline, "test_mode": True}
@@ -186,14 +177,22 @@ def read_segfolder(dataset: Mapping[str, Any], root: Path, cache: Path | None) -
     return Source(open_split, names, ReadImage(), [ReadMap(), ToClasses(len(names), ignore)])
 
 
-def _largest(samples: list[dict[str, str]]) -> int:
-    """The largest class id below 255."""
-    largest = 0
+def _ids(samples: list[dict[str, str]], ignore: int, enough: int = 256) -> set[int]:
+    """The class ids in label maps, of which the first ones are read until there are enough.
+
+    Raises:
+        UserError: There are not two.
+    """
+    found: set[int] = set()
     for sample in samples:
-        path = sample["seg_map_path"]
-        with opened(path) as image:
-            ids = np.asarray(image)
-        if ids.ndim != 2:
-            raise UserError(f"{path}: has {ids.shape[-1]} channels; expected one, the class ids")
-        largest = max(largest, int(ids[ids < 255].max(initial=0)))
-    return largest
+        found |= {*np.flatnonzero(np.bincount(read_ids(sample["seg_map_path"]).ravel())).tolist()} - {ignore, 255}
+        if len(found) >= enough:
+            break
+    if len(found) < 2:
+        cure = "of masks in black and white, 0 and 255, white has to become 1"
+        held = f"one id that counts, {min(found)}" if found else "no id that counts"
+        place = Path(samples[0]["seg_map_path"]).parent
+        raise UserError(
+            f"{place}: the label maps hold {held}; expected two classes or more (255 counts as none: {cure})"
+        )
+    return found

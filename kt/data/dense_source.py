@@ -6,17 +6,23 @@ import contextlib
 import io
 import json
 import logging
+import math
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from mmcv.transforms import LoadImageFromFile
+import numpy as np
+from mmcv.transforms import BaseTransform, LoadImageFromFile
 from mmdet.datasets import BaseDetDataset
 from mmengine.dataset import BaseDataset
 from mmengine.logging import MMLogger
 from mmseg.datasets import BaseSegDataset
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
+from kt.data.images import is_deep, opened, orientation
 from kt.data.names import ANY, unseen
 from kt.errors import UserError
 
@@ -35,7 +41,6 @@ class Source:
         load_labels: The steps that read the ground truth; pixels of label maps that do not count are 255.
         resident: Whether the images are in memory already.
         height_unit: Image height over that of Cityscapes, see `kt.evaluation.miss_rate.miss_rates`.
-        keep: What has to live as long as the source, such as a temporary folder.
     """
 
     open: Callable[[str, list[Any], bool], BaseDataset]
@@ -44,7 +49,6 @@ class Source:
     load_labels: list[Any]
     resident: bool = False
     height_unit: float = 1.0
-    keep: Any = None
 
 
 class DetectionList(BaseDetDataset):
@@ -72,19 +76,101 @@ class SegmentationList(BaseSegDataset):
 
 
 class ReadImage(LoadImageFromFile):
-    """mmcv's reader, which blames the file."""
+    """mmcv's reader, which turns an image by its EXIF tag; it blames the file."""
 
     def transform(self, results: dict) -> dict | None:
         """Reads the image.
 
         Raises:
-            UserError: It cannot be read.
+            UserError: It cannot be read, or has not the `height` and `width` that a sample may say.
         """
+        path, told = results["img_path"], (results.get("height"), results.get("width"))
         try:
-            return super().transform(results)
+            # What Pillow cannot read OpenCV may.
+            with (
+                contextlib.suppress(Image.UnidentifiedImageError, Image.DecompressionBombError),
+                Image.open(path) as head,
+            ):
+                is_deep(head, path)
+                if head.format == "WEBP" and orientation(head) != 1:
+                    raise UserError(f"{path}: is WebP, whose EXIF tag nobody reads; expected an image already turned")
+            super().transform(results)
+        except UserError:
+            raise
         # What fails depends on the file: it is missing, it is no image, it ends early.
         except Exception as error:
-            raise unreadable(results["img_path"], error) from None
+            raise unreadable(path, error) from None
+        if None not in told and told != results["ori_shape"]:
+            raise UserError(f"{path}: has {_pixels(results['ori_shape'])}; its annotations are of {_pixels(told)}")
+        return results
+
+
+def _pixels(size: Sequence[Any]) -> str:
+    return f"{size[0]} x {size[1]} pixels"
+
+
+def read_ids(path: str) -> NDArray[np.uint8]:
+    """A label map, (h, w), turned by its EXIF tag as images are; of one with a palette the numbers of its colours.
+
+    Raises:
+        UserError: It cannot be read, or is none of 8 bit ids.
+    """
+    with opened(path) as image:
+        ids = np.asarray(ImageOps.exif_transpose(image))
+    if ids.ndim != 2:
+        cure = "colours of classes have to be replaced by ids first"
+        raise UserError(f"{path}: has {ids.shape[-1]} channels; expected one, the class ids ({cure})")
+    if ids.dtype.kind == "f" or not 0 <= ids.min() <= ids.max() <= 255:
+        odd = ids.min() if ids.min() < 0 else ids.max()
+        raise UserError(f"{path}: holds the id {odd}; expected whole numbers from 0 to 255")
+    return ids.astype(np.uint8)
+
+
+class ReadMap(BaseTransform):
+    """Reads a label map, which has to be as large as its image."""
+
+    def transform(self, results: dict) -> dict:
+        """Adds `gt_seg_map`.
+
+        Raises:
+            UserError: It cannot be read, or has another size.
+        """
+        path = results["seg_map_path"]
+        ids = read_ids(path)
+        if ids.shape != tuple(results["ori_shape"]):
+            raise UserError(f"{path}: has {_pixels(ids.shape)}; its image has {_pixels(results['ori_shape'])}")
+        results["gt_seg_map"] = ids
+        results["seg_fields"].append("gt_seg_map")
+        return results
+
+
+class ToClasses(BaseTransform):
+    """Makes pixels that do not count 255, and refuses ids that are no class.
+
+    Args:
+        classes: Number of classes.
+        ignore: The id of pixels that do not count, beside 255.
+    """
+
+    def __init__(self, classes: int, ignore: int = 255):
+        self.classes, self.ignore = classes, ignore
+        self.strange = np.arange(256) >= classes
+        self.strange[[ignore, 255]] = False
+
+    def transform(self, results: dict) -> dict:
+        """Replaces `gt_seg_map`.
+
+        Raises:
+            UserError: It holds another id.
+        """
+        ids = results["gt_seg_map"]
+        strange = ids[self.strange[ids]]
+        if len(strange):
+            path, largest = results["seg_map_path"], int(strange.max())
+            others = " or ".join(str(number) for number in dict.fromkeys((self.ignore, 255)))
+            raise UserError(f"{path}: holds the id {largest}; expected 0 to {self.classes - 1}, {others}")
+        results["gt_seg_map"] = np.where(ids == self.ignore, np.uint8(255), ids)
+        return results
 
 
 def unreadable(path: object, error: Exception) -> UserError:
@@ -126,27 +212,111 @@ def check_images(root: Path, folder: Path, names: Iterable[str], listed: Path, l
             raise missing(root, folder / name, layout)
 
 
-def read_coco_form(path: Path, layout: str) -> tuple[tuple[str, ...], list[str]]:
-    """The names of the classes and of the images in a file of COCO's form.
+# Faults of a file that are told.
+TOLD = 3
+
+
+def read_coco_form(path: Path, layout: str) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
+    """The classes of a file of COCO's form, in its order, and its images with their boxes.
+
+    Returns:
+        Names, and of every image `file_name`, `height`, `width`, `img_id` (its own id, or its place where one of them
+        is no integer) and `instances`: `bbox` (x1, y1, x2, y2), `name` and `ignore_flag` (of crowds). As mmdet has it,
+        without those that are marked `ignore`, lie outside of the image, or are smaller than a pixel.
 
     Raises:
-        UserError: It has another form.
+        UserError: It has another form, of which the first faults are told, or no boxes.
     """
+
+    def refused(faults: Sequence[str]) -> UserError:
+        more = f" and {len(faults) - TOLD} more" if len(faults) > TOLD else ""
+        return UserError(f"{path}: is not in COCO's form ({'; '.join(faults[:TOLD])}{more}); expected {layout}")
+
     try:
         read = json.loads(path.read_bytes())
-        names = tuple(category["name"] for category in read["categories"])
-        files = [str(image["file_name"]) for image in read["images"]]
-        wanted = {"images": ("id", "width", "height"), "annotations": ("id", "bbox", "area", "category_id", "image_id")}
-        for part, keys in wanted.items():
-            if lost := next((key for each in read[part] for key in keys if key not in each), None):
-                raise KeyError(f"{lost} of one of the {part}")
-        for box in read["annotations"]:
-            if len(box["bbox"]) != 4:
-                raise ValueError(f"bbox {box['bbox']}, not x, y, width, height")
-    except (ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: is not in COCO's form ({reason}); expected {layout}") from None
-    return names, files
+    except (ValueError, RecursionError) as error:
+        raise refused([" ".join(str(error).split())]) from None
+    parts: dict[str, list[dict[str, Any]]] = read if isinstance(read, dict) else {}
+    if faults := [
+        f"{name} is no list of objects"
+        for name in ("categories", "images", "annotations")
+        if not isinstance(rows := parts.get(name), list) or not all(isinstance(row, dict) for row in rows)
+    ]:
+        raise refused(faults)
+    names: dict[str, str] = {}
+    for row in parts["categories"]:
+        key, name = _identifier(row, "id"), row.get("name")
+        if key is None or not isinstance(name, str) or key in names or name in names.values():
+            faults.append(f"category {_of(row, 'id', 'name')}, not an id and a name of its own")
+        else:
+            names[key] = name
+    images: dict[str, dict[str, Any]] = {}
+    whole = all(type(row.get("id")) is int for row in parts["images"])
+    for number, row in enumerate(parts["images"]):
+        key, sides = _identifier(row, "id"), (row.get("height"), row.get("width"))
+        if not isinstance(row.get("file_name"), str) or not all(_is_number(side) and side > 0 for side in sides):
+            faults.append(f"image {_of(row, 'id', 'file_name', 'height', 'width')}, not a name and a size")
+        elif key is None or key in images:
+            faults.append(f"image {_of(row, 'id', 'file_name')}, not an id of its own")
+        else:
+            images[key] = {"img_id": row["id"] if whole else number, "file_name": row["file_name"]}
+            images[key] |= {"height": sides[0], "width": sides[1], "instances": []}
+    count = 0
+    for row in () if faults else parts["annotations"]:
+        image, name = images.get(_identifier(row, "image_id") or ""), names.get(_identifier(row, "category_id") or "")
+        box, area = row.get("bbox"), row.get("area")
+        if image is None or name is None:
+            faults.append(f"annotation {_of(row, 'id', 'image_id', 'category_id')}, not an image and a category")
+        elif not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+            faults.append(f"annotation {_of(row, 'id', 'bbox')}, not x, y, width, height")
+        elif not _is_number(area):
+            faults.append(f"annotation {_of(row, 'id', 'area')}, not a number")
+        else:
+            x, y, width, height = box
+            inside = min(x + width, image["width"]) > max(x, 0) and min(y + height, image["height"]) > max(y, 0)
+            if not row.get("ignore") and inside and area > 0 and width >= 1 and height >= 1:
+                crowd = int(bool(row.get("iscrowd")))
+                image["instances"].append({"bbox": [x, y, x + width, y + height], "name": name, "ignore_flag": crowd})
+                count += not crowd
+    if faults:
+        raise refused(faults)
+    if not count:
+        raise UserError(f"{path}: holds no boxes that count; expected {layout}")
+    return tuple(names.values()), list(images.values())
+
+
+def _of(row: dict[str, Any], *keys: str) -> str:
+    """What a row says, in short."""
+    return " ".join(f"{key}={reprlib.repr(row.get(key))}" for key in keys)
+
+
+def _identifier(row: dict[str, Any], key: str) -> str | None:
+    """An id, whether a file has it as a number or as a text."""
+    value = row.get(key)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value) if isinstance(value, int | str) and not isinstance(value, bool) else None
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def labelled(images: Iterable[dict[str, Any]], classes: Sequence[str], folder: Path) -> list[dict[str, Any]]:
+    """Samples of mmdet's form from the images of `read_coco_form`; boxes of other classes are left out."""
+    label = {name: number for number, name in enumerate(classes)}
+    return [
+        {
+            **image,
+            "img_path": str(folder / image["file_name"]),
+            "instances": [
+                {"bbox": one["bbox"], "bbox_label": label[one["name"]], "ignore_flag": one["ignore_flag"]}
+                for one in image["instances"]
+                if one["name"] in label
+            ],
+        }
+        for image in images
+    ]
 
 
 @contextlib.contextmanager

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from mmengine.dataset import BaseDataset
 
-from kt.data.cityscapes import STUFF_AND_THINGS, ReadMap, ToTrainIds
-from kt.data.dense_source import ReadImage, SegmentationList, Source, missing, no_images
+from kt.data.cityscapes import STUFF_AND_THINGS, ToTrainIds
+from kt.data.dense_source import ReadImage, ReadMap, SegmentationList, Source, missing, no_images
 from kt.errors import UserError
+from kt.files import find
 
 LAYOUT = (
     "the official gta5/images/*.png and gta5/labels/*.png of the same names (https://download.visinf.tu-darmstadt.de/"
@@ -49,7 +50,7 @@ def read_gta5(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> Sou
     for part in ("images", "labels"):
         if not (folder / part).is_dir():
             raise missing(root, folder / part, LAYOUT)
-    names = [path.name for path in (folder / "images").glob("*.png")]
+    names = [path.name for path in find(folder / "images", "*.png")]
     if len(names) < 2:
         raise no_images(root, folder / "images", LAYOUT)
     validation, listed = None, folder / "val.txt"
@@ -59,7 +60,7 @@ def read_gta5(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> Sou
         if strangers or not validation:
             problem = f"names {strangers[0]}, which is not in {folder / 'images'}" if strangers else "is empty"
             raise UserError(f"{listed}: {problem}; expected one image name a line (or no such file)")
-    labelled = {path.name for path in (folder / "labels").glob("*.png")}
+    labelled = {path.name for path in find(folder / "labels", "*.png")}
     unlabelled = sorted(set(names) - labelled)
     if unlabelled:
         raise missing(root, folder / "labels" / unlabelled[0], LAYOUT)

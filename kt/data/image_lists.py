@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kt.data.images import Images
-from kt.data.names import IMAGE_ENDS, unseen
+from kt.data.names import is_image, unseen
 from kt.errors import UserError
 from kt.settings import shown
 
@@ -211,7 +211,7 @@ def read_tiny_imagenet(dataset: Mapping[str, Any], root: Path, cache: Path | Non
     trained = []
     for name in names:
         place = f"train/{name}/images"
-        files = sorted(path.name for path in (folder.path / place).glob("*") if path.suffix.lower() in IMAGE_ENDS)
+        files = sorted(path.name for path in (folder.path / place).glob("*") if is_image(path))
         if not files:
             raise folder.wrong(f"there are no images in {folder.path / place}")
         trained += [(f"{place}/{file}", name) for file in files]

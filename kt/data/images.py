@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
+import os
 import pickle
+import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +16,21 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 from torchvision.transforms import v2
 
 from kt.data import scenes
 from kt.data.cache import Arrays, drawn
 from kt.data.loaders import Loader, ResidentLoader, StreamingLoader
-from kt.data.names import ANY, IMAGE_ENDS, folder_of, read_dataset
+from kt.data.names import ANY, folder_of, is_hidden, is_image, read_dataset
 from kt.data.spec import Data, DataSpec
 from kt.errors import UserError
 from kt.evaluation.accuracy import evaluate_accuracy
 from kt.files import find
 from kt.models.names import IMAGENET
+
+logger = logging.getLogger(__name__)
 
 CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 # Of 20,000 crops in each style; a test draws them again.
@@ -129,7 +134,7 @@ def image_data(
     workers: int,
 ) -> Data:
     """Loaders and top-k accuracy for a checked config of a dataset for classification; see `kt.data.build_data`."""
-    source: Images = read_dataset(dataset, data_root, cache_root)
+    source = _read(dataset, data_root, cache_root)
     labels, test_labels = _labels(source.train), _labels(source.test)
     classes = len(source.class_names)
     if not len(test_labels):
@@ -167,7 +172,7 @@ def unlabelled_loader(
     **common: Any,
 ) -> Loader:
     """A loader of a share of a dataset's training images; see `kt.data.unlabelled`."""
-    source: Images = read_dataset(dataset, data_root, cache_root)
+    source = _read(dataset, data_root, cache_root)
     labels = _labels(source.train)
     chosen = _chosen(labels, dataset, len(source.class_names))
     count = round(share * len(chosen))
@@ -180,6 +185,39 @@ def unlabelled_loader(
     size, augmentation = dataset["image_size"], dataset["augmentation"]
     taken = np.sort(chosen[drawn])
     return _loader(source.train, labels, taken, size, augmentation, True, dataset["resident"], workers, common)
+
+
+def check_split(part: Split, classes: int, whose: object) -> None:
+    """Refuses pixels and labels that cannot be what they are taken for.
+
+    Args:
+        part: A split as a reader gives it.
+        classes: Number of classes.
+        whose: What the error calls it.
+
+    Raises:
+        UserError: Says what they are and what is expected.
+    """
+    if isinstance(part, Labelled):
+        images, labels = np.asarray(part.images), np.asarray(part.labels)
+        if images.dtype != np.uint8 or images.shape[3:] != (3,):
+            raise UserError(f"{whose}: images are {images.dtype} {images.shape}; expected uint8 (n, height, width, 3)")
+        if labels.shape != images.shape[:1] or (len(labels) and labels.dtype.kind not in "iu"):
+            kind = f"{labels.dtype} {labels.shape} for {len(images)} images"
+            raise UserError(f"{whose}: labels are {kind}; expected an integer for each")
+    else:
+        labels = np.array([label for _, label in part])
+    strange = labels[(labels < 0) | (labels >= classes)]
+    if len(strange):
+        raise UserError(f"{whose}: has the label {strange[0]}; expected 0 to {classes - 1}, one of the classes")
+
+
+def _read(dataset: Mapping[str, Any], data_root: Path, cache_root: Path | None) -> Images:
+    """What the reader of a dataset gives, checked."""
+    source: Images = read_dataset(dataset, data_root, cache_root)
+    for name, part in (("training", source.train), ("test", source.test)):
+        check_split(part, len(source.class_names), f"dataset.name={dataset['name']}: {name} set")
+    return source
 
 
 def _chosen(labels: NDArray[np.int64], dataset: Mapping[str, Any], classes: int) -> NDArray[np.int64]:
@@ -205,7 +243,7 @@ def balanced_subset(labels: NDArray[np.int64], size: int, classes: int, last: bo
 
 
 def _labels(part: Split) -> NDArray[np.int64]:
-    return part.labels if isinstance(part, Labelled) else np.array([label for _, label in part], np.int64)
+    return np.array(part.labels if isinstance(part, Labelled) else [label for _, label in part], np.int64)
 
 
 def _loader(
@@ -236,6 +274,72 @@ def _loader(
     return StreamingLoader(files, workers=workers, **common)
 
 
+@dataclass
+class Listed:
+    """What is in a folder, in the order of names and without what is hidden: images, other files, and folders."""
+
+    images: list[Path]
+    others: list[Path]
+    folders: list[Path]
+
+
+def listed(folder: Path) -> Listed:
+    """What is in a folder."""
+    found = Listed([], [], [])
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            path = folder / entry.name
+            if entry.is_dir():
+                part = found.folders
+            else:
+                part = found.images if is_image(path) else found.others
+            if not is_hidden(path):
+                part.append(path)
+    return found
+
+
+def check_folders(folders: Iterable[Path], expected: str) -> None:
+    """Refuses folders that hold images which nobody would read.
+
+    Raises:
+        UserError: Names the first and how many images it holds.
+    """
+    for folder in folders:
+        deeper = sum(is_image(path) for path in find(folder, ANY))
+        if deeper:
+            raise UserError(f"{folder}: its {deeper} images would not be read; expected {expected}")
+
+
+def tell_unread(folder: Path, files: Sequence[Path], why: str = "are no images that are read") -> None:
+    """Says how many files of a dataset are passed over."""
+    if files:
+        logger.warning("%s: %d files %s, such as %s", folder, len(files), why, files[0])
+
+
+def is_deep(image: Image.Image, path: Path | str) -> bool:
+    """Whether the numbers of an image of one channel have 16 bits, of which the upper 8 count, as they do of colours.
+
+    Raises:
+        UserError: They have 32, and nobody knows their range.
+    """
+    deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    if not deep and image.mode in ("I", "F"):
+        kind = "floating point numbers" if image.mode == "F" else "integers of 32 bits"
+        raise UserError(f"{path}: its pixels are {kind}, whose range is not known; expected 8 or 16 bits a channel")
+    return deep
+
+
+def orientation(image: Image.Image) -> int:
+    """How an image is still to be turned to be seen, by its EXIF tag (1: not at all); of a file, its head is read."""
+    if "exif" not in image.info:
+        return 1  # or Pillow would look for it behind the pixels
+    try:
+        tag: Any = image.getexif().get(ExifTags.Base.Orientation)
+    except (OSError, ValueError, SyntaxError, struct.error):  # a damaged tag turns nothing
+        return 1
+    return tag if tag in range(1, 9) else 1
+
+
 @contextlib.contextmanager
 def opened(path: Path | str) -> Iterator[Image.Image]:
     """An image file, for what reads it within.
@@ -246,6 +350,8 @@ def opened(path: Path | str) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
             yield image
+    except UserError:
+        raise
     # Pillow's readers raise all of these on damaged files.
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: cannot be read as an image ({' '.join(str(error).split())})") from None
@@ -253,6 +359,8 @@ def opened(path: Path | str) -> Iterator[Image.Image]:
 
 def _open(path: Path) -> Image.Image:
     with opened(path) as image:
+        if is_deep(image, path):
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         return image.convert("RGB")
 
 
@@ -301,16 +409,25 @@ def read_cifar100(dataset: Mapping[str, Any], root: Path, cache: Path | None) ->
                 records[name] = pickle.load(file, encoding="bytes")
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"data_root={str(root)!r}: there is no {folder / name}; {CIFAR_LAYOUT}") from None
-        except (pickle.UnpicklingError, EOFError) as error:
-            raise UserError(f"{folder / name}: is no pickle ({error}); {CIFAR_LAYOUT}") from None
+        except Exception as error:  # a pickle can raise anything
+            reason = " ".join(str(error).split())
+            raise UserError(f"{folder / name}: is no pickle ({reason}); {CIFAR_LAYOUT}") from None
     try:
-        parts = []
-        for name in ("train", "test"):
-            images = np.asarray(records[name][b"data"], np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-            parts.append(Labelled(np.ascontiguousarray(images), np.asarray(records[name][b"fine_labels"], np.int64)))
+        arrays = {
+            name: [np.asarray(records[name][key]) for key in (b"data", b"fine_labels")] for name in ("train", "test")
+        }
         names = tuple(value.decode() for value in records["meta"][b"fine_label_names"])
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{folder}: the pickles lack {error}; {CIFAR_LAYOUT}") from None
+    parts = []
+    for name, (images, labels) in arrays.items():
+        whole = images.dtype.kind in "iu" and 0 <= images.min(initial=0) <= images.max(initial=0) <= 255
+        if not whole or images.shape[1:] not in ((3072,), (3, 32, 32)):
+            kind = f"{images.dtype} {images.shape}"
+            raise UserError(f"{folder / name}: data are {kind}; expected uint8 (n, 3072), red, green, blue in turn")
+        pixels = np.asarray(images, np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        parts.append(Labelled(np.ascontiguousarray(pixels), labels))
+        check_split(parts[-1], len(names), folder / name)
     return Images(parts[0], parts[1], names, CIFAR100_MEAN, CIFAR100_STD)
 
 
@@ -331,31 +448,38 @@ def read_unlabelled(dataset: Mapping[str, Any], root: Path, cache: Path | None) 
     if not dataset["folder"]:
         raise UserError("method.source.folder=null: expected the folder of images below data_root")
     folder = root / dataset["folder"]
-    files = sorted(path for path in find(folder, ANY) if path.suffix.lower() in IMAGE_ENDS)
+    found = sorted(find(folder, ANY))
+    files = [path for path in found if is_image(path)]
     if not files:
         raise UserError(f"method.source.folder={dataset['folder']}: there are no images in {folder}")
+    tell_unread(folder, [path for path in found if not is_image(path) and path.is_file()])
     return Images([(path, 0) for path in files], [], ("unlabelled",))
 
 
 def _folders(folder: Path, origin: str) -> Images:
     layout = f"expected {folder}/{{train,val}}/<class>/<image> ({origin}), or use scale=mini"
-    parts, names = [], {}
+    parts: list[Split] = []
+    names: dict[str, list[str]] = {}
     for split in ("train", "val"):
         if not (folder / split).is_dir():
             raise UserError(f"dataset.folder: there is no folder {folder / split}; {layout}")
-        names[split] = sorted(entry.name for entry in (folder / split).iterdir() if entry.is_dir())
+        whole = listed(folder / split)
+        names[split] = [place.name for place in whole.folders]
         if split == "val" and names["val"] != names["train"]:
             odd = sorted(set(names["val"]) ^ set(names["train"]))
             raise UserError(
                 f"dataset.folder: {folder} has other classes in train and val, for example {odd[0]!r}; {layout}"
             )
-        files = [
-            (path, label)
-            for label, name in enumerate(names[split])
-            for path in sorted((folder / split / name).iterdir())
-            if path.suffix.lower() in IMAGE_ENDS
-        ]
+        classes = [listed(place) for place in whole.folders]
+        check_folders((inner for each in classes for inner in each.folders), layout.removeprefix("expected "))
+        files = [(path, label) for label, each in enumerate(classes) for path in each.images]
         if not files:
             raise UserError(f"dataset.folder: {folder / split} holds no images; {layout}")
+        none = [place for place, each in zip(whole.folders, classes, strict=True) if not each.images]
+        if none and split == "train":
+            raise UserError(f"dataset.folder: the class {none[0]} has no images; {layout}")
+        if none:
+            logger.warning("%s: no images of %s", folder / split, ", ".join(place.name for place in none))
+        tell_unread(folder / split, [*whole.images, *(path for each in (whole, *classes) for path in each.others)])
         parts.append(files)
     return Images(parts[0], parts[1], tuple(names["train"]))

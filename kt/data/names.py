@@ -30,6 +30,9 @@ class DatasetSpec:
             `{folder}`, `{train_split}` and the like stand for the config's values (an empty folder for the dataset's
             name); see `kt.data.fingerprint`. An entry without any is taken to have always the same data.
         folder: What a `folder` of null stands for; None where it has to be given.
+        published: Images of the training and of the test set as they are handed out, by domain where there are some
+            (else under the empty name); what a rehearsal without the data goes by.
+        classes: How many, where the choices leave that to the files; for the same use.
         code: Modules that draw it, of a dataset without files.
         embedded: Whether it is drawn for networks as slim as the scale says, which train best on a thread each, side
             by side.
@@ -44,18 +47,21 @@ class DatasetSpec:
     images: tuple[str, ...] = ()
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     folder: str | None = None
+    published: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    classes: int | None = None
     code: tuple[str, ...] = ()
     embedded: bool = False
     settings: type[Dataset] = Dataset
     sources: Mapping[str, str] = field(default_factory=dict)
 
 
+SPLIT_SIZES = ("train_size", "test_size")  # of what is drawn
 # Keys that decide the images of every dataset.
 COMMON = ("name", "task", "num_classes", "image_size", "crop_size", "subset", "validation", "augmentation")
 CLASSIFICATION = "classification"
 # Files that are images, in every folder.
 IMAGE_ENDS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-# The pattern of all that is below a folder.
+# The pattern of all that is below a folder, but for what is hidden.
 ANY = "**/*"
 
 # Files that hold an image with its truth, of which so many may be read that none is read whole for the state.
@@ -141,6 +147,7 @@ DATASETS: dict[str, DatasetSpec] = {
         },
         sources={"dataset": "RepDistiller's released code (Tian, Krishnan, Isola 2020)"},
         labels={CLASSIFICATION: tuple(f"cifar-100-python/{name}" for name in ("train", "test", "meta"))},
+        published={"": (50_000, 10_000)},
     ),
     "imagenet": DatasetSpec(
         {CLASSIFICATION: "kt.data.images:read_imagenet"},
@@ -149,6 +156,7 @@ DATASETS: dict[str, DatasetSpec] = {
         sources={"dataset": "torchvision's reference trainings"},
         images=_CLASS_FOLDERS,
         folder="imagenet",
+        published={"": (1_281_167, 50_000)},
     ),
     "imagefolder": DatasetSpec(
         {CLASSIFICATION: "kt.data.images:read_imagefolder"},
@@ -174,6 +182,7 @@ DATASETS: dict[str, DatasetSpec] = {
                 f"CUB_200_2011/{name}.txt" for name in ("classes", "images", "image_class_labels", "train_test_split")
             )
         },
+        published={"": (5994, 5794)},
     ),
     "stanford40": DatasetSpec(
         {CLASSIFICATION: "kt.data.image_lists:read_stanford40"},
@@ -182,6 +191,7 @@ DATASETS: dict[str, DatasetSpec] = {
         sources=_OF_WHAT_AND_WHERE,
         images=("Stanford40/JPEGImages/*",),
         labels={CLASSIFICATION: tuple(f"Stanford40/ImageSplits/{name}.txt" for name in ("actions", "train", "test"))},
+        published={"": (4000, 5532)},
     ),
     "mit67": DatasetSpec(
         {CLASSIFICATION: "kt.data.image_lists:read_mit67"},
@@ -190,6 +200,7 @@ DATASETS: dict[str, DatasetSpec] = {
         sources=_OF_WHAT_AND_WHERE,
         images=("mit67/Images/*/*",),
         labels={CLASSIFICATION: ("mit67/TrainImages.txt", "mit67/TestImages.txt")},
+        published={"": (5360, 1340)},
     ),
     "domainnet": DatasetSpec(
         {CLASSIFICATION: "kt.data.image_lists:read_domainnet"},
@@ -205,6 +216,10 @@ DATASETS: dict[str, DatasetSpec] = {
                 for split in ("train", "test")
             )
         },
+        published={
+            **{"clipart": (33_525, 14_604), "infograph": (36_023, 15_582), "painting": (50_416, 21_850)},
+            **{"quickdraw": (120_750, 51_750), "real": (120_906, 52_041), "sketch": (48_212, 20_916)},
+        },
     ),
     "tiny_imagenet": DatasetSpec(
         {CLASSIFICATION: "kt.data.image_lists:read_tiny_imagenet"},
@@ -216,6 +231,7 @@ DATASETS: dict[str, DatasetSpec] = {
         sources={"dataset": "ours, unstated", "schedule": "ours, as DistPro's students are trained"},
         images=("tiny-imagenet-200/train/*", "tiny-imagenet-200/train/*/images/*", "tiny-imagenet-200/val/images/*"),
         labels={CLASSIFICATION: ("tiny-imagenet-200/wnids.txt", "tiny-imagenet-200/val/val_annotations.txt")},
+        published={"": (100_000, 10_000)},
     ),
     "cityscapes": DatasetSpec(
         dict.fromkeys(("segmentation", "detection"), "kt.data.cityscapes:read_cityscapes"),
@@ -224,6 +240,7 @@ DATASETS: dict[str, DatasetSpec] = {
             "segmentation": _city_labels("labelTrainIds", "labelIds"),
             "detection": (*_city_labels("instanceIds"), "cityscapes/annotations/instances*.json"),
         },
+        published={"": (2975, 500)},
     ),
     "gta5": DatasetSpec(
         {"segmentation": "kt.data.gta5:read_gta5"},
@@ -240,6 +257,7 @@ DATASETS: dict[str, DatasetSpec] = {
         schedule={"defaults": ["cityscapes_seg"]},
         images=("gta5/images/*.png",),
         labels={"segmentation": ("gta5/labels/*.png", "gta5/val.txt")},
+        published={"": (24_466, 500)},  # of 24,966, see `kt.data.gta5.split_names`
     ),
     "citypersons": DatasetSpec(
         {"pedestrians": "kt.data.citypersons:read_citypersons"},
@@ -255,6 +273,7 @@ DATASETS: dict[str, DatasetSpec] = {
         schedule={"defaults": ["cityscapes_det"]},
         images=_CITIES,
         labels={"pedestrians": ("citypersons/annotations/anno_*.mat",)},
+        published={"": (2975, 500)},
     ),
     "scenes_depth": DatasetSpec(
         {"depth": "kt.data.depth:read_scenes"},
@@ -276,6 +295,8 @@ DATASETS: dict[str, DatasetSpec] = {
         sources=_OF_DEPTH,
         images=("nyudepthv2/*/*/*.h5",),
         settings=DepthDataset,
+        published={"": (47_584, 654)},
+        classes=1,
     ),
     "depthfolder": DatasetSpec(
         {"depth": "kt.data.depth:read_depthfolder"},
@@ -302,6 +323,8 @@ DATASETS: dict[str, DatasetSpec] = {
         labels={
             "detection": tuple(f"{{folder}}/annotations/instances_{{{part}_split}}.json" for part in ("train", "test"))
         },
+        published={"": (118_287, 5000)},
+        classes=80,
     ),
     "segfolder": DatasetSpec(
         {"segmentation": "kt.data.dense_folders:read_segfolder"},
@@ -346,6 +369,16 @@ def content(dataset: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def is_hidden(path: Path) -> bool:
+    """Whether a file or folder is none of a dataset's: `.ipynb_checkpoints`, or the `._0.jpg` that macOS leaves."""
+    return path.name.startswith(".")
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file of that name is one of a dataset's images."""
+    return path.suffix.lower() in IMAGE_ENDS and not is_hidden(path)
+
+
 def unseen(path: str, form: str = ANY) -> str | None:
     """Why the state of a dataset would not tell an image that a list names; None if it does.
 
@@ -357,6 +390,8 @@ def unseen(path: str, form: str = ANY) -> str | None:
         return f"{path} is not below the folder of the images"
     if not path.lower().endswith(IMAGE_ENDS):
         return f"{path} does not end as an image does"
+    if any(part.startswith(".") for part in PurePosixPath(path).parts):
+        return f"{path} is hidden"
     if form != ANY and not PurePosixPath("/", path).match(f"/{form}"):
         return f"{path} is not of the form {form}"
     return None
@@ -410,7 +445,7 @@ def check_dataset(dataset: Mapping[str, Any], key: str = "dataset") -> None:
             raise UserError(
                 f"{key}.{part}={given}: expected the name of a folder in the dataset's, such as {split.name}"
             )
-    for part in ("train_size", "test_size"):
+    for part in SPLIT_SIZES:
         if DATASETS[dataset["name"]].code and dataset[part] is None:
             raise UserError(f"{key}.{part}=null: expected how many images to draw, for {dataset['name']}")
     size, crop, task = dataset["image_size"], dataset["crop_size"], dataset["task"]

@@ -43,7 +43,8 @@ class Data:
         spec: What it is.
         train, test: Loaders (`kt.data.loaders.Loader`, `kt.data.dense.DenseLoader`).
         score: Metrics in percent (of depth also in metres) of a student on the whole test set, over all processes. A
-            second argument, `kt.evaluation.outcomes.Outcomes`, gets what the task's score leaves beside them.
+            second argument, `kt.evaluation.outcomes.Outcomes`, gets what the task's score leaves beside them; another
+            `loader` takes the test set's place.
         further: Loaders of other images that a method draws from, by name (`m2a2s`: `source`).
     """
 

@@ -30,7 +30,7 @@ KEYS = {
     "segmentation": "Black in the truth does not count.",
     "detection": _BOXES,
     "pedestrians": _BOXES,
-    "depth": "Dark is near and bright is far, on the scale of the truth; grey is where there is no depth.",
+    "depth": "Dark is near and bright is far, on the logarithmic scale of the truth; grey is where there is no depth.",
 }
 
 # Of the benchmark's makers, by the names that other data share.
@@ -149,12 +149,13 @@ def of_boxes(
 
 def _drawn(image: Pixels, objects: Boxes, factor: float, names: Sequence[str]) -> Pixels:
     canvas = Image.fromarray(image)
-    draw, font, palette = ImageDraw.Draw(canvas), ImageFont.load_default(10), colours(names)
+    draw, font, palette = ImageDraw.Draw(canvas), ImageFont.load_default(13), colours(names)
     scores = np.ones(len(objects.labels)) if objects.scores is None else objects.scores
     for number in np.argsort(scores, kind="stable"):
-        if not scores[number] >= LEAST_SCORE:
+        x1, y1, x2, y2 = np.clip(factor * objects.corners[number].astype(float), -SIDE, 2 * SIDE).tolist()
+        # A network that has diverged may say anything.
+        if not (scores[number] >= LEAST_SCORE and x1 <= x2 and y1 <= y2):
             continue
-        x1, y1, x2, y2 = (float(side) * factor for side in objects.corners[number])
         label = int(objects.labels[number])
         colour = UNKNOWN if label < 0 else tuple(int(part) for part in palette[label])
         # Dark colours would not show on dark images.
@@ -165,15 +166,15 @@ def _drawn(image: Pixels, objects: Boxes, factor: float, names: Sequence[str]) -
         if not text:
             continue
         width = draw.textlength(text, font=font)
-        left, top = max(2.0, min(x1 + 1, canvas.width - width - 2)), max(0.0, y1 - 13)
-        draw.rectangle((left - 2, top, left + width + 1, top + 12), fill=colour)
+        left, top = max(2.0, min(x1 + 1, canvas.width - width - 2)), max(0.0, y1 - 16)
+        draw.rectangle((left - 2, top, left + width + 1, top + 15), fill=colour)
         bright = np.dot(colour, (0.299, 0.587, 0.114)) > 140
         draw.text((left, top), text, font=font, fill="black" if bright else "white")
     return np.asarray(canvas)
 
 
 def of_depth(index: int, image: Pixels, truth: NDArray[Any], found: NDArray[Any]) -> Picture:
-    """Depth maps (h, w) in metres on one scale, from the smallest to the largest true depth of the image.
+    """Depth maps (h, w) in metres on one logarithmic scale, from the smallest to the largest true depth of the image.
 
     Args:
         index: The image's place in the test set.
@@ -182,7 +183,7 @@ def of_depth(index: int, image: Pixels, truth: NDArray[Any], found: NDArray[Any]
         found: Of the same size.
     """
     known = truth[truth > 0]
-    near, far = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+    near, far = (float(known.min()), float(known.max())) if known.size else (1.0, 10.0)
     size = _size(truth.shape)
     right, ours = (_resized(_coloured(each, near, far), size, Image.Resampling.NEAREST) for each in (truth, found))
     note = f"{near:.2g} to {far:.2g} m" if known.size else ""
@@ -193,7 +194,7 @@ def _coloured(depth: NDArray[Any], near: float, far: float) -> Pixels:
     import cv2  # late: pages read pictures and draw none
 
     known = depth > 0
-    share = np.clip((np.where(known, depth, near) - near) / max(far - near, 1e-6), 0, 1)
+    share = np.clip(np.log(np.where(known, depth, near) / near) / max(np.log(far / near), 1e-6), 0, 1)
     painted = cv2.applyColorMap(np.rint(255 * share).astype(np.uint8), cv2.COLORMAP_VIRIDIS)[..., ::-1]
     return np.where(known[..., None], painted, np.array(UNKNOWN, np.uint8))
 

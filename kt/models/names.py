@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 
@@ -150,3 +152,26 @@ def pretrained_weights(name: str) -> tuple[str | None, str | None]:
         return backbone, backbone
     spec = NETWORKS.get(name)
     return (spec.weights if spec is not None and spec.teaches else None), None
+
+
+def folder_of_weights(name: str, weights: str) -> Path | None:
+    """The folder to which a library would fetch pretrained weights of a network; None where they seem to be there.
+
+    A file's name tells torchvision's network, but not which of its weights.
+
+    Args:
+        name: One of `NETWORKS`, or of `DENSE_NETWORKS`, whose backbone is meant.
+        weights: The library's name of them.
+    """
+    spec = NETWORKS[DENSE_NETWORKS[name].backbone if name in DENSE_NETWORKS else name]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    if spec.family.startswith("timm"):
+        home = Path(os.environ.get("HF_HOME") or cache / "huggingface")
+        folder, pattern = (
+            Path(os.environ.get("HF_HUB_CACHE") or home / "hub"),
+            f"models--timm--{spec.library}.{weights}",
+        )
+    else:
+        home = Path(os.environ.get("TORCH_HOME") or cache / "torch")
+        folder, pattern = home / "hub" / "checkpoints", f"{spec.library}-*.pth"
+    return None if any(folder.glob(pattern)) else folder

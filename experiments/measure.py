@@ -1,0 +1,325 @@
+"""What a rehearsal measures of one cell, in a process of its own: two steps of each phase and one evaluation batch.
+
+The cell is built as for its training and stepped by the engine's own loop. Networks of other cells have random weights,
+whose passes take as long. Nothing of it is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import resource
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _NormBase
+
+from experiments.bench import timed
+from experiments.build import (
+    as_hidden,
+    assemble,
+    build_classifier,
+    build_student,
+    build_teacher,
+    count_snapshots,
+    peak_memory,
+    read_data,
+    read_source,
+    set_threads,
+)
+from experiments.cell import processor
+from experiments.devices import own_memory, pick_device
+from experiments.meaning import Unnamed, is_of_library, needs_of, states_of
+from experiments.plan import on_processor
+from kt.data import Data, DataSpec
+from kt.data.names import CLASSIFICATION, DATASETS
+from kt.data.synthetic import is_stood_in, stand_in
+from kt.engine import Engine, OneBatch, measured_loop, seed_everything
+from kt.errors import UserError
+from kt.models.names import IMAGENET
+from kt.needs import SNAPSHOTS, WEIGHTS, teacher_of
+from kt.phase import TRAIN, Batch
+from kt.settings import METHODS, SOURCE, Schedule, defaults, kinds
+from kt.train import Stretch, plan_phases
+from kt.transfer import TransferModel, export_student
+
+Message = dict[str, Any]
+# Of each phase two, and while they have not taken so many seconds more; the first one finds out how to compute.
+STEPS, MOST_STEPS, STEPPING_SECONDS = 2, 6, 1.0
+# What torch and oneDNN say where the operating system gives them no more memory.
+NO_MEMORY = re.compile("allocate memory|out of memory|bad_alloc|could not create a (memory|primitive)", re.IGNORECASE)
+
+
+def few(batch: Batch, images: int) -> Batch:
+    """The first images of a loader's batch."""
+    return {key: value[:images] for key, value in batch.items()}
+
+
+def size_of(state: Any) -> int:
+    """Bytes of all tensors in a nested state."""
+    if isinstance(state, Tensor):
+        return state.numel() * state.element_size()
+    if isinstance(state, Mapping):
+        return sum(size_of(value) for value in state.values())
+    return sum(size_of(value) for value in state) if isinstance(state, list | tuple) else 0
+
+
+def without_process(method: Mapping[str, Any]) -> dict[str, Any]:
+    """A method that replays no searched process: equal pathways, of which none is dropped, take the most time."""
+    found = dict(method)
+    if "process" in kinds(METHODS[method["name"]]):
+        found |= {"process": "equal", "file": None}
+    return {**found, "base": without_process(found["base"])} if found.get("base") else found
+
+
+class Rehearsal:
+    """One cell, built to be measured.
+
+    Args:
+        config: Its resolved config.
+        folder: For whatever is written.
+        synthetic: Whether images of the right shape take the place of all data that are not embedded.
+
+    Attributes:
+        missing: What is not there or does not fit, in lines.
+
+    Raises:
+        UserError: There is no such device.
+    """
+
+    def __init__(self, config: Mapping[str, Any], folder: Path, synthetic: bool):
+        method = without_process(config["method"])
+        self.config = {**config, "output_root": str(folder), "method": method}
+        self.folder, self.synthetic = folder, synthetic
+        self.missing: dict[str, None] = {}
+        self._seen: dict[str, Any] = {}
+        self.device = pick_device(config["device"])
+        set_threads(config)
+
+    def read(self, dataset: Mapping[str, Any], reader: Callable[..., Any] = read_data) -> Any:
+        """What a reader gives of a dataset; of its stand-in where that is asked for, or the data are not as expected.
+
+        Raises:
+            UserError: Nobody knows enough of the dataset to stand in for it.
+        """
+        own = {**dataset, "resident": False}  # or all images would be decoded, to be used a few times
+        key = reader.__name__ + json.dumps(own, sort_keys=True)
+        if self.synthetic:
+            stand_in(dataset["name"])
+        while key not in self._seen:
+            try:
+                self._seen[key] = reader(self.config, own, self.device, workers=0)
+            except UserError as error:
+                if is_stood_in(dataset["name"]):
+                    raise
+                self.missing[str(error)] = None
+                stand_in(dataset["name"])
+        return self._seen[key]
+
+    def build(self) -> tuple[TransferModel, Data]:
+        """The cell's model and data."""
+        config, method = self.config, self.config["method"]
+        data = self.read(config["dataset"])
+        if source := method.get(SOURCE):
+            data.further[SOURCE] = self.read(source, read_source)
+        hidden: dict[str, Any] = {}
+        for name, need in needs_of(config).items():
+            if isinstance(need, Unnamed):
+                self.missing[need.reason] = None
+                hidden[name] = self._untrained(teacher_of(config, trained=False), data.spec)
+            elif isinstance(need, Path):
+                if name == "teacher":
+                    hidden[name] = self._given_teacher(need, data.spec)
+                elif not need.exists():
+                    self.missing[f"method.file={need}: there is no such file"] = None
+            elif need.file == WEIGHTS:
+                hidden[name] = self._untrained(need.config, data.spec)
+            elif need.file == SNAPSHOTS:
+                count = count_snapshots(need.config) - 1  # the last one is the student itself
+                hidden |= {f"{name}{number}": self._untrained(need.config, data.spec) for number in range(count)}
+            else:
+                raise UserError(f"method={method['name']}: needs {need.file} of cell={name}, which cannot be rehearsed")
+        try:
+            return assemble(config, data.spec, hidden, {})[0], data
+        except UserError as error:
+            if not (config["student"]["pretrained"] or config["student"]["checkpoint"]):
+                raise
+            self.missing[str(error)] = None
+        return assemble(config, data.spec, hidden, {}, given=False)[0], data
+
+    def length(self, model: TransferModel, config: Mapping[str, Any]) -> Message:
+        """How many updates each phase of a cell makes, and how often its student is scored on how many images."""
+        data = self.read(config["dataset"])
+        if source := config["method"].get(SOURCE):
+            data.further[SOURCE] = self.read(source, read_source)
+        settings = {**defaults(Schedule), **config["schedule"]}
+        stretches = plan_phases(model, data, settings)
+        scores = 1 + sum(_evaluations(stretch, settings["evaluate_every"]) for stretch in stretches)
+        return {
+            "steps": [stretch.steps for stretch in stretches],
+            "evaluations": scores,
+            "test_size": data.spec.test_size,
+        }
+
+    def _given_teacher(self, path: Path, spec: Any) -> Any:
+        """The user's teacher; where its file is none of it, one with random weights."""
+        try:
+            return build_teacher(self.config, spec, path)
+        except UserError as error:
+            self.missing[str(error)] = None
+        return self._untrained(teacher_of(self.config, trained=False), spec)
+
+    def _untrained(self, config: Mapping[str, Any], spec: Any) -> Any:
+        """The student of a cell that this one needs, with random weights."""
+        dataset = config["dataset"]
+        if dataset["task"] == CLASSIFICATION and dataset["num_classes"]:  # its own rehearsal reads the data
+            own = DataSpec(dataset["name"], dataset["num_classes"], dataset["image_size"], *IMAGENET, 0, 0, ())
+        else:
+            drawn = {"train_size": 4, "test_size": 4, "subset": None, "validation": 0.0}
+            own = self.read({**dataset, **drawn} if DATASETS[dataset["name"]].embedded else dataset).spec
+        return as_hidden(build_student(config, own, None, given=False)[0], spec)
+
+
+def measure(
+    configs: Sequence[Mapping[str, Any]],
+    images: int,
+    folder: Path,
+    synthetic: bool,
+    room: int,
+    tell: Callable[[Message], None],
+) -> None:
+    """Measures a cell's passes over so many images.
+
+    Args:
+        configs: The resolved config, and those of cells like it that differ in length alone and are to be told.
+        images: Of a pass; at most those that the schedule has.
+        folder: For whatever is written, by other processes too; it also keeps what is drawn.
+        synthetic: See `Rehearsal`.
+        room: Bytes that this process may take beside those that it has, where it computes on the CPU.
+        tell: Called with what is known as soon as it is: see the code of `experiments.rehearse.Run`.
+    """
+    rehearsal = model = None
+    try:
+        config = configs[0]
+        rehearsal = Rehearsal(config, folder, synthetic)
+        if rehearsal.device.type == "cpu":
+            _limit(room)
+        if is_of_library(config) and not states_of(config):
+            _take_weights(rehearsal, tell)
+            tell({"lengths": [{"steps": [], "evaluations": 0, "test_size": 0}] * len(configs[1:])})
+        else:
+            model, data = rehearsal.build()
+            tell({"missing": [*rehearsal.missing]})
+            tell({"lengths": [rehearsal.length(model, each) for each in configs[1:]]})
+            _measure(rehearsal, model, data, images, tell)
+        tell({"ended": "done", "why": ""})
+    except UserError as error:
+        tell({"missing": [*(rehearsal.missing if rehearsal else ())]})
+        tell({"ended": "user", "why": str(error)})
+    except Exception as error:  # nothing that one cell does may cost the others their rehearsal
+        traceback.print_exc()
+        why = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+        if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
+            tell({"ended": "memory", "why": why})
+        elif isinstance(error, ValueError) and "Expected more than 1" in str(error):
+            tell({"ended": "norm", "why": _failed_norm(model, error)})
+        else:
+            tell({"ended": "error", "why": why})
+
+
+def _limit(room: int) -> None:
+    """Lets the operating system refuse this process more memory, before the whole machine runs out of it."""
+    if (held := own_memory("VmData")) is not None:
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (held + room, hard))
+
+
+def _failed_norm(model: TransferModel | None, error: Exception) -> str:
+    """The name of the normalisation that an error comes from."""
+    failed = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for name, module in model.named_modules() if model is not None else ():
+        if isinstance(module, _NormBase) and any(module is each for each in failed):
+            return name
+    return "a normalisation of a teacher"
+
+
+def _measure(
+    rehearsal: Rehearsal, model: TransferModel, data: Data, images: int, tell: Callable[[Message], None]
+) -> None:
+    device, config = rehearsal.device, rehearsal.config
+    settings = {**defaults(Schedule), **config["schedule"]}
+    stretches = plan_phases(model, data, settings)
+    own = Path(tempfile.mkdtemp(dir=rehearsal.folder))
+    how = (config["precision"], config["activation_checkpointing"])
+    engine = Engine(settings, device, own, config["seed"], *how)
+    model.place(device)
+    student = size_of(export_student(model))
+    with contextlib.suppress(OSError):  # from here on the kernel's peak is that of the passes
+        Path("/proc/self/clear_refs").write_text("5")
+    facts = {"phases": [each.phase.name for each in stretches], "passes": data.train.passes}
+    tell({"facts": facts | _device_facts(device), "fixed": (held := _held(device))})
+    seed_everything(config["seed"])
+    disk = student * (1 + min(count_snapshots(config), settings["epochs"] or 0))
+    for index, stretch in enumerate(stretches):
+        loaders = {name: OneBatch(few(next(loader.epoch(0)), images)) for name, loader in stretch.loaders.items()}
+        batch = loaders[TRAIN].batch
+        loop = measured_loop(model, stretch.phase, batch, engine, index)
+        loop.loaders = loaders
+        if stretch.phase.enter is not None:
+            stretch.phase.enter(model)
+        loop.epoch = loop.max_epochs - 1  # some methods do less in their first ones
+        if stretch.phase.before_epoch is not None:
+            stretch.phase.before_epoch(model, loop)
+        taken: list[float] = []
+        while len(taken) < STEPS or (len(taken) < MOST_STEPS and sum(taken) < STEPPING_SECONDS):
+            taken.append(timed(lambda: loop.step(batch), device))  # noqa: B023 - called at once
+            tell({"phase": index, "seconds": taken[-1], "memory": peak_memory(device)})
+        optimizers = size_of(loop.runner.optim_wrapper.state_dict())
+        # The checkpoint and the one before it.
+        disk += min(2, stretch.epochs) * (size_of(model.state_dict()) + optimizers)
+        tell({"fixed": held + optimizers + size_of([each for each in model.parameters() if each.requires_grad])})
+    disk += size_of(model.method.keeps()) if stretches else 0
+    tested = data.test.part(torch.arange(min(images, data.spec.test_size)))
+    seconds = timed(lambda: data.score(model.student, loader=tested), device)
+    tell({"evaluation": seconds, "memory": peak_memory(device), "disk": disk})
+
+
+def _take_weights(rehearsal: Rehearsal, tell: Callable[[Message], None]) -> None:
+    """A cell of a library's weights without the data that would score them: see `experiments.build.keep_weights`."""
+    student, dataset = rehearsal.config["student"], rehearsal.config["dataset"]
+    shape = (student["network"], dataset["num_classes"], dataset["image_size"], None)
+    try:
+        network = build_classifier(*shape, student["pretrained"])
+    except UserError as error:
+        rehearsal.missing[str(error)] = None
+        network = build_classifier(*shape)
+    facts = {"phases": [], "passes": 1, **_device_facts(rehearsal.device)}
+    tell({"facts": facts, "missing": [*rehearsal.missing], "disk": size_of(network.state_dict())})
+    tell({"memory": peak_memory(rehearsal.device), "evaluation": 0.0})
+
+
+def _evaluations(stretch: Stretch, every: int) -> int:
+    """How often the student is scored within a phase, see `kt.hooks.EvaluateHook`."""
+    last = stretch.phase.name != TRAIN
+    return ((stretch.epochs - 1) // every + last) if stretch.phase.evaluate else 0
+
+
+def _held(device: torch.device) -> int:
+    """Bytes that are taken before the first pass."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    return own_memory("VmRSS") or 0
+
+
+def _device_facts(device: torch.device) -> Message:
+    """What computes, and of a GPU the bytes that are free and those that are taken already."""
+    if device.type != "cuda":
+        return {"device": on_processor(processor(), torch.get_num_threads()), "limit": None}
+    free, _ = torch.cuda.mem_get_info(device)
+    return {"device": torch.cuda.get_device_name(device), "limit": free + torch.cuda.memory_reserved(device)}

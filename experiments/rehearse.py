@@ -1,0 +1,503 @@
+"""`rehearse=true`: what a table's cells will take at their real size, measured before any of them is trained.
+
+Cells that differ in nothing that costs time or memory (`experiments.plan.costs`) are one case. A case is built as its
+cells are and passes over 2 and over 4 images, each in a process of its own. To the schedule's batch time and memory are
+extrapolated; where that should fit and takes no minute, it is measured as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import multiprocessing
+import os
+import re
+import signal
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from experiments import lifeline
+from experiments.devices import own_memory
+from experiments.plan import Config, Job, case_key, in_words, length_key, rehearsals_of
+from experiments.progress import Display
+from experiments.workers import DENSE_IMPORTS, preload
+from kt.errors import UserError
+from kt.files import write_json
+from kt.ranks import launched
+from kt.settings import accumulates, check_accumulation, device_batch
+
+IMAGES = (2, 4)  # of the passes that are measured
+CASE_SECONDS = 60.0  # for all passes of a case; what is known then has to do
+BUILDING_SECONDS = 600.0  # for reading the data and building the networks
+RESERVE = 1 << 30  # bytes that stay free for the rest of the machine
+POLL_SECONDS = 0.2
+SYNTHETIC = "synthetic"
+GIB = 2.0**30
+
+# Bytes and seconds are both taken to be linear in the images of a pass.
+Points = Mapping[int, float]
+
+
+def extrapolated(points: Points, images: float) -> float:
+    """The value at a number of images, on the line through the two largest numbers that were measured.
+
+    Where noise lets that line fall, the line through the smallest and the largest takes its place.
+
+    Args:
+        points: Number of images -> value, of two numbers at least; 0 images stand for what is there without any.
+        images: Where the value is wanted.
+    """
+    if images in points:
+        return points[int(images)]
+    first, *_, last = ordered = sorted(points)
+    slope = (points[last] - points[ordered[-2]]) / (last - ordered[-2])
+    if slope <= 0:
+        slope = max(0.0, (points[last] - points[first]) / (last - first))
+    return points[last] + slope * (images - last)
+
+
+def free_memory() -> int:
+    """Bytes of memory that a new process on this machine, or in this container, may take."""
+    kilobytes = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    found = [1024 * int(kilobytes[1])] if kilobytes else []
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        with contextlib.suppress(OSError, ValueError):  # other systems, other files; "max" is no number
+            most, taken = (int((Path("/sys/fs/cgroup") / name).read_text()) for name in (limit, used))
+            found.append(most - taken)
+    return max(0, min(found, default=0) - RESERVE)
+
+
+@dataclass
+class Run:
+    """What one process has measured of a case, over so many images.
+
+    Attributes:
+        facts: The names of its `phases` and the `passes` of an update; of the device its name and, of a GPU, the bytes
+            that are its `limit`.
+        lengths: See `Case.lengths`.
+        steps: Seconds of each phase's steps.
+        evaluation: Seconds of one evaluation batch.
+        memory: Bytes at most.
+        fixed: Bytes without any image: the networks, and the largest phase's gradients and state of the optimizers.
+        disk: Bytes that the cell keeps.
+        missing: Files, weights and classes that are not there, in lines.
+        ended: `done`, `slow` (out of time), `memory`, `norm`, `user` or `error`; `why` says more.
+        begun: When it was built; None where it was not.
+        seconds: That the passes took.
+    """
+
+    images: int
+    facts: Config = field(default_factory=dict)
+    lengths: Sequence[Config] = ()
+    steps: dict[int, list[float]] = field(default_factory=dict)
+    evaluation: float | None = None
+    memory: int = 0
+    fixed: int = 0
+    disk: int | None = None
+    missing: tuple[str, ...] = ()
+    ended: str = "slow"
+    why: str = ""
+    begun: float | None = None
+    seconds: float = 0.0
+
+    def hear(self, message: Mapping[str, Any]) -> None:
+        """Takes note of what the process tells."""
+        if "phase" in message:
+            self.steps.setdefault(message["phase"], []).append(message["seconds"])
+        self.memory, self.fixed = (max(getattr(self, key), message.get(key, 0)) for key in ("memory", "fixed"))
+        self.missing += tuple(message.get("missing", ()))
+        for key in ("facts", "lengths", "evaluation", "disk", "ended", "why"):
+            setattr(self, key, message.get(key, getattr(self, key)))
+
+
+def _work(
+    configs: Sequence[Config],
+    images: int,
+    folder: Path,
+    log: Path,
+    synthetic: bool,
+    events: Connection,
+    run: tuple[int, Any],
+) -> None:
+    """The process that measures; what it prints goes to a file."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run ends it
+    lifeline.follow(*run)
+    with open(log, "a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    from experiments.measure import measure
+
+    measure(configs, images, folder, synthetic, free_memory(), events.send)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where cases are measured, and on which data.
+
+    Attributes:
+        folder: For whatever they write.
+        log: For what they print.
+        synthetic: Whether images of the right shape take the place of all data that are not embedded.
+    """
+
+    folder: Path
+    log: Path
+    synthetic: bool
+
+    def measure(self, configs: Sequence[Config], images: int, seconds: float) -> Run:
+        """A case in a process of its own, which is killed when its time is up or the machine's memory is used up.
+
+        Args:
+            configs, images: As for `experiments.measure.measure`.
+            seconds: What its passes may take.
+        """
+        found, until = Run(images), time.monotonic() + BUILDING_SECONDS
+        events, theirs = multiprocessing.Pipe(duplex=False)
+        me = os.getpid(), lifeline.started(os.getpid())
+        arguments = (configs, images, self.folder, self.log, self.synthetic, theirs, me)
+        process = multiprocessing.get_context("fork").Process(target=_work, args=arguments, daemon=True)
+        process.start()
+        theirs.close()
+        try:
+            while time.monotonic() < until:
+                if found.facts and found.begun is None:
+                    found.begun = time.monotonic()
+                    until = found.begun + seconds
+                if free_memory() == 0:  # another process may have taken it
+                    found.ended, found.why = "memory", "the memory of the machine was used up"
+                    break
+                if events.poll(POLL_SECONDS):
+                    found.hear(events.recv())
+        except EOFError:
+            process.join()
+            if found.ended == "slow":
+                killed = process.exitcode == -signal.SIGKILL
+                found.ended = "memory" if killed else "error"
+                found.why = f"its process ended with {process.exitcode}"
+        finally:
+            process.kill()
+            process.join()
+            events.close()
+        found.seconds = 0.0 if found.begun is None else time.monotonic() - found.begun
+        return found
+
+
+@dataclass
+class Case:
+    """Cells whose updates take the same, and what is known of them.
+
+    Attributes:
+        cells: Of each length (`experiments.plan.length_key`) the config of one, the one with most images first.
+        ids: Of all cells, by their length.
+        limit: Bytes that such a process may have.
+        runs: What was measured, by the images of a pass.
+    """
+
+    key: str
+    cells: dict[str, Config] = field(default_factory=dict)
+    ids: dict[str, list[str]] = field(default_factory=dict)
+    limit: int = 0
+    runs: dict[int, Run] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Config:
+        """Of the cell that is built: what a method remembers of each training image counts."""
+
+        def images(config: Config) -> float:
+            return config["dataset"]["subset"] or config["dataset"]["train_size"] or math.inf
+
+        return max(self.cells.values(), key=images)
+
+    @property
+    def batch(self) -> int:
+        """Images of a pass."""
+        return device_batch(self.config["schedule"], 1)
+
+    def rehearse(self, stage: Stage) -> None:
+        """Measures it, as far as time and memory allow."""
+        self.limit = free_memory() + (own_memory("VmRSS") or 0)  # which the process has from this one
+        for images in dict.fromkeys(min(each, self.batch) for each in IMAGES):
+            if not self._add(stage, images) or 2 * self.runs[images].seconds > self._left:
+                break  # more images would not come to their end
+        smallest = min(self.runs.values(), key=lambda run: run.images)
+        if smallest.ended == "memory" and smallest.images > 1:
+            self._add(stage, 1)
+        self.limit = self.facts.get("limit") or self.limit
+        if self.batch not in self.runs and self._is_cheap():
+            self._add(stage, self.batch)
+
+    @property
+    def _left(self) -> float:
+        return CASE_SECONDS - sum(run.seconds for run in self.runs.values())
+
+    def _is_cheap(self) -> bool:
+        """Whether the whole batch can be measured as well."""
+        needed, steps, image = self.memory(self.batch), self.step_seconds(), self.image_seconds()
+        if needed is None or needed > self.limit or image is None:
+            return False
+        once = [each / self.facts["passes"] for each in steps if each is not None]
+        return len(once) == len(steps) and 3 * sum(once) + self.batch * image < self._left
+
+    def _add(self, stage: Stage, images: int) -> bool:
+        # Only the first run tells the lengths.
+        configs = [self.config, *(self.cells.values() if not self.lengths else ())]
+        run = self.runs[images] = stage.measure(configs, images, self._left)
+        return run.ended == "done"
+
+    @property
+    def facts(self) -> Config:
+        """See `Run`; nothing where the cell could not be built."""
+        return next((run.facts for run in self.runs.values() if run.facts), {})
+
+    @property
+    def lengths(self) -> dict[str, Config]:
+        """Of each length the `steps` of each phase, the number of `evaluations` and their `test_size`."""
+        told = next((run.lengths for run in self.runs.values() if run.lengths), None)
+        return {} if told is None else dict(zip(self.cells, told, strict=True))
+
+    @property
+    def missing(self) -> list[str]:
+        """Everything that is not there, in lines."""
+        found = [line for run in self.runs.values() for line in run.missing]
+        return found + [run.why for run in self.runs.values() if run.ended == "user"]
+
+    @property
+    def _telling(self) -> list[Run]:
+        """The runs to go by: those that have come to their end, else those that have made a step."""
+        ended = [run for run in self.runs.values() if run.ended == "done"]
+        return ended or [run for run in self.runs.values() if run.steps]
+
+    def memory(self, images: int) -> float | None:
+        """Bytes at most of passes over so many images; None where not even one pass has ended."""
+        points = {run.images: run.memory for run in self._telling}
+        fixed = max((run.fixed for run in self._telling), default=0)
+        return extrapolated({0: fixed, **points}, images) if points else None
+
+    def step_seconds(self) -> list[float | None]:
+        """Seconds of an update in each phase."""
+        found: list[float | None] = []
+        for index in range(len(self.facts.get("phases", ()))):
+            taken = {run.images: run.steps[index] for run in self._telling if index in run.steps}
+            points = {images: statistics.median(each[1:] or each) for images, each in taken.items()}
+            found.append(extrapolated({0: 0.0, **points}, self.batch) * self.facts["passes"] if points else None)
+        return found
+
+    def image_seconds(self) -> float | None:
+        """Seconds that scoring takes an image."""
+        points = {run.images: run.evaluation for run in self._telling if run.evaluation is not None}
+        if not points:
+            return None
+        tested = max(length["test_size"] for length in self.lengths.values())
+        return extrapolated({0: 0.0, **points}, tested) / tested if tested else 0.0
+
+    def seconds(self) -> dict[str, float | None]:
+        """Of each length the seconds of a whole cell, its scores included; None where a part of it is not known."""
+        each, image = self.step_seconds(), self.image_seconds()
+        if image is None or None in each or not self.lengths:
+            return dict.fromkeys(self.cells)
+        return {
+            key: sum(steps * one for steps, one in zip(length["steps"], each, strict=True) if one)
+            + length["evaluations"] * length["test_size"] * image
+            for key, length in self.lengths.items()
+        }
+
+    def fitting(self) -> int | None:
+        """The largest `schedule.device_batch` that this device has the memory for; None where there is none."""
+        batch = self.config["schedule"]["batch_size"]
+        exact = accumulates(self.config["method"])
+        too_many = min((run.images for run in self.runs.values() if run.ended == "memory"), default=self.batch + 1)
+        for images in (each for each in range(too_many - 1, 0, -1) if batch % each == 0):
+            try:
+                check_accumulation(batch // images, exact, self.config["dataset"]["task"])
+            except UserError:
+                continue
+            if (needed := self.memory(images)) is not None and needed <= self.limit:
+                return images
+        return None
+
+    def problem(self) -> str:
+        """What is to be said of it beside its numbers."""
+        ended = {run.ended: run for run in self.runs.values()}
+        run = ended.get("norm")
+        if run and run.images >= min(IMAGES[0], self.batch):  # fewer are tried where these do not fit
+            return f"{run.why} sees one value per channel at {run.images} images: it cannot normalise them"
+        if run := ended.get("error") or ended.get("user"):
+            return run.why
+        needed = self.memory(self.batch)
+        if needed is not None and needed > self.limit:
+            return f"does not fit: needs {_gib(needed)}, {_gib(self.limit)} are free"
+        if run := ended.get("memory"):
+            return f"does not fit: {run.images} images need more than the {_gib(self.limit)} that are free"
+        if not self.facts:
+            return f"not built within {BUILDING_SECONDS:.0f} s"
+        if not self._telling:
+            return f"slower than {CASE_SECONDS:.0f} s a step"
+        unknown = None in self.seconds().values()
+        return f"not all of it could be measured in {CASE_SECONDS:.0f} s" if unknown else ""
+
+    def record(self) -> Config:
+        """What is written of it."""
+        config, facts, steps = self.config, self.facts, self.step_seconds()
+        phases = [{"name": name, "seconds": each} for name, each in zip(facts.get("phases", ()), steps, strict=True)]
+        lengths = [
+            {"key": key, "cells": self.ids[key], "seconds": each, **self.lengths.get(key, {})}
+            for key, each in self.seconds().items()
+        ]
+        measured = [
+            {"images": run.images, "steps": [*run.steps.values()], "evaluation": run.evaluation, "memory": run.memory}
+            | {"ended": run.ended, "why": run.why}
+            for run in self.runs.values()
+        ]
+        return {
+            "key": self.key,
+            "lengths": lengths,
+            "student": config["student"]["network"],
+            "teacher": config["teacher"]["network"],
+            "method": config["method"]["name"],
+            "dataset": {key: config["dataset"][key] for key in ("name", "task", "image_size", "crop_size")},
+            "batch": config["schedule"]["batch_size"],
+            "images": self.batch,
+            "device": facts.get("device"),
+            "phases": phases,
+            "image_seconds": self.image_seconds(),
+            "memory": self.memory(self.batch),
+            "limit": self.limit,
+            "device_batch": self.fitting(),
+            "disk": next((run.disk for run in self.runs.values() if run.disk is not None), None),
+            "problem": self.problem(),
+            "measured": measured,
+        }
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.1f} GiB"
+
+
+def cases_of(jobs: Iterable[Job]) -> list[Case]:
+    """The cases that the cells are of that are not done, in their order."""
+    found: dict[str, Case] = {}
+    for job in jobs:
+        if not job.is_done:
+            key, length = case_key(job.config), length_key(job.config)
+            case = found.setdefault(key, Case(key))
+            case.cells.setdefault(length, job.config)
+            case.ids.setdefault(length, []).append(job.id)
+    return list(found.values())
+
+
+_known: dict[tuple[Any, ...], Case] = {}  # of the tables that this command has rehearsed before
+
+
+def _title(record: Mapping[str, Any]) -> str:
+    """What a case is."""
+    networks = [record[role]["name"] for role in ("student", "teacher") if record[role]]
+    size = record["dataset"]["crop_size"] or record["dataset"]["image_size"]
+    sides = "x".join(map(str, size)) if isinstance(size, list) else f"{size}x{size}"
+    return f"{record['method']} {' < '.join(networks)} {record['dataset']['name']} {sides}"
+
+
+def _outcome(record: Mapping[str, Any]) -> str:
+    """What is found of a case, in short."""
+    steps = [phase["seconds"] for phase in record["phases"] if phase["seconds"] is not None]
+    found = [f"{max(steps):.2g} s a step"] if steps else []
+    found += [_gib(record["memory"])] if record["memory"] is not None else []
+    return ", ".join(found + ([record["problem"]] if record["problem"] else []))
+
+
+def _show(name: str, records: Sequence[Config], missing: Sequence[str]) -> None:
+    """Prints the cases as a table, and everything that is missing."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console = Console(width=220, highlight=False, markup=False)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    columns = ("case", "cells", "batch", "s/step", "ms/image scored", "memory", "device_batch", "a cell", "disk", "")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("case", "") else "right")
+    for record in records:
+        steps = [phase["seconds"] for phase in record["phases"]]
+        image, memory, disk = (record[key] for key in ("image_seconds", "memory", "disk"))
+        seconds = [length["seconds"] for length in record["lengths"]]
+        fitting = record["device_batch"]
+        table.add_row(
+            _title(record),
+            str(sum(len(length["cells"]) for length in record["lengths"])),
+            str(record["batch"]),
+            " ".join("?" if each is None else f"{each:.2g}" for each in steps) or "-",
+            "?" if image is None else f"{1e3 * image:.3g}",
+            "?" if memory is None else _gib(memory),
+            "none" if fitting is None else "null" if fitting == record["images"] else str(fitting),
+            "?" if None in seconds else " to ".join(dict.fromkeys(map(in_words, (min(seconds), max(seconds))))),
+            "?" if disk is None else _gib(disk),
+            record["problem"],
+        )
+    console.print(table)
+    lengths = [(length["seconds"], len(length["cells"])) for record in records for length in record["lengths"]]
+    known = sum(seconds * cells for seconds, cells in lengths if seconds is not None)
+    unknown = sum(cells for seconds, cells in lengths if seconds is None)
+    disk = sum((record["disk"] or 0) * len(length["cells"]) for record in records for length in record["lengths"])
+    devices = ", ".join(dict.fromkeys(record["device"] for record in records if record["device"]))
+    left = f" and {unknown} cells of which nobody knows" if unknown else ""
+    count = sum(cells for _, cells in lengths)
+    console.print(f"{name}: {count} cells, {in_words(known)}{left}, {_gib(disk)} on the disk")
+    console.print(f"measured on {devices or 'no device'}; images that have to be read and changed first take longer")
+    for line in missing:
+        console.print(f"missing: {line}")
+
+
+def rehearse(name: str, jobs: Sequence[Job], kind: bool | str, output_root: str, scale: str) -> int:
+    """Rehearses cells that are not done; prints what is found and writes it to `rehearsals/` in the output folder.
+
+    Args:
+        name: What they are together.
+        jobs: The cells.
+        kind: True, or `synthetic` for images that are drawn in the place of all data that are not embedded.
+        output_root: Where cells live.
+        scale: The scale's name, for the file's.
+
+    Returns:
+        2 where a file, weights or a class is missing, 3 where a case failed otherwise, else 0.
+
+    Raises:
+        UserError: There are several processes.
+    """
+    if launched() > 1:
+        raise UserError(f"rehearse={str(kind).lower()}: expected one process; there are {launched()}")
+    cases, display = cases_of(jobs), Display()
+    if not cases:
+        print(f"{name}: nothing to train")
+        return 0
+    dense = any(case.config["dataset"]["task"] != "classification" for case in cases)
+    preload(("experiments.measure", *(DENSE_IMPORTS if dense else ())))
+    path = rehearsals_of(output_root) / f"{name}-{scale}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="kt-rehearsal-") as folder:
+        stage = Stage(Path(folder), path.with_suffix(".log"), kind == SYNTHETIC)
+        for number, case in enumerate(cases, 1):
+            places = case.config["data_root"], case.config["device"], stage.synthetic
+            mark = (case.key, *case.cells, *places)
+            if mark not in _known:
+                case.rehearse(stage)
+                _known[mark] = case
+            case.runs, case.limit = _known[mark].runs, _known[mark].limit
+            display.line(f"[{number}/{len(cases)}] {_title(case.record())}: {_outcome(case.record())}")
+    absent = [line for job in jobs for line in job.absent]
+    missing = [*dict.fromkeys([*absent, *(line for case in cases for line in case.missing)])]
+    records = [case.record() for case in cases]
+    write_json(path, {"name": name, "scale": scale, "synthetic": stage.synthetic, "cases": records, "missing": missing})
+    _show(name, records, missing)
+    print(path)
+    if missing:
+        return 2
+    return 3 if any(run.ended == "error" for case in cases for run in case.runs.values()) else 0

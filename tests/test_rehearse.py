@@ -1,0 +1,219 @@
+"""Rehearsals: what is measured of a cell, what is made of it, and what they say is missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import layouts
+import numpy as np
+import pytest
+import torch
+
+import experiments.measure  # noqa: F401 - here, and not in every process that measures
+from configs import composed, table
+from experiments import rehearse
+from experiments.cell import run_cell
+from experiments.meaning import settle
+from experiments.plan import case_key
+from experiments.rehearse import Case, Run, Stage, cases_of, extrapolated
+from experiments.run import main
+from kt.data import DATASETS, build_data
+from kt.data.synthetic import stand_in
+from kt.store import folder_of
+
+SMALL = ("student=resnet8", "dataset.image_size=16", "dataset.train_size=40", "dataset.test_size=12", "threads=1")
+SMALL += ("schedule.batch_size=8", "schedule.epochs=3", "wandb.mode=disabled", "device=cpu")
+DENSE = ("dataset=scenes_seg", "student=pspnet_mobilenet_v2", "dataset.image_size=[32,64]", "dataset.crop_size=null")
+DENSE += ("dataset.train_size=12", "dataset.test_size=6", "schedule.batch_size=4", "schedule.iterations=6")
+DENSE += ("schedule.interval=3", "student.network.width=0.125", "threads=1", "wandb.mode=disabled", "device=cpu")
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    """Where to measure, with time enough on a busy machine."""
+    monkeypatch.setattr(rehearse, "CASE_SECONDS", 300.0)
+    return Stage(tmp_path, tmp_path / "log.txt", False)
+
+
+def case_of(tmp_path: Path, *overrides: str) -> Case:
+    config = settle(composed(*overrides, f"output_root={tmp_path / 'out'}"))
+    return Case(case_key(config), {"one": config}, {"one": ["a"]})
+
+
+def tensors(state: Any) -> Iterator[torch.Tensor]:
+    """All tensors of a nested state."""
+    if isinstance(state, torch.Tensor):
+        yield state
+    elif isinstance(state, dict | list | tuple):
+        for each in state.values() if isinstance(state, dict) else state:
+            yield from tensors(each)
+
+
+def test_what_is_linear_is_found_from_two_points() -> None:
+    line = np.polynomial.Polynomial([500.0, 3.0])
+    measured = {0: 0.0, **{images: float(line(images)) for images in (2, 4)}}
+    for images in (1, 2, 64):
+        assert extrapolated(measured, images) == pytest.approx(float(line(images)))
+    # Of two numbers that noise has swapped, the larger batch tells, in proportion.
+    assert extrapolated({0: 0.0, 2: 5.0, 4: 4.0}, 8) == 8.0
+    assert extrapolated({0: 1.0, 2: 3.0}, 8) == 9.0
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [(*SMALL, "method=fitnet", "teacher=resnet20"), (*DENSE, "method=none")],
+    ids=["classification", "segmentation"],
+)
+def test_a_rehearsal_foretells_what_a_training_leaves(tmp_path: Path, stage: Stage, overrides: Sequence[str]) -> None:
+    case = case_of(tmp_path, *overrides)
+    case.rehearse(stage)
+    found = case.record()
+    assert found["problem"] == "" and not case.missing, stage.log.read_text()
+    assert [run.ended for run in case.runs.values()] == ["done"] * len(case.runs)
+    assert set(case.runs) == {2, 4, case.batch}
+    assert 0 < case.runs[2].memory <= case.runs[4].memory * 1.1 and found["device_batch"] == case.batch
+    result = run_cell(case.config)
+    names = [each["name"] for each in found["phases"]]
+    steps = dict(zip(names, found["lengths"][0]["steps"], strict=True))
+    assert steps == {each["name"]: each["steps"] for each in result["phases"]}
+    cell = folder_of(tmp_path / "out", result["id"])
+    scored = [row for row in (cell / "metrics.jsonl").read_text().splitlines() if '"kind": "eval"' in row]
+    assert found["lengths"][0]["evaluations"] == len(scored)
+    kept = [torch.load(path, weights_only=True) for path in cell.rglob("*.pth")]
+    numbers = sum(each.numel() * each.element_size() for state in kept for each in tensors(state))
+    assert found["disk"] == numbers
+
+
+def faked(tmp_path: Path, *overrides: str, limit: float, **runs: Run) -> Case:
+    """A case of batch 8 of which so much is known: two phases of 10 and 5 updates, and 3 scores of 20 images."""
+    case = case_of(tmp_path, *SMALL, *overrides)
+    for run in runs.values():
+        run.facts = {"phases": ["one", "train"], "passes": 1, "device": "abacus", "limit": None}
+        run.lengths = [{"steps": [10, 5], "evaluations": 3, "test_size": 20}]
+    case.limit, case.runs = int(limit * 2**30), {run.images: run for run in runs.values()}
+    return case
+
+
+def run(
+    images: int, memory: float, steps: dict[int, list[float]], evaluation: float | None, ended: str = "done"
+) -> Run:
+    return Run(images, {}, (), steps, evaluation, int(memory * 2**30), 2**30, 7, ended=ended)
+
+
+def test_seconds_and_memory_go_to_the_batch(tmp_path: Path) -> None:
+    two = run(2, 3, {0: [9.0, 1.0], 1: [9.0, 4.0]}, 2.0)
+    four = run(4, 5, {0: [9.0, 1.5, 1.6, 1.4], 1: [9.0, 4.0]}, 3.0)
+    case = faked(tmp_path, "method=none", limit=8, two=two, four=four)
+    # A phase that seems to take as long for 4 as for 2 images takes at least in proportion to 4.
+    assert case.step_seconds() == [pytest.approx(2.5), pytest.approx(8.0)]
+    assert case.image_seconds() == pytest.approx(0.55)
+    assert case.seconds() == {"one": pytest.approx(10 * 2.5 + 5 * 8 + 3 * 20 * 0.55)}
+    assert case.problem() == "does not fit: needs 9.0 GiB, 8.0 GiB are free" and case.fitting() == 4
+    case.limit = 2 * 2**30
+    assert case.fitting() == 1
+    whole = faked(tmp_path, "method=crd", "teacher=resnet20", limit=8, two=two, four=four)
+    assert whole.fitting() is None  # its images depend on one another
+    whole.limit *= 2
+    assert whole.fitting() == 8 and whole.problem() == ""
+
+
+def test_what_time_allows_is_said(tmp_path: Path) -> None:
+    none = faked(tmp_path, limit=8, two=run(2, 0, {}, None, "slow"))
+    assert none.problem() == "slower than 60 s a step" and none.seconds() == {"one": None} and none.memory(8) is None
+    one = faked(tmp_path, limit=99, two=run(2, 3, {0: [9.0]}, None, "slow"))
+    assert one.step_seconds() == [36.0, None] and one.seconds() == {"one": None} and one.memory(8) == 9 * 2**30
+    assert one.problem() == "not all of it could be measured in 60 s"
+
+
+def test_what_does_not_fit_is_named_and_leaves_the_machine_alive(
+    tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rehearse, "free_memory", lambda: 64 << 20)
+    case = case_of(tmp_path, *SMALL, "dataset.image_size=800", "dataset.train_size=8", "dataset.test_size=2")
+    case.rehearse(stage)
+    assert [run.ended for run in case.runs.values()] == ["memory", "memory"], stage.log.read_text()
+    assert case.problem().startswith("does not fit: 1 images need more than the ")
+    assert case.fitting() is None and case.seconds() == {"one": None}
+
+
+def test_a_normalisation_of_one_value_is_named(tmp_path: Path, stage: Stage) -> None:
+    case = case_of(tmp_path, *SMALL, "student=resnet18", "schedule.batch_size=1")
+    case.rehearse(stage)
+    assert case.problem().startswith("student.network.layer3.0.bn1 sees one value per channel at 1 images")
+
+
+def test_cells_that_take_the_same_are_one_case() -> None:
+    points = ("seed=0,1", "method=kd,at", "method.alpha=0.1,0.9", "dataset.subset=100,200")
+    jobs = [*table("imagenet_compression", *points).jobs.values()]
+    for job in jobs:
+        job.status = {"status": "missing"}
+    found = {case.config["method"]["name"]: case for case in cases_of(jobs)}
+    counts = {name: [len(ids) for ids in case.ids.values()] for name, case in found.items()}
+    assert counts == {"none": [1, 1], "kd": [4, 4], "at": [2, 2]} and len(jobs) == 14
+    assert all(case.config["dataset"]["subset"] == 200 for case in found.values())
+    jobs[-1].status = {"status": "done"}
+    assert sum(len(ids) for case in cases_of(jobs) for ids in case.ids.values()) == 13
+
+
+def rehearsed(tmp_path: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list[str], list[dict]]:
+    """Exit status, missing lines and cases of a command."""
+    status = main([*arguments, f"output_root={tmp_path / 'out'}", f"data_root={tmp_path}", "threads=1", "device=cpu"])
+    printed = capsys.readouterr().out.splitlines()
+    (path,) = (tmp_path / "out" / "rehearsals").glob("*.json")
+    written = json.loads(path.read_text())
+    lines = [line.removeprefix("missing: ") for line in printed if line.startswith("missing: ")]
+    assert lines == written["missing"]
+    assert not list((tmp_path / "out").glob("cells/*"))  # nothing counts
+    return status, lines, written["cases"]
+
+
+@pytest.mark.parametrize("kind", ["true", "synthetic"])
+def test_everything_missing_is_in_one_list(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: Stage, kind: str
+) -> None:
+    pair = ("method=at", "teacher=resnet20", "student=resnet8", "dataset=cifar100", "dataset.image_size=16")
+    short = ("schedule.batch_size=8", "schedule.epochs=1", "scale=paper")
+    absent = tmp_path / "absent.pth"
+    status, lines, (case,) = rehearsed(
+        tmp_path, capsys, *pair, *short, f"teacher.checkpoint={absent}", f"rehearse={kind}"
+    )
+    assert status == 2 and case["problem"] == "" and case["lengths"][0]["steps"] == [6250]
+    assert [f"cifar100 in {tmp_path}: is not there" in line for line in lines].count(True) == 1
+    assert [str(absent) in line for line in lines].count(True) == 1
+    assert any("expected the official cifar-100-python/" in line for line in lines) == (kind == "true")
+
+
+def test_data_of_other_classes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: Stage) -> None:
+    layouts.cifar100(tmp_path)
+    short = ("student=resnet8", "dataset=cifar100", "schedule.batch_size=8", "schedule.epochs=1")
+    status, lines, _ = rehearsed(tmp_path, capsys, *short, "rehearse=true")
+    assert status == 2 and lines == ["dataset.num_classes=100: cifar100 has 20 classes (leave it null)"]
+
+
+def test_data_that_are_there_are_used(tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: Stage) -> None:
+    layouts.cifar100(tmp_path)
+    short = ("student=resnet8", "dataset=cifar100", "schedule.batch_size=4", "schedule.epochs=1")
+    status, lines, (case,) = rehearsed(tmp_path, capsys, *short, "dataset.num_classes=20", "rehearse=true")
+    assert (status, lines) == (0, []) and case["lengths"][0]["steps"] == [5]
+
+
+@pytest.mark.parametrize("name", [name for name, spec in DATASETS.items() if spec.published])
+def test_images_stand_in_for_every_published_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setitem(DATASETS, name, DATASETS[name])
+    stand_in(name)
+    for task in DATASETS[name].readers:
+        dense = task != "classification"
+        dataset: dict[str, Any] = {**DATASETS[name].defaults, "name": name, "task": task, "augmentation": "none"}
+        dataset = {key: value for key, value in dataset.items() if key != "stand_in"}
+        dataset |= {"image_size": [32, 64] if dense else 16, "num_classes": None if task == "depth" else 8}
+        data = build_data(dataset, tmp_path, batch_size=2, seed=0, workers=0, cache_root=tmp_path / "cache")
+        domain = dataset.get("domain") or ""
+        assert (data.spec.train_size, data.spec.test_size) == DATASETS[name].published[domain]
+        assert data.spec.num_classes == (1 if task == "depth" else 8)
+        batch = next(data.train.epoch(0))
+        assert batch["inputs"][0].shape == (3, *((32, 64) if dense else (16, 16)))
