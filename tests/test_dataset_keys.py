@@ -16,7 +16,7 @@ from configs import composed
 from experiments.checking import validate
 from experiments.meaning import semantics
 from kt.data import build_data, fingerprint, image_lists
-from kt.data.names import CLASSIFICATION, DATASETS, IMAGE_ENDS, augmentations
+from kt.data.names import CLASSIFICATION, DATASETS, IMAGE_ENDS, PACKED_ENDS, augmentations
 from kt.errors import UserError
 from kt.settings import defaults, kinds
 
@@ -137,8 +137,8 @@ def opened_by_reading(dataset: dict[str, Any], root: Path) -> list[Path]:
         data = build(dataset, root)
         for _ in (*data.train.epoch(0), *data.test.epoch(0)):
             pass
-        # HDF5 opens files where Python does not see it.
-        found = {Path(name) for name in _opened} | set(root.rglob("*.h5"))
+        # HDF5 opens its files behind Python's back.
+        found = {Path(name) for name in _opened} | {path for end in PACKED_ENDS for path in root.rglob(f"*{end}")}
     finally:
         _opened = None
     return sorted(path for path in found if root in path.parents and path.is_file())
