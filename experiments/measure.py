@@ -44,7 +44,7 @@ from kt.engine import Engine, OneBatch, measured_loop, seed_everything
 from kt.errors import UserError
 from kt.models.names import IMAGENET
 from kt.needs import SNAPSHOTS, WEIGHTS, teacher_of
-from kt.phase import TRAIN, Batch
+from kt.phase import TRAIN
 from kt.settings import METHODS, SOURCE, Schedule, defaults, kinds
 from kt.train import Stretch, plan_phases
 from kt.transfer import TransferModel, export_student
@@ -54,11 +54,6 @@ Message = dict[str, Any]
 STEPS, MOST_STEPS, STEPPING_SECONDS = 2, 6, 1.0
 # What torch and oneDNN say where the operating system gives them no more memory.
 NO_MEMORY = re.compile("allocate memory|out of memory|bad_alloc|could not create a (memory|primitive)", re.IGNORECASE)
-
-
-def few(batch: Batch, images: int) -> Batch:
-    """The first images of a loader's batch."""
-    return {key: value[:images] for key, value in batch.items()}
 
 
 def size_of(state: Any) -> int:
@@ -83,6 +78,7 @@ class Rehearsal:
 
     Args:
         config: Its resolved config.
+        images: Of a pass.
         folder: For whatever is written.
         synthetic: Whether images of the right shape take the place of all data that are not embedded.
 
@@ -93,28 +89,33 @@ class Rehearsal:
         UserError: There is no such device.
     """
 
-    def __init__(self, config: Mapping[str, Any], folder: Path, synthetic: bool):
-        method = without_process(config["method"])
-        self.config = {**config, "output_root": str(folder), "method": method}
+    def __init__(self, config: Mapping[str, Any], images: int, folder: Path, synthetic: bool):
+        # Loaders of the real batch would decode all of it.
+        schedule = {**config["schedule"], "batch_size": images, "device_batch": None}
+        own = {"output_root": str(folder), "method": without_process(config["method"]), "schedule": schedule}
+        self.config = {**config, **own}
         self.folder, self.synthetic = folder, synthetic
         self.missing: dict[str, None] = {}
         self._seen: dict[str, Any] = {}
         self.device = pick_device(config["device"])
         set_threads(config)
 
-    def read(self, dataset: Mapping[str, Any], reader: Callable[..., Any] = read_data) -> Any:
+    def read(self, dataset: Mapping[str, Any], reader: Callable[..., Any] = read_data, schedule: Any = None) -> Any:
         """What a reader gives of a dataset; of its stand-in where that is asked for, or the data are not as expected.
+
+        The schedule, where given, takes the place of the one of so many images a pass.
 
         Raises:
             UserError: Nobody knows enough of the dataset to stand in for it.
         """
         own = {**dataset, "resident": False}  # or all images would be decoded, to be used a few times
-        key = reader.__name__ + json.dumps(own, sort_keys=True)
+        config = {**self.config, "schedule": schedule or self.config["schedule"]}
+        key = reader.__name__ + json.dumps([own, config["schedule"]], sort_keys=True)
         if self.synthetic:
             stand_in(dataset["name"])
         while key not in self._seen:
             try:
-                self._seen[key] = reader(self.config, own, self.device, workers=0)
+                self._seen[key] = reader(config, own, self.device, workers=0)
             except UserError as error:
                 if is_stood_in(dataset["name"]):
                     raise
@@ -155,9 +156,9 @@ class Rehearsal:
 
     def length(self, model: TransferModel, config: Mapping[str, Any]) -> Message:
         """How many updates each phase of a cell makes, and how often its student is scored on how many images."""
-        data = self.read(config["dataset"])
+        data = self.read(config["dataset"], schedule=config["schedule"])
         if source := config["method"].get(SOURCE):
-            data.further[SOURCE] = self.read(source, read_source)
+            data.further[SOURCE] = self.read(source, read_source, config["schedule"])
         settings = {**defaults(Schedule), **config["schedule"]}
         stretches = plan_phases(model, data, settings)
         scores = 1 + sum(_evaluations(stretch, settings["evaluate_every"]) for stretch in stretches)
@@ -207,7 +208,7 @@ def measure(
     rehearsal = model = None
     try:
         config = configs[0]
-        rehearsal = Rehearsal(config, folder, synthetic)
+        rehearsal = Rehearsal(config, images, folder, synthetic)
         if rehearsal.device.type == "cpu":
             _limit(room)
         if is_of_library(config) and not states_of(config):
@@ -262,12 +263,12 @@ def _measure(
     student = size_of(export_student(model))
     with contextlib.suppress(OSError):  # from here on the kernel's peak is that of the passes
         Path("/proc/self/clear_refs").write_text("5")
-    facts = {"phases": [each.phase.name for each in stretches], "passes": data.train.passes}
+    facts = {"phases": [each.phase.name for each in stretches]}
     tell({"facts": facts | _device_facts(device), "fixed": (held := _held(device))})
     seed_everything(config["seed"])
     disk = student * (1 + min(count_snapshots(config), settings["epochs"] or 0))
     for index, stretch in enumerate(stretches):
-        loaders = {name: OneBatch(few(next(loader.epoch(0)), images)) for name, loader in stretch.loaders.items()}
+        loaders = {name: OneBatch(next(loader.epoch(0))) for name, loader in stretch.loaders.items()}
         batch = loaders[TRAIN].batch
         loop = measured_loop(model, stretch.phase, batch, engine, index)
         loop.loaders = loaders
@@ -299,9 +300,10 @@ def _take_weights(rehearsal: Rehearsal, tell: Callable[[Message], None]) -> None
     except UserError as error:
         rehearsal.missing[str(error)] = None
         network = build_classifier(*shape)
-    facts = {"phases": [], "passes": 1, **_device_facts(rehearsal.device)}
+    facts = {"phases": [], **_device_facts(rehearsal.device)}
     tell({"facts": facts, "missing": [*rehearsal.missing], "disk": size_of(network.state_dict())})
-    tell({"memory": peak_memory(rehearsal.device), "evaluation": 0.0})
+    taken = peak_memory(rehearsal.device)
+    tell({"fixed": taken, "memory": taken, "evaluation": 0.0})
 
 
 def _evaluations(stretch: Stretch, every: int) -> int:

@@ -81,8 +81,7 @@ class Run:
     """What one process has measured of a case, over so many images.
 
     Attributes:
-        facts: The names of its `phases` and the `passes` of an update; of the device its name and, of a GPU, the bytes
-            that are its `limit`.
+        facts: The names of its `phases`; of the device its name and, of a GPU, the bytes that are its `limit`.
         lengths: See `Case.lengths`.
         steps: Seconds of each phase's steps.
         evaluation: Seconds of one evaluation batch.
@@ -222,6 +221,11 @@ class Case:
         """Images of a pass."""
         return device_batch(self.config["schedule"], 1)
 
+    @property
+    def passes(self) -> int:
+        """Of an update."""
+        return int(self.config["schedule"]["batch_size"]) // self.batch
+
     def rehearse(self, stage: Stage) -> None:
         """Measures it, as far as time and memory allow."""
         self.limit = free_memory() + (own_memory("VmRSS") or 0)  # which the process has from this one
@@ -244,7 +248,7 @@ class Case:
         needed, steps, image = self.memory(self.batch), self.step_seconds(), self.image_seconds()
         if needed is None or needed > self.limit or image is None:
             return False
-        once = [each / self.facts["passes"] for each in steps if each is not None]
+        once = [each / self.passes for each in steps if each is not None]
         return len(once) == len(steps) and 3 * sum(once) + self.batch * image < self._left
 
     def _add(self, stage: Stage, images: int) -> bool:
@@ -288,7 +292,7 @@ class Case:
         for index in range(len(self.facts.get("phases", ()))):
             taken = {run.images: run.steps[index] for run in self._telling if index in run.steps}
             points = {images: statistics.median(each[1:] or each) for images, each in taken.items()}
-            found.append(extrapolated({0: 0.0, **points}, self.batch) * self.facts["passes"] if points else None)
+            found.append(extrapolated({0: 0.0, **points}, self.batch) * self.passes if points else None)
         return found
 
     def image_seconds(self) -> float | None:
@@ -453,7 +457,7 @@ def _show(name: str, records: Sequence[Config], missing: Sequence[str]) -> None:
     console.print(f"{name}: {count} cells, {in_words(known)}{left}, {_gib(disk)} on the disk")
     console.print(f"measured on {devices or 'no device'}; images that have to be read and changed first take longer")
     for line in missing:
-        console.print(f"missing: {line}")
+        console.print(f"missing: {line}", soft_wrap=True)
 
 
 def rehearse(name: str, jobs: Sequence[Job], kind: bool | str, output_root: str, scale: str) -> int:

@@ -14,6 +14,7 @@ from kt.store import folder_of, outcomes_file
 from results import make_row, write_cell
 from tables.alive import commonest, flat
 from tables.collect import collect
+from tables.folders import table_folder
 from tables.render import as_json, life_notes
 from tables.summary import Ran, summarise
 
@@ -67,10 +68,11 @@ def test_the_summary_of_tables_says_who_is_alive(tmp_path: Path, capsys: pytest.
     ran = []
     for name, row_id, top1 in (("cifar100_stagewise", "student", 50.0), ("stage_count", "student", 20.0)):
         table = life(tmp_path / name, name, {row_id: {"top1": top1}}, num_classes=10, test_size=1000)
-        (tmp_path / "tables" / name / "mini").mkdir(parents=True)
-        (tmp_path / "tables" / name / "mini" / "table.json").write_text(as_json(table))
-        ran.append(Ran(name, 0, 1.0, ""))
-    summarise(ran, tmp_path / "tables", "mini")
+        folder = table_folder(tmp_path, name, "mini")
+        folder.mkdir(parents=True)
+        (folder / "table.json").write_text(as_json(table))
+        ran.append(Ran(name, 0, 1.0, "", folder))
+    summarise(ran)
     lines = capsys.readouterr().out.splitlines()
     assert " alive  " in lines[1] and "not alive: STUDENT: 20, 2.00 times chance (10)" in lines[2]
     assert "not" not in lines[1]

@@ -137,7 +137,8 @@ def opened_by_reading(dataset: dict[str, Any], root: Path) -> list[Path]:
         data = build(dataset, root)
         for _ in (*data.train.epoch(0), *data.test.epoch(0)):
             pass
-        found = {Path(name) for name in _opened}
+        # HDF5 opens files where Python does not see it.
+        found = {Path(name) for name in _opened} | set(root.rglob("*.h5"))
     finally:
         _opened = None
     return sorted(path for path in found if root in path.parents and path.is_file())

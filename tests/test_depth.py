@@ -363,7 +363,7 @@ def spoil(root: Path, what: str) -> dict[str, Any]:
         ("bytes", r"depth/train/1.png: cannot be read as an image"),
         ("empty", r"rooms/images/val holds no images; expected .*16 bit in millimetres"),
         ("8 bit", r"depth/train/1.png: is an image of the kind L; expected 16 bit and one channel, millimetres"),
-        ("size", r"depth/train/1.png: has 24 x 31 pixels; expected its image's 24 x 32"),
+        ("size", r"depth/train/1.png: has 24 x 31 pixels; its image 1.png has 24 x 32"),
     ],
 )
 def test_mistakes_in_depthfolder(what: str, message: str, tmp_path: Path) -> None:

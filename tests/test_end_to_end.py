@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from experiments.build import peak_memory
+from tables.folders import rendered_folders
 
 ROOT = Path(__file__).parents[1]
 SMALL = ("dataset.train_size=320", "dataset.test_size=50", "dataset.image_size=32", "schedule.batch_size=32")
@@ -72,7 +73,8 @@ def test_a_table_from_nothing_and_a_second_time(tmp_path: Path) -> None:
     command = ("+table=imagenet_compression", "rows=teacher,baseline,hybrid_forward", "schedule.epochs=2", *PAIR)
     output = finish(*command, output_root=tmp_path)
     assert "index.html" in output
-    table = json.loads((tmp_path / "tables/imagenet_compression/mini/table.json").read_text())
+    (folder,) = rendered_folders(tmp_path, "imagenet_compression", "mini")
+    table = json.loads((folder / "table.json").read_text())
     assert [row["id"] for row in table["rows"]] == ["teacher", "baseline", "hybrid_forward"]
     assert all(cell["status"] == "done" for row in table["rows"] for cell in row["cells"])
     assert table["comparable"] is False and {claim["id"] for claim in table["claims"]} >= {"c1", "c2", "c6"}

@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from results import write_cell
+from tables.folders import rendered_folders
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -326,7 +327,7 @@ def test_a_table_of_an_outside_paper(site: Path, tmp_path: Path) -> None:
     """Its rows teach the outside network by the outside method."""
     done = run(site, "+table=far_table", "wandb.mode=disabled", "workers=1", *SMALL, f"output_root={tmp_path}")
     assert done.returncode == 0, done.stderr
-    folder = tmp_path / "tables" / "far_table" / "mini"
+    (folder,) = rendered_folders(tmp_path, "far_table", "mini")
     rows = {row["id"]: row for row in json.loads((folder / "table.json").read_text())["rows"]}
     assert {name: (row["method"], row["student"]) for name, row in rows.items()} == {
         "alone": ("none", "tiny"),

@@ -91,7 +91,7 @@ def faked(tmp_path: Path, *overrides: str, limit: float, **runs: Run) -> Case:
     """A case of batch 8 of which so much is known: two phases of 10 and 5 updates, and 3 scores of 20 images."""
     case = case_of(tmp_path, *SMALL, *overrides)
     for run in runs.values():
-        run.facts = {"phases": ["one", "train"], "passes": 1, "device": "abacus", "limit": None}
+        run.facts = {"phases": ["one", "train"], "device": "abacus", "limit": None}
         run.lengths = [{"steps": [10, 5], "evaluations": 3, "test_size": 20}]
     case.limit, case.runs = int(limit * 2**30), {run.images: run for run in runs.values()}
     return case

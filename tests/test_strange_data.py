@@ -401,7 +401,7 @@ def test_hidden_files_and_folders_are_nobodys(name: str, tmp_path: Path) -> None
     (task,) = DATASETS[name].readers
     if task != "classification":
         pytest.importorskip("mmdet", reason=MM)
-    settings = {**DATASETS[name].defaults, "num_classes": None, **layouts.make(name, task, tmp_path)}
+    settings = {"folder": None, **DATASETS[name].defaults, "num_classes": None, **layouts.make(name, task, tmp_path)}
 
     def read() -> tuple[dict[int, torch.Tensor], Any]:
         fingerprint.forget()
@@ -455,6 +455,7 @@ def test_all_images_of_a_folder_but_hidden_ones(tmp_path: Path, caplog: pytest.L
     hide(tmp_path / "web" / "a")
     (tmp_path / "web" / "list.txt").write_text("")
     settings = {"name": "unlabelled", "task": "classification", "folder": "web", "image_size": 24}
+    settings |= {"augmentation": "none"}
     loader = unlabelled(settings, 1.0, tmp_path, batch_size=2, seed=0, workers=0)
     assert sorted(int(i) for batch in loader.plain().epoch(0) for i in batch["indices"]) == [0, 1]
     assert [record.getMessage() for record in caplog.records] == [

@@ -18,7 +18,7 @@ import pytest
 import fake_training
 from configs import composed
 from experiments.launch import Report
-from experiments.lifeline import started
+from experiments.lifeline import GRACE_SECONDS, started
 from experiments.meaning import settle
 from experiments.plan import Agenda, Job, Times, case_key, jobs_of, length_key, makespan, plan_lines, rehearsals_of
 from experiments.progress import Display
@@ -436,4 +436,4 @@ def test_a_pool_without_cells_ends_at_once(tmp_path: Path, monkeypatch: pytest.M
     began = time.monotonic()
     with Pool(tmp_path, dense=False):
         pass
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < GRACE_SECONDS
