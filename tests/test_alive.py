@@ -125,6 +125,21 @@ def test_chance_of_other_scores(table: str, row_id: str, score: Json, alive: boo
     assert found["alive"]["verdict"] == ("alive" if alive else "not alive"), found["alive"]
 
 
+def test_chance_is_that_of_the_images_that_were_scored(tmp_path: Path) -> None:
+    """Of 100 pixels 50 are of the commonest of two classes here, and 90 there: 25 and 45 % are chance."""
+    row = make_row("gta5_teachers", "baseline", evaluation="gta5")
+    cell_id, scores = row["cells"][0]["id"], {"gta5": {"miou": 80.0}}
+    folder = write_cell(tmp_path, cell_id, {"miou": 10.0}, evaluations=scores, needs={})
+    for name, areas in (("test", [90, 10]), ("gta5", [50, 50])):
+        keep_outcomes(outcomes_file(folder, name), {"indices": np.arange(1), "truth": np.array([areas])})
+    alive = collect("gta5_teachers", [row], tmp_path, "mini", "scenes")["alive"]
+    assert alive["verdict"] == "alive" and "80, 3.20 times chance (25)" in alive["evidence"], alive
+
+
+def test_without_rows_nothing_is_known(tmp_path: Path) -> None:
+    assert collect("gta5_teachers", [], tmp_path, "mini", "scenes")["alive"]["verdict"] == "unknown"
+
+
 def test_without_what_tells_chance_nothing_is_known(tmp_path: Path) -> None:
     alive = life(tmp_path, "gta5_teachers", {"baseline": {"miou": 50.0}})["alive"]
     assert alive["verdict"] == "unknown" and alive["reasons"] == ["BASELINE: nothing is kept that tells chance"]

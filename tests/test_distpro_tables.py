@@ -21,17 +21,17 @@ NAME, PAIR = "distpro_cifar100", "wrn_40_2_wrn_16_2"
 STEPS = 400
 
 
-def search(root: Path, peaks: tuple[float, ...], scatter: float = 0.0) -> str:
+def search(root: Path, peaks: tuple[float, ...], scatter: float = 0.0, steps: int = STEPS) -> str:
     """A search whose three summed weights peak after these shares of its steps."""
-    noise = np.random.default_rng(0).normal(size=(3, STEPS))
-    at = np.arange(1, STEPS + 1) / STEPS
+    noise = np.random.default_rng(0).normal(size=(3, steps))
+    at = np.arange(1, steps + 1) / steps
     weights = [0.3 - 0.2 * np.abs(at - peak) + scatter * each for peak, each in zip(peaks, noise, strict=True)]
     rows = [
         {"kind": "train", "phase": "train", "step": i + 1, "epoch": (i + 1) / 100, "lr": 0.1, "loss": 1.0}
         | {f"{kind}_t{level + 1}": float(each[i]) for kind in ("weight", "logit") for level, each in enumerate(weights)}
-        for i in range(STEPS)
+        for i in range(steps)
     ]
-    write_cell(root, "search", {"top1": 50.0}, rows, phases=[{"name": "train", "seconds": 40.0, "steps": STEPS}])
+    write_cell(root, "search", {"top1": 50.0}, rows, phases=[{"name": "train", "seconds": 40.0, "steps": steps}])
     return "search"
 
 
@@ -84,6 +84,12 @@ def test_low_levels_come_first(peaks: tuple[float, ...], scatter: float, verdict
     assert found["verdict"] == verdict, found
     if verdict == "holds" and not scatter:
         assert "20 %, 50 %, 80 %" in found["evidence"]
+
+
+@pytest.mark.parametrize("steps", [2, 7, 20, 50])
+def test_what_scatters_in_a_short_search_has_no_peak(steps: int, tmp_path: Path) -> None:
+    search(tmp_path, (0.2, 0.5, 0.8), scatter=0.5, steps=steps)
+    assert claim(tmp_path, replayed(tmp_path), "c12")["verdict"] == "unknown"
 
 
 def test_without_a_search_there_is_no_verdict(tmp_path: Path) -> None:

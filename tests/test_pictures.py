@@ -195,6 +195,15 @@ def test_a_page_shows_truth_teacher_untaught_and_taught_side_by_side(tmp_path: P
     assert "#804080" in page and "http" not in "".join(re.findall(r'src="(.{4})', page))
 
 
+def test_the_images_are_those_of_the_taught_students(tmp_path: Path) -> None:
+    rows = cells_of(tmp_path, "baseline", "ifvd")
+    keep(tmp_path, "baseline-s0", 40, image=7)  # tested on other images
+    keep(tmp_path, "ifvd-s0", 50)
+    page = page_of(tmp_path, rows)
+    assert [caption for _, caption, _ in shown_on(page)][:3] == ["image", "truth", "IFVD mobilenet_v2"]
+    assert "left out: BASELINE." in page
+
+
 def test_of_many_rows_the_papers_own_method_is_shown(tmp_path: Path) -> None:
     rows = cells_of(tmp_path, "baseline", "ifvd", "ifvd_distpro")
     rows += [make_row("cityscapes_distpro", "ifvd", (0,), {"a": str(i)}, ours=False) for i in range(MOST - 2)]

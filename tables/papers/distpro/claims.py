@@ -39,6 +39,7 @@ JUDGES = Judges()
 
 SIZE = 0.5  # share of a printed saving that a saving of about that size reaches at least; our choice
 SMOOTHED = 0.02  # share of a search over which its weights are averaged before their peaks are compared
+LEAST = 5  # steps over which they are averaged at least: fewer leave too little to tell what scatters; our choice
 # A level has a peak if its averaged weights move by so many standard deviations of what the average leaves; our choice.
 CLEAR = 3.0
 # Points of top-1 that count as none: a third of what ResNet-18 gains in Table 4. Our choice; what the paper calls the
@@ -202,7 +203,7 @@ def low_levels_come_first(context: Context) -> Verdict:
     for curve in searches(context, f"distpro_{DRAWN}"):
         found = []
         for weights in levels_of(curve).values():
-            width = max(1, round(SMOOTHED * len(weights)))
+            width = min(len(weights), max(LEAST, round(SMOOTHED * len(weights))))
             smooth = np.convolve(weights, np.ones(width) / width, "valid")
             rest = weights[width // 2 :][: len(smooth)] - smooth
             if np.ptp(smooth) <= CLEAR * rest.std() or np.ptp(smooth) == 0:
