@@ -21,7 +21,7 @@ NAME, PAIR = "distpro_cifar100", "wrn_40_2_wrn_16_2"
 STEPS = 400
 
 
-def search(root: Path, peaks: tuple[float, ...], scatter: float = 0.0, steps: int = STEPS) -> str:
+def search(root: Path, peaks: tuple[float, ...], scatter: float = 0.0, steps: int = STEPS, name: str = "search") -> str:
     """A search whose three summed weights peak after these shares of its steps."""
     noise = np.random.default_rng(0).normal(size=(3, steps))
     at = np.arange(1, steps + 1) / steps
@@ -31,20 +31,22 @@ def search(root: Path, peaks: tuple[float, ...], scatter: float = 0.0, steps: in
         | {f"{kind}_t{level + 1}": float(each[i]) for kind in ("weight", "logit") for level, each in enumerate(weights)}
         for i in range(steps)
     ]
-    write_cell(root, "search", {"top1": 50.0}, rows, phases=[{"name": "train", "seconds": 40.0, "steps": steps}])
-    return "search"
+    write_cell(root, name, {"top1": 50.0}, rows, phases=[{"name": "train", "seconds": 40.0, "steps": steps}])
+    return name
 
 
-def replayed(root: Path, live: float = 27.0, **result: Any) -> list[dict[str, Any]]:
+def replayed(
+    root: Path, live: float = 27.0, pair: str = PAIR, needed: str = "search", **result: Any
+) -> list[dict[str, Any]]:
     """Rows of a pair that replays the search, and of the same with equal weights."""
     found = []
     for kind, count, speed in (("distpro", live, 30.0), ("equal", 27.0, 20.0)):
-        row = make_row(NAME, f"{kind}_{PAIR}")
+        row = make_row(NAME, f"{kind}_{pair}")
         rows = [
             {"kind": "train", "phase": "train", "step": i + 1, "epoch": i + 1, "lr": 0.1, "loss": 1.0, "live": count}
             for i in range(4)
         ]
-        needs = {"search": "search"} if kind == "distpro" else {}
+        needs = {"search": needed} if kind == "distpro" else {}
         kept = {"needs": needs, "pathways": 27, "images_per_second": speed}
         kept["phases"] = [{"name": "train", "seconds": 100.0, "steps": 4}]
         write_cell(root, row["cells"][0]["id"], {"top1": 60.0}, rows, **{**kept, **result})
@@ -84,6 +86,24 @@ def test_low_levels_come_first(peaks: tuple[float, ...], scatter: float, verdict
     assert found["verdict"] == verdict, found
     if verdict == "holds" and not scatter:
         assert "20 %, 50 %, 80 %" in found["evidence"]
+
+
+@pytest.mark.parametrize(
+    ("others", "scatter", "verdict", "told"),
+    [
+        ((0.1, 0.4, 0.6), 0.0, "holds", "in 1 of the table's 1 other searches"),
+        ((0.6, 0.4, 0.1), 0.0, "unknown", "in 0 of the table's 1 other searches"),
+        ((0.6, 0.4, 0.1), 0.5, "holds", "of the search."),
+    ],
+)
+def test_low_levels_come_first_in_every_search(
+    others: tuple[float, ...], scatter: float, verdict: str, told: str, tmp_path: Path
+) -> None:
+    search(tmp_path, (0.2, 0.5, 0.8))
+    search(tmp_path, others, scatter, name="another")
+    rows = [*replayed(tmp_path), *replayed(tmp_path, pair="resnet56_resnet20", needed="another")]
+    found = claim(tmp_path, rows, "c12")
+    assert found["verdict"] == verdict and told in found["evidence"], found
 
 
 @pytest.mark.parametrize("steps", [2, 7, 20, 50])

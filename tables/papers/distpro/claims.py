@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -198,21 +198,43 @@ def lowest_error_of_depth(context: Context) -> Verdict:
 
 @JUDGES.of("c12")
 def low_levels_come_first(context: Context) -> Verdict:
-    """The step at which the summed weights of a teacher's map peak, which is to rise with the map's depth."""
-    peaks: list[list[float]] = []
-    for curve in searches(context, f"distpro_{DRAWN}"):
-        found = []
-        for weights in levels_of(curve).values():
-            width = min(len(weights), max(LEAST, round(SMOOTHED * len(weights))))
-            smooth = np.convolve(weights, np.ones(width) / width, "valid")
-            rest = weights[width // 2 :][: len(smooth)] - smooth
-            if np.ptp(smooth) <= CLEAR * rest.std() or np.ptp(smooth) == 0:
-                return Verdict(UNKNOWN, "The weights of a map move no more than they scatter.")
-            found.append((int(smooth.argmax()) + (width + 1) / 2) / len(weights))
-        peaks.append(found)
-    rising = all(first < second for found in peaks for first, second in zip(found, found[1:], strict=False))
+    """The step at which the summed weights of a teacher's map peak, which is to rise with the map's depth.
+
+    The figure shows one pair. Where other pairs of the table are searched as well, theirs have to rise too, since the
+    peaks of three maps rise in one search of six by chance.
+    """
+    peaks = [peaks_of(curve) for curve in searches(context, f"distpro_{DRAWN}")]
+    if not all(peaks):
+        return Verdict(UNKNOWN, "The weights of a map move no more than they scatter.")
     shown = "; ".join(", ".join(f"{100 * peak:.0f} %" for peak in found) for found in peaks)
-    return Verdict(HOLDS if rising else FAILS, f"From the lowest map on, weights peak after {shown} of the search.")
+    told = f"From the lowest map on, weights peak after {shown} of the search."
+    if not all(map(_rise, peaks)):
+        return Verdict(FAILS, told)
+    own = {search_of(context, row) for row in rows_of(context, f"distpro_{DRAWN}")}
+    others = dict.fromkeys(search_of(context, row) for row in context.rows if row["ours"])
+    curves = [context.curve(each) for each in others if each and each not in own]
+    clear = [found for curve in curves if curve is not None and (found := peaks_of(curve))]
+    rising = sum(map(_rise, clear))
+    if clear:
+        told += f" So they do in {rising} of the table's {len(clear)} other searches."
+    return Verdict(HOLDS if rising == len(clear) else UNKNOWN, told)
+
+
+def peaks_of(curve: Curve) -> list[float]:
+    """Where in a search the smoothed weights of each map are largest, lowest map first; none if that is not clear."""
+    found = []
+    for weights in levels_of(curve).values():
+        width = min(len(weights), max(LEAST, round(SMOOTHED * len(weights))))
+        smooth = np.convolve(weights, np.ones(width) / width, "valid")
+        rest = weights[width // 2 :][: len(smooth)] - smooth
+        if np.ptp(smooth) <= CLEAR * rest.std() or np.ptp(smooth) == 0:
+            return []
+        found.append((int(smooth.argmax()) + (width + 1) / 2) / len(weights))
+    return found
+
+
+def _rise(peaks: Sequence[float]) -> bool:
+    return all(first < second for first, second in zip(peaks, peaks[1:], strict=False))
 
 
 @JUDGES.of("c13")
