@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,16 +66,21 @@ def levels_of(curve: Curve) -> dict[str, Array]:
     return {name.removeprefix("weight_t"): curve.values[name] for name in names}
 
 
-def searches(context: Context, row_id: str) -> list[Curve]:
-    """The curves of the searches behind a row's variants.
+def searches_behind(context: Context, rows: Iterable[Row]) -> dict[str, Curve]:
+    """Id of a search -> its curve, of all that rows replay, as far as they are recorded."""
+    ids = dict.fromkeys(search_of(context, row) for row in rows)
+    return {each: curve for each in ids if each and (curve := context.curve(each)) is not None}
+
+
+def searches(context: Context, row_id: str) -> dict[str, Curve]:
+    """The same of a row's variants.
 
     Raises:
         Missing: There are none.
     """
     if not context.named(row_id):
         raise Missing(f"Needs the row {row_id}: +table=distpro_cifar100 rows={row_id}.")
-    ids = [search_of(context, row) for row in rows_of(context, row_id)]
-    found = [curve for each in dict.fromkeys(ids) if each and (curve := context.curve(each)) is not None]
+    found = searches_behind(context, rows_of(context, row_id))
     if not found:
         raise Missing(f"Needs the records of the search behind {row_id}.")
     return found
@@ -203,17 +208,16 @@ def low_levels_come_first(context: Context) -> Verdict:
     The figure shows one pair. Where other pairs of the table are searched as well, theirs have to rise too, since the
     peaks of three maps rise in one search of six by chance.
     """
-    peaks = [peaks_of(curve) for curve in searches(context, f"distpro_{DRAWN}")]
+    drawn = searches(context, f"distpro_{DRAWN}")
+    peaks = [peaks_of(curve) for curve in drawn.values()]
     if not all(peaks):
         return Verdict(UNKNOWN, "The weights of a map move no more than they scatter.")
     shown = "; ".join(", ".join(f"{100 * peak:.0f} %" for peak in found) for found in peaks)
     told = f"From the lowest map on, weights peak after {shown} of the search."
     if not all(map(_rise, peaks)):
         return Verdict(FAILS, told)
-    own = {search_of(context, row) for row in rows_of(context, f"distpro_{DRAWN}")}
-    others = dict.fromkeys(search_of(context, row) for row in context.rows if row["ours"])
-    curves = [context.curve(each) for each in others if each and each not in own]
-    clear = [found for curve in curves if curve is not None and (found := peaks_of(curve))]
+    all_searches = searches_behind(context, (row for row in context.rows if row["ours"]))
+    clear = [found for key, curve in all_searches.items() if key not in drawn and (found := peaks_of(curve))]
     rising = sum(map(_rise, clear))
     if clear:
         told += f" So they do in {rising} of the table's {len(clear)} other searches."

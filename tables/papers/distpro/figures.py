@@ -41,7 +41,7 @@ def fast_distillation(context: Context) -> tuple[str, Sequence[Panel]] | None:
 def searched_process(context: Context) -> tuple[str, Sequence[Panel]] | None:
     """The summed weights of the pathways to each map and their mean logits, against steps of the search."""
     try:
-        curves = searches(context, f"distpro_{DRAWN}")
+        curves = [*searches(context, f"distpro_{DRAWN}").values()]
     except Missing:
         return None
 
