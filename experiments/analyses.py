@@ -19,7 +19,6 @@ from experiments.devices import pick_device
 from experiments.schema import MAPS
 from kt.classifier import Classifier
 from kt.data import Data
-from kt.errors import UserError
 from kt.features import Features
 from kt.files import replacing
 from kt.functional import channel_divergence, channel_overlap, feature_l2
@@ -44,12 +43,7 @@ def analyse_cell(config: Mapping[str, Any], folder: Path, needs: Mapping[str, Pa
         config: The cell's settled config; `evaluation` names the analysis.
         folder: The cell's folder.
         needs: Files of weights: `teacher` and what the analysis needs.
-
-    Raises:
-        UserError: The data are not for classification.
     """
-    if config["dataset"]["task"] != "classification":
-        raise UserError(f"evaluation={config['evaluation']}: for classification only")
     device = pick_device(config["device"])
     set_threads(config)
     data = read_data(config, config["dataset"], device)

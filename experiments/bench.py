@@ -10,7 +10,9 @@ scenes, and the peak memory of each method is measured in a process of its own b
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
+import math
 import multiprocessing
 import statistics
 import sys
@@ -30,16 +32,17 @@ from rich.table import Table
 from experiments.build import peak_memory
 from experiments.groups import dataset_choice
 from experiments.phase_bench import bench_phases
+from kt import command
 from kt.classifier import Classifier
 from kt.data import DATASETS, DataSpec, build_data
 from kt.dense import DenseModel
 from kt.engine import Engine, measured_loop
-from kt.errors import UserError, nearest
-from kt.files import write_json
+from kt.errors import Parser, UserError, nearest
+from kt.files import at_home, write_json
 from kt.hooks import RecordHook
 from kt.methods import build_method, find_method
 from kt.models import build_network
-from kt.models.names import DENSE_NETWORKS
+from kt.models.names import DENSE_NETWORKS, NETWORKS
 from kt.settings import METHODS, Schedule, defaults, kinds
 from kt.stages import IMAGENET
 from kt.store import Records, records_file
@@ -84,8 +87,6 @@ def make_dense_model(name: str, arguments: argparse.Namespace, **options: Any) -
     from experiments.build import build_dense_model
 
     def make(network: str) -> DenseModel:
-        if network not in DENSE_NETWORKS:
-            raise UserError(f"--teacher={network}: expected a detector, segmentor or pose network, as the student is")
         settings = {"name": network, "width": arguments.width, "config": None, "options": None}
         return build_dense_model(settings, DENSE_CLASSES[DENSE_NETWORKS[network].task], DENSE_SIZE, IMAGENET)[0]
 
@@ -267,31 +268,57 @@ def image_batch(size: int, device: torch.device) -> dict[str, Any]:
     }
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected an integer >= 1")
+    return int(text)
+
+
+def _width(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r}: expected a number > 0")
+
+
+def _device(text: str) -> str:
+    try:
+        torch.empty(1, device=text).item()
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: no such device here ({str(error).splitlines()[0]})") from None
+    return text
+
+
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line's settings.
 
     Raises:
         UserError: There is no such method, or it teaches no detectors.
     """
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m experiments.bench", description=__doc__.split("\n")[0])
     parser.add_argument("methods", nargs="*", help="methods to time (default: all)")
     parser.add_argument("--teacher", default="resnet56")
     parser.add_argument("--student", default="resnet20")
-    parser.add_argument("--batch", type=int, help="images a step (default: 128, or 4 of a detector or segmentor)")
-    parser.add_argument("--images", type=int, default=50_000, help="of the training set that crd remembers")
-    parser.add_argument("--width", type=float, default=1.0, help="width of detectors and segmentors")
+    parser.add_argument("--batch", type=_count, help="images a step (default: 128, or 4 of a detector or segmentor)")
+    parser.add_argument("--images", type=_count, default=50_000, help="of the training set that crd remembers")
+    parser.add_argument("--width", type=_width, default=1.0, help="width of detectors and segmentors")
     parser.add_argument("--small-stem", action="store_true", help="ResNets with the stem for images of 32x32")
     parser.add_argument(
         "--activation-checkpointing", action="store_true", help="in the steps; the passes beside them keep everything"
     )
     parser.add_argument("--phases", action="store_true", help="stage by stage: all phases over end-to-end mimicking")
-    parser.add_argument("--process", type=Path, help="process.pth that DistPro replays, with and without its clip")
-    parser.add_argument("--steps", type=int, default=20, help="timed steps of each method")
-    parser.add_argument("--warmup", type=int, default=3)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument("--process", type=at_home, help="process.pth that DistPro replays, with and without its clip")
+    parser.add_argument("--steps", type=_count, default=20, help="timed steps of each method")
+    parser.add_argument("--warmup", type=_count, default=3)
+    parser.add_argument("--device", type=_device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=at_home, help="also write the numbers to this file")
     arguments = parser.parse_args(argv)
     dense = arguments.student in DENSE_NETWORKS
+    for who in ("student", "teacher"):
+        networks, name = [*(DENSE_NETWORKS if dense else NETWORKS)], getattr(arguments, who)
+        if name not in networks:
+            beside = f" beside {arguments.student}" if who == "teacher" else ""
+            raise UserError(f"--{who}={name}: no network that can be timed{beside}{nearest(name, networks)}")
     arguments.batch = arguments.batch or (4 if dense else 128)
     arguments.lr = 1e-4 if dense else 0.05
     task = DENSE_NETWORKS[arguments.student].task if dense else "classification"
@@ -349,8 +376,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"kt: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(command.run(main))

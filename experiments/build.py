@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from experiments.devices import own_memory, pick_device
-from experiments.meaning import evaluation_dataset, is_of_library, states_of
+from experiments.meaning import evaluation_dataset, is_of_library, states_of, teaches_in_bf16
 from kt import ranks
 from kt.classifier import Classifier
 from kt.cost import few_images
@@ -24,7 +24,6 @@ from kt.errors import UserError, needs_mm
 from kt.evaluation.accuracy import metric_labels
 from kt.evaluation.outcomes import Outcomes, keep_outcomes
 from kt.files import replacing, write_json, write_text
-from kt.hooks import WandbRun
 from kt.methods import Method, build_method, find_method
 from kt.models import NETWORKS, build_network
 from kt.models.build import normalisation_of_weights
@@ -36,7 +35,8 @@ from kt.stages import IMAGENET, head_of
 from kt.store import DESCRIPTION, cache_of, evaluation_file, listed, outcomes_file, records_file
 from kt.students import load_model, read_description
 from kt.train import best_metrics, fit, images_per_second, phase_records
-from kt.transfer import TransferModel
+from kt.transfer import TransferModel, evaluating
+from kt.wandb import MARK, WandbRun, about_cell, summary_of
 
 logger = logging.getLogger(__name__)
 
@@ -192,6 +192,29 @@ def _copy_features(student: Classifier, teacher: Classifier, method: str) -> Non
     student.mean, student.std = teacher.mean.clone(), teacher.std.clone()
 
 
+def check_described(student: DenseModel, data: Data, file: str) -> None:
+    """Refuses a network from a config file that cannot learn from the data, by the losses of two images.
+
+    Args:
+        student: The network.
+        data: What it is to learn from.
+        file: The config file.
+
+    Raises:
+        UserError: Its parts do not fit together, or it is for another task.
+    """
+    batch = student.prepare(few_images(next(iter(data.train.epoch(0)))))
+    try:
+        with evaluating(student):
+            student.task(student.extract(batch["inputs"]), batch)
+    except Exception as error:  # a config is a program: anything may go wrong in what it describes
+        reason = (str(error) or "no message").splitlines()[0]
+        raise UserError(
+            f"student.network.config={file}: describes no network for {data.spec.task} that could be trained "
+            f"({type(error).__name__}: {reason})"
+        ) from None
+
+
 def options_of(method: Mapping[str, Any]) -> dict[str, Any]:
     """A method's settings as `build_method` takes them: without its name and what says which cells are needed."""
     unused = ("name", *SETTINGS[method["name"]].cell_keys)
@@ -225,7 +248,8 @@ def assemble(
     seed_everything(config["seed"], CLASSIFIER_STREAM)
     method = options_of(config["method"])
     built = build_method(config["method"]["name"], student, teacher, data=spec, files=files, **method)
-    return TransferModel(student, built, hidden, (config["teacher"] or {}).get("norm") or "eval"), model_config
+    norm = (config["teacher"] or {}).get("norm") or "eval"
+    return TransferModel(student, built, hidden, norm, "bf16" if teaches_in_bf16(config) else "fp32"), model_config
 
 
 def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], progress: Any = None) -> dict[str, Any]:
@@ -256,24 +280,13 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
     files = {need: path for need, path in needs.items() if need != "teacher" and path.name not in (WEIGHTS, SNAPSHOTS)}
     model, model_config = assemble(config, spec, hidden, files)
     student, built = model.student, model.method
+    if described := config["student"]["network"]["config"]:
+        check_described(student, data, described)
     if isinstance(teacher, Classifier) and config["teacher"].get("checkpoint"):
         _score_teacher(teacher, data, device, folder)
 
-    table = config.get("table") or {}
-    label = config["method"]["name"]
-    run = None
-    if ranks.is_first():
-        run = WandbRun(
-            folder,
-            config["wandb"],
-            name=f"{table.get('row') or label}-seed{config['seed']}",
-            group=f"{table.get('name') or 'single'}/{table.get('row') or label}",
-            tags=[str(tag) for tag in (table.get("name"), table.get("role"), config["scale"]["name"], label) if tag],
-            config=config,
-        )
-    finished = False
-    metrics: dict[str, float] = {}
-    try:
+    settings = config["wandb"] if ranks.is_first() else {"mode": "disabled"}
+    with WandbRun(config["output_root"], settings, about_cell(folder.name, config), folder / MARK) as run:
         metrics = fit(
             model,
             data,
@@ -283,31 +296,29 @@ def train_cell(config: dict[str, Any], folder: Path, needs: Mapping[str, Path], 
             device=device,
             precision=config["precision"],
             activation_checkpointing=config["activation_checkpointing"],
-            mirror=run.log if run else None,
+            mirror=run.log if run.id else None,
             progress=progress,
             snapshots=count_snapshots(config),
         )
-        finished = True
-    finally:
-        if run is not None:
-            run.finish(metrics, failed=not finished)
-    if ranks.is_first():
-        describe_student(folder, config, student, model_config, spec)
-    return {
-        "metrics": metrics,
-        "best": best_metrics(folder),
-        "labels": metric_labels(spec.num_classes) if spec.task == "classification" else {},
-        "images_per_second": images_per_second(folder),
-        "phases": phase_records(folder, schedule["batch_size"]),
-        "device_batch": device_batch(schedule, ranks.world_size()),
-        "peak_memory": peak_memory(device),
-        "wandb_id": run.id if run else None,
-        "num_classes": spec.num_classes,
-        "train_size": spec.train_size,
-        "test_size": spec.test_size,
-        **count_operations(model, data),
-        **built.facts,
-    }
+        if ranks.is_first():
+            describe_student(folder, config, student, model_config, spec)
+        found = {
+            "metrics": metrics,
+            "best": best_metrics(folder),
+            "labels": metric_labels(spec.num_classes) if spec.task == "classification" else {},
+            "images_per_second": images_per_second(folder),
+            "phases": phase_records(folder, schedule["batch_size"]),
+            "device_batch": device_batch(schedule, ranks.world_size()),
+            "peak_memory": peak_memory(device),
+            "wandb_id": run.id,
+            "num_classes": spec.num_classes,
+            "train_size": spec.train_size,
+            "test_size": spec.test_size,
+            **count_operations(model, data),
+            **built.facts,
+        }
+        run.summarise(summary_of(found))
+    return found
 
 
 def keep_weights(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -406,15 +417,10 @@ def evaluate_cell(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The score of a finished cell's student on the dataset that `evaluation` names, with that of each class.
 
     Raises:
-        UserError: The dataset is missing, or for another task or other classes.
+        UserError: The dataset is missing, or has other classes.
     """
     dataset = evaluation_dataset(config)
     assert dataset is not None
-    if dataset["task"] != config["dataset"]["task"]:
-        raise UserError(
-            f"evaluation={config['evaluation']}: a dataset for {dataset['task']}, the student was trained for "
-            f"{config['dataset']['task']}"
-        )
     device = pick_device(config["device"])
     set_threads(config)
     data = read_data(config, dataset, device)

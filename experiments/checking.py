@@ -6,12 +6,14 @@ line's keys are all let in, and the composed config is compared with the classes
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.devices import check_device
 from experiments.groups import choices
 from experiments.schema import ANALYSES, Config, Student, Teacher
 from kt.data.names import DATASETS, check_dataset, own_keys, settings_of
@@ -23,6 +25,7 @@ from kt.settings import (
     Method,
     Schedule,
     Settings,
+    check_schedule,
     check_settings,
     check_value,
     epochs_of,
@@ -31,8 +34,10 @@ from kt.settings import (
     shown,
 )
 
+PATHS = ("data_root", "output_root", "checkpoint", "file", "config")  # keys, wherever they are, whose values are paths
 
-def _nested(kind: Any) -> type[Settings] | None:
+
+def nested_settings(kind: Any) -> type[Settings] | None:
     """The class of settings that a type is, or is if not null."""
     candidates = [kind, *get_args(kind)]
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, Settings)), None)
@@ -44,7 +49,7 @@ def known_keys(method: str | None = None) -> Iterator[str]:
     def walk(schema: type[Settings], prefix: str) -> Iterator[str]:
         for key, kind in kinds(schema).items():
             yield prefix + key
-            nested = _nested(kind)
+            nested = nested_settings(kind)
             if nested is Method:
                 inner = prefix != ""
                 kinds_known = [METHODS[method]] if method in METHODS and not inner else METHODS.values()
@@ -91,7 +96,7 @@ def _check(node: Any, schema: type[Settings], prefix: str, method: str | None) -
         if key not in wanted:
             raise unknown(prefix + str(key), method)
     for key, kind in wanted.items():
-        nested = _nested(kind)
+        nested = nested_settings(kind)
         if key not in node:
             raise missing(prefix + key, kind)
         value = node[key]
@@ -119,7 +124,7 @@ def validate(config: Mapping[str, Any]) -> None:
     """
     node = config.get("method")
     method = node.get("name") if isinstance(node, Mapping) else None
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise UserError(f"method.name={shown(method)}: expected one of {', '.join(METHODS)}{nearest(method, METHODS)}")
     _check(config, Config, "", method)
     check_dataset(config["dataset"])
@@ -127,7 +132,14 @@ def validate(config: Mapping[str, Any]) -> None:
         whole = {**config["dataset"], **own}
         check_settings({**own_keys(whole), **own}, settings_of(whole, "teacher.dataset"), "teacher.dataset.")
         check_dataset(whole, "teacher.dataset")
-    check_settings(config["teacher"]["schedule"] or {}, Schedule, "teacher.schedule.", whole=False)
+    check_schedule(config["schedule"])
+    taught = config["teacher"]["schedule"] or {}
+    check_settings(taught, Schedule, "teacher.schedule.", whole=False)
+    if taught.get("epochs") is not None and taught.get("iterations") is not None:
+        given = f"teacher.schedule.epochs={taught['epochs']}, teacher.schedule.iterations={taught['iterations']}"
+        raise UserError(f"{given}: expected one of the two, and null for the other")
+    length = {key: config["schedule"][key] for key in ("epochs", "iterations", "interval")}
+    check_schedule({**config["schedule"], **taught, **length}, "teacher.schedule.")
     if source := config["method"].get(SOURCE):
         check_dataset(source, f"method.{SOURCE}")
         if source["validation"]:
@@ -143,16 +155,13 @@ def validate(config: Mapping[str, Any]) -> None:
             searched = (settings.get("search") or {}).get(who)
             if searched is not None:
                 _check(searched, whose, f"{prefix}.search.{who}.", method)
-    schedule = config["schedule"]
-    if (schedule["epochs"] is None) == (schedule["iterations"] is None):
-        given = f"schedule.epochs={shown(schedule['epochs'])}, schedule.iterations={shown(schedule['iterations'])}"
-        raise UserError(f"{given}: expected one of the two, and null for the other")
+    check_device(config["device"])
     known = [*choices("dataset"), *ANALYSES]
     if config["evaluation"] is not None and config["evaluation"] not in known:
         hint = nearest(config["evaluation"], known)
         raise UserError(f"evaluation={config['evaluation']}: expected a dataset or one of {', '.join(ANALYSES)}{hint}")
     _check_base(method, config["method"])
-    METHODS[method].check(config["method"], epochs_of(schedule))
+    METHODS[method].check(config["method"], epochs_of(config["schedule"]))
 
 
 def _check_base(method: str, settings: Mapping[str, Any]) -> None:
@@ -176,6 +185,18 @@ def plain(config: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise UserError(str(error).splitlines()[0]) from None
     assert isinstance(values, dict)
-    plain_values = {str(key): value for key, value in values.items()}
+    plain_values = _at_home({str(key): value for key, value in values.items()})
     validate(plain_values)
     return plain_values
+
+
+def _at_home(node: dict[str, Any]) -> dict[str, Any]:
+    """A config with its paths in full."""
+    return {
+        key: _at_home(value)
+        if isinstance(value, dict)
+        else os.path.expanduser(value)
+        if key in PATHS and isinstance(value, str)
+        else value
+        for key, value in node.items()
+    }

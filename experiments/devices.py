@@ -26,7 +26,7 @@ _held: tuple[int, FileLock] | None = None
 def own_memory(kind: str) -> int | None:
     """Bytes of this process as the kernel counts them, `VmRSS`, `VmHWM` or `VmData`; None where it does not say."""
     with contextlib.suppress(OSError):
-        if found := re.search(rf"{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text()):
+        if found := re.search(rf"{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8")):
             return 1024 * int(found[1])
     return None
 
@@ -57,6 +57,16 @@ def free_gpu() -> int:
     return _held[0] if _held is not None else 0
 
 
+def check_device(name: str) -> None:
+    """Refuses what names no device to train on; whether it is there is another matter.
+
+    Raises:
+        UserError: Says what is expected.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", name):
+        raise UserError(f"device={name!r}: expected auto, cpu, cuda or cuda:<index>")
+
+
 def pick_device(name: str) -> torch.device:
     """The device that `device=` names; `auto` takes a free GPU where there is one.
 
@@ -65,6 +75,7 @@ def pick_device(name: str) -> torch.device:
     """
     import torch
 
+    check_device(name)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -75,7 +86,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device("cuda", free_gpu())
         torch.cuda.set_device(device)
         return device
-    try:
-        return torch.device(name)
-    except RuntimeError:
-        raise UserError(f"device={name!r}: expected auto, cpu, cuda or cuda:<index>") from None
+    device = torch.device(name)
+    if device.index is not None and device.index >= (count := torch.cuda.device_count()):
+        raise UserError(f"device={name!r}: there are {count} CUDA devices here, counted from 0")
+    return device

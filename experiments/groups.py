@@ -56,7 +56,7 @@ def _read_dataset(choice: str) -> dict[str, Any]:
         node = OmegaConf.to_container(ConfigStore.instance().load(f"dataset/{choice}.yaml").node)
         assert isinstance(node, dict)
         return {str(key): value for key, value in node.items()}
-    content = yaml.safe_load(path.read_text())
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
     merged: dict[str, Any] = {}
     for base in content.pop("defaults", []):
         if base != "_self_":

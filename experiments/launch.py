@@ -10,10 +10,12 @@ from typing import Any
 
 from experiments import lifeline
 from experiments.cell import agree, is_first
+from experiments.pages import Pages
 from experiments.plan import Agenda, Config, Job, expected, in_words, waves
 from experiments.progress import Display
 from experiments.workers import INTERRUPTED, Message, Pool
 from kt.store import folder_of, read_result
+from tables.summary import scores_in_words
 
 POLL_SECONDS = 0.5
 # Launchers of this machine, whose workers end with the run; a cluster's jobs go on without it.
@@ -28,21 +30,31 @@ class Report:
         jobs: All jobs by id.
         output_root: Where cells live.
         display: Where to say it.
+        pages: Where to show it.
     """
 
-    def __init__(self, name: str, jobs: Mapping[str, Job], output_root: str, display: Display):
+    def __init__(
+        self, name: str, jobs: Mapping[str, Job], output_root: str, display: Display, pages: Pages | None = None
+    ):
         self.name, self.jobs, self.output_root, self.display = name, jobs, output_root, display
+        self.pages = pages
         self.total = sum(not job.is_done for job in jobs.values())
         self.count = 0
 
     def started(self, job: Job) -> None:
         """A cell has begun."""
         self.display.line(f"  {job.text}: started ({folder_of(self.output_root, job.id)})")
+        if self.pages is not None:
+            self.pages.update(started=job.id)
 
     def ended(self, job: Job, status: Config) -> None:
         """A cell is done or has failed."""
+        for text in status.get("warnings", ()):  # most launchers have no other way to tell
+            self.display.warn(text)
         self._advance()
         self.display.line(f"[{self.count}/{self.total}] {job.text}: {self._outcome(job, status)}")
+        if self.pages is not None:
+            self.pages.update(ended=job.id)
 
     def again(self, cells: int, reported: int, reason: str) -> None:
         """Cells are started once more, some of which have been reported as ended."""
@@ -67,8 +79,8 @@ class Report:
         result = read_result(folder_of(self.output_root, job.id))
         if result is None or status["status"] != "done":
             return f"{status['status']}" + (f": {status['error']}" if status["error"] else "")
-        metrics = ", ".join(f"{name} {value:.2f}" for name, value in result["metrics"].items())
-        return f"{metrics} ({in_words(result['seconds'])})"
+        told = scores_in_words(folder_of(self.output_root, job.id), job.config["evaluation"])
+        return f"{'; '.join(told)} ({in_words(result['seconds'])})"
 
 
 def refresh(jobs: Mapping[str, Job], output_root: str) -> None:
@@ -130,6 +142,8 @@ class SideBySide:
             job = self.running[message["of"]]
             if "line" in message:
                 self.display.line(message["line"])
+            elif "warning" in message:
+                self.display.warn(message["warning"])
             elif "error" in message:
                 self.told[job.id] = message
             elif "steps" in message:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import hashlib
 import json
 import os
@@ -14,11 +15,12 @@ from typing import Any
 
 from experiments.checking import validate
 from experiments.groups import dataset_choice, stood_in
+from experiments.idle import without_idle
 from experiments.schema import ANALYSES
 from kt.data.fingerprint import State, changes, combined, state_of
-from kt.data.names import DATASETS, content, own_keys, settings_of
+from kt.data.names import CLASSIFICATION, DATASETS, content, own_keys, settings_of
 from kt.errors import UserError, nearest
-from kt.files import checksum
+from kt.files import at_home, checksum
 from kt.models.configs import read_config_file
 from kt.models.names import CONFIG_NETWORK, DENSE_NETWORKS, NETWORKS
 from kt.needs import NO_TEACHER, Config, Need, teacher_dataset, teacher_of
@@ -120,9 +122,21 @@ def _check_task(network: Config, dataset: Config, key: str) -> None:
         UserError: Names both and the networks that can.
     """
     task, name = dataset["task"], network["name"]
-    if (name == CONFIG_NETWORK) != (network["config"] is not None):
+    described = name == CONFIG_NETWORK
+    if described != (network["config"] is not None):
         raise UserError(
             f"{key}.network.config={shown(network['config'])}: goes with {key}={CONFIG_NETWORK}, which needs it"
+        )
+    if network.get("options") is not None and not described:
+        raise UserError(
+            f"{key}.network.options={network['options']}: goes with {key}={CONFIG_NETWORK}, whose file has them"
+        )
+    if described and network["width"] not in (None, 1):
+        raise UserError(f"{key}.network.width={network['width']}: expected null for {name}, whose file says how wide")
+    stems = [other for other, spec in NETWORKS.items() if spec.family == "torchvision_resnet"]
+    if network["small_stem"] and name not in stems:
+        raise UserError(
+            f"{key}.network.small_stem=true: expected false for {name}; only {', '.join(stems)} have the choice"
         )
     if task == "classification":
         fitting = list(NETWORKS)
@@ -132,6 +146,55 @@ def _check_task(network: Config, dataset: Config, key: str) -> None:
         fitting += [CONFIG_NETWORK] if wanted in ("detection", "segmentation") else []
     if name not in fitting:
         raise UserError(f"{key}={name}: not a network for {task}{nearest(name, fitting)}; choose {', '.join(fitting)}")
+
+
+PATCH = 16  # pixels a side of a ViT's patches
+
+
+def _check_size(config: Config, key: str, trained_on: Config) -> None:
+    """Refuses images of a size that a network with a place for each patch cannot see.
+
+    Args:
+        config: The cell's config.
+        key: Whose network it is.
+        trained_on: The dataset by whose images the network is built.
+
+    Raises:
+        UserError: Names both sizes.
+    """
+    name, size = config[key]["network"]["name"], config["dataset"]["image_size"]
+    if name not in NETWORKS or NETWORKS[name].family != "timm_vit":
+        return
+    if not isinstance(size, int) or size % PATCH:
+        raise UserError(f"dataset.image_size={size}: expected a multiple of {PATCH}, the patch size of {name}")
+    if size != trained_on["image_size"]:
+        raise UserError(
+            f"{key}={name}: sees images of {trained_on['image_size']} pixels, those of dataset.image_size={size} have "
+            "others; expected one size"
+        )
+
+
+def _check_evaluation(config: Config) -> None:
+    """Refuses another dataset that a student cannot be scored on, and an analysis of what it is not made for.
+
+    Raises:
+        UserError: Names what differs.
+    """
+    name, own, other = config["evaluation"], config["dataset"], evaluation_dataset(config)
+    if name in ANALYSES and own["task"] != CLASSIFICATION:
+        raise UserError(f"evaluation={name}: for {CLASSIFICATION} only")
+    if other is None:
+        return
+    if other["task"] != own["task"]:
+        raise UserError(f"evaluation={name}: a dataset for {other['task']}, the student is trained for {own['task']}")
+    if None not in (classes := (other["num_classes"], own["num_classes"])) and classes[0] != classes[1]:
+        raise UserError(f"evaluation={name}: it has {classes[0]} classes, the student is trained with {classes[1]}")
+    if bool(other.get("depth_samples")) != bool(own.get("depth_samples")):
+        raise UserError(
+            f"evaluation={name}: its depth_samples={other['depth_samples']}, the student is trained with "
+            f"dataset.depth_samples={own['depth_samples']}; expected both with measured depth, or none"
+        )
+    _check_size({**config, "dataset": other}, "student", own)
 
 
 def _check_batch(config: Config) -> None:
@@ -172,7 +235,10 @@ def settle(config: Mapping[str, Any]) -> Config:
             raise UserError(f"cell={name}: this cell needs no such cell; expected one of {listed}{hint}")
         return cells[name]
     method, dataset = settled["method"]["name"], settled["dataset"]
+    settled["method"] = without_idle(settled["method"], dataset["task"])
     _check_task(settled["student"]["network"], dataset, "student")
+    _check_size(settled, "student", dataset)
+    _check_evaluation(settled)
     _check_batch(settled)
     if not METHODS[method].teaches(dataset["task"]):
         able = ", ".join(name for name, kind in METHODS.items() if kind.teaches(dataset["task"]))
@@ -189,6 +255,7 @@ def settle(config: Mapping[str, Any]) -> Config:
             _check_task(teacher["network"], teacher_dataset(settled), "teacher")
         if dataset["task"] == "classification":  # a detector's backbone teaches detectors and segmentors
             _check_task(teacher["network"], dataset, "teacher")
+            _check_size(settled, "teacher", dataset if teacher["checkpoint"] else teacher_dataset(settled))
         teacher["network"] = _settled_network(teacher["network"], teacher_dataset(settled), settled)
         teacher["pretrained"] = _settled_pretrained(teacher["pretrained"], teacher["network"], settled)
     if SOURCE in settled["method"]:
@@ -279,11 +346,13 @@ def content_hash(path: Path, key: str) -> str:
         UserError: There is no such file, or it is not what the cell that it is from has left.
     """
     check(path.parent, path.name, DESCRIPTION)
+    if path.exists() and not path.is_file():  # a device may have no end
+        raise UserError(f"{key}={path}: expected a file")
     try:
         found = checksum(path)
         described = path.with_name(DESCRIPTION)
         if described.exists():
-            found = hashlib.sha256((found + described.read_text()).encode()).hexdigest()
+            found = hashlib.sha256(found.encode() + described.read_bytes()).hexdigest()
     except OSError as error:
         if _lenient:
             return f"missing:{path.name}"
@@ -308,8 +377,19 @@ def _network_content(network: Config) -> Config:
     """A network with the content of its config file in the place of the file's name."""
     if network["config"] is None:
         return {key: value for key, value in network.items() if key not in ("config", "options")}
-    text = json.dumps(read_config_file(network["config"], "network.config").model, sort_keys=True, default=str)
-    return {**network, "config": hashlib.sha256(text.encode()).hexdigest()[:32]}
+    path = at_home(network["config"])
+    return {**network, "config": _model_hash(network["config"], checksum(path) if os.path.isfile(path) else "")}
+
+
+@functools.cache
+def _model_hash(name: str, _content: str) -> str:
+    """The hash of a config file's model. It is a program, and run no more often than its content changes."""
+    model = read_config_file(name, "network.config").model
+    try:
+        text = json.dumps(model, sort_keys=True, default=str)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"network.config={name}: its model is no tree of plain values ({error})") from None
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _telling(settings: Mapping[str, Any], schema: type[Settings]) -> Config:
@@ -334,27 +414,34 @@ def _method_content(settings: Config) -> Config:
     return {**own, SOURCE: content(own[SOURCE])} if own.get(SOURCE) else own
 
 
+def teaches_in_bf16(config: Mapping[str, Any]) -> bool:
+    """Whether a settled cell's teacher, and it alone, computes in reduced precision."""
+    teacher = config["teacher"] or NO_TEACHER
+    asked = teacher["network"] is not None and METHODS[config["method"]["name"]].runs_teacher
+    return asked and config["precision"] == "fp32" and teacher.get("precision") == "bf16"  # the key may be younger
+
+
 def _decisive(config: Mapping[str, Any]) -> Config:
     """Everything that a settled cell's numbers depend on by itself, without what it needs."""
     student, dataset, schedule, teacher = (config[key] for key in ("student", "dataset", "schedule", "teacher"))
     given = student["checkpoint"] or student["pretrained"]
-    length = {key: value for key, value in schedule.items() if key not in ("evaluate_every", "device_batch")}
+    whose = "teacher" if config["table"]["role"] == "teacher" else "student"  # the teacher's own cell has its file
+    # An interval stays, for ids of cells from before have it.
+    left_out = {"evaluate_every", "device_batch"} | Schedule.idle(schedule).keys() - {"interval"}
+    length = {key: value for key, value in schedule.items() if key not in left_out}
     # How many processes share an update is of no account; how many images one normalisation sees is.
     if schedule["epochs"] != 0 and (images := device_batch(schedule, launched())) < schedule["batch_size"]:
         length["device_batch"] = images
-    if schedule["policy"] != "step":
-        length = {key: value for key, value in length.items() if key not in ("milestones", "gamma")}
-    if schedule["optimizer"] != "sgd":
-        length = {key: value for key, value in length.items() if key not in ("momentum", "nesterov")}
     if schedule["epochs"] == 0:
         length = {"epochs": 0}
     return {
         "student": {
             "network": _network_content(student["network"]),
-            "checkpoint": content_hash(Path(student["checkpoint"]), "checkpoint") if student["checkpoint"] else None,
+            "checkpoint": content_hash(Path(own), f"{whose}.checkpoint") if (own := student["checkpoint"]) else None,
             "pretrained": student["pretrained"],
         },
         "teacher": {"network": _network_content(teacher["network"]), "norm": teacher["norm"]}
+        | ({"precision": "bf16"} if teaches_in_bf16(config) else {})
         if teacher["network"]
         else None,
         "dataset": content(dataset),
@@ -394,7 +481,7 @@ def identity(config: Mapping[str, Any], depth: int = 0) -> str:
     """
     told = _canonical(semantics(settle(config), depth), "")
     text = json.dumps(told, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def is_of_library(config: Mapping[str, Any]) -> bool:

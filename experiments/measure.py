@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _NormBase
 
 from experiments.bench import timed
 from experiments.build import (
@@ -40,7 +39,7 @@ from experiments.plan import on_processor
 from kt.data import Data, DataSpec
 from kt.data.names import CLASSIFICATION, DATASETS
 from kt.data.synthetic import is_stood_in, stand_in
-from kt.engine import Engine, OneBatch, measured_loop, seed_everything
+from kt.engine import Engine, OneBatch, OneValueError, measured_loop, seed_everything
 from kt.errors import UserError
 from kt.models.names import IMAGENET
 from kt.needs import SNAPSHOTS, WEIGHTS, teacher_of
@@ -205,7 +204,7 @@ def measure(
         room: Bytes that this process may take beside those that it has, where it computes on the CPU.
         tell: Called with what is known as soon as it is: see the code of `experiments.rehearse.Run`.
     """
-    rehearsal = model = None
+    rehearsal = None
     try:
         config = configs[0]
         rehearsal = Rehearsal(config, images, folder, synthetic)
@@ -220,6 +219,8 @@ def measure(
             tell({"lengths": [rehearsal.length(model, each) for each in configs[1:]]})
             _measure(rehearsal, model, data, images, tell)
         tell({"ended": "done", "why": ""})
+    except OneValueError as error:
+        tell({"ended": "norm", "why": error.layer})
     except UserError as error:
         tell({"missing": [*(rehearsal.missing if rehearsal else ())]})
         tell({"ended": "user", "why": str(error)})
@@ -228,8 +229,6 @@ def measure(
         why = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
         if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
             tell({"ended": "memory", "why": why})
-        elif isinstance(error, ValueError) and "Expected more than 1" in str(error):
-            tell({"ended": "norm", "why": _failed_norm(model, error)})
         else:
             tell({"ended": "error", "why": why})
 
@@ -239,15 +238,6 @@ def _limit(room: int) -> None:
     if (held := own_memory("VmData")) is not None:
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (held + room, hard))
-
-
-def _failed_norm(model: TransferModel | None, error: Exception) -> str:
-    """The name of the normalisation that an error comes from."""
-    failed = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    for name, module in model.named_modules() if model is not None else ():
-        if isinstance(module, _NormBase) and any(module is each for each in failed):
-            return name
-    return "a normalisation of a teacher"
 
 
 def _measure(
@@ -262,7 +252,7 @@ def _measure(
     model.place(device)
     student = size_of(export_student(model))
     with contextlib.suppress(OSError):  # from here on the kernel's peak is that of the passes
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     facts = {"phases": [each.phase.name for each in stretches]}
     tell({"facts": facts | _device_facts(device), "fixed": (held := _held(device))})
     seed_everything(config["seed"])

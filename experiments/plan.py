@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.meaning import identify, needed_cells, settle
+from experiments.meaning import identify, needed_cells, settle, teaches_in_bf16
 from kt.data.names import DATASETS, SPLIT_SIZES, content
 from kt.files import read_json
 from kt.models.names import folder_of_weights
@@ -84,7 +84,8 @@ def costs(config: Mapping[str, Any]) -> Config:
     dataset = {**defaults(DATASETS[config["dataset"]["name"]].settings), **config["dataset"]}  # keys may be younger
     return {
         "student": [student["network"], student["pretrained"]],
-        "teacher": [teacher["network"], teacher["norm"] if teacher["network"] else None],
+        "teacher": [teacher["network"], teacher["norm"] if teacher["network"] else None]
+        + (["bf16"] if teaches_in_bf16(config) else []),
         "dataset": {key: value for key, value in content(dataset).items() if value is not None},
         "update": {key: config["schedule"].get(key) for key in UPDATE},
         "unit": "iterations" if config["schedule"]["iterations"] else "epochs",

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -45,6 +45,7 @@ class Display:
         self.bars: Progress | None = None
         self.table: TaskID | None = None
         self.cells: dict[str, _Cell] = {}
+        self.warned: set[str] = set()
         if self.console.is_terminal and not quiet:
             self.bars = Progress(
                 TextColumn("{task.description}", markup=False),
@@ -59,6 +60,12 @@ class Display:
     def line(self, text: str) -> None:
         """One line above the bars."""
         self.console.print(text)
+
+    def warn(self, text: str) -> None:
+        """A warning, which many cells may have and one line says."""
+        if text not in self.warned:
+            self.warned.add(text)
+            self.line(f"warning: {text}")
 
     def start_table(self, name: str, total: int) -> None:
         """Opens the table's bar over `total` cells."""
@@ -137,10 +144,15 @@ class _Diverted:
         self.log: TextIO | None = None
 
     def write(self, text: str) -> int:
-        return (self.log or self.real).write(text)
+        if self.log is None:
+            return self.real.write(text)
+        with contextlib.suppress(OSError):  # on a full disk what has to be kept fails by itself
+            self.log.write(text)
+        return len(text)
 
     def flush(self) -> None:
-        (self.log or self.real).flush()
+        with contextlib.suppress(OSError) if self.log else contextlib.nullcontext():
+            (self.log or self.real).flush()
 
     def isatty(self) -> bool:
         return self.log is None and self.real.isatty()
@@ -156,11 +168,39 @@ def _divert(real: TextIO) -> _Diverted:
     return _diverted.setdefault(id(real), _Diverted(real))
 
 
+class _Warnings(logging.Handler):
+    """Hands on what kt itself warns of, and nothing of third parties."""
+
+    def __init__(self, warn: Callable[[str], None]):
+        super().__init__(logging.WARNING)
+        self.warn = warn
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name.partition(".")[0] in ("kt", "experiments"):
+            self.warn(record.getMessage())
+
+
 @contextlib.contextmanager
-def cell_log(folder: Path) -> Iterator[None]:
-    """Sends prints, warnings and log records to `<folder>/log.txt` while the block runs; may be nested."""
+def _log_file(folder: Path) -> Iterator[TextIO]:
+    file = open(folder / "log.txt", "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - whose end may fail
+    try:
+        yield file
+    finally:
+        with contextlib.suppress(OSError):
+            file.close()
+
+
+@contextlib.contextmanager
+def cell_log(folder: Path, warn: Callable[[str], None]) -> Iterator[None]:
+    """Sends prints, warnings and log records to `<folder>/log.txt` while the block runs; may be nested.
+
+    Args:
+        folder: The cell's.
+        warn: Called with each warning of kt's own as well.
+    """
     current()  # binds the display to the screen before anything is diverted
-    with open(folder / "log.txt", "a", buffering=1) as file:
+    with _log_file(folder) as file:
+        heard = _Warnings(warn)
         handler = logging.StreamHandler(file)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root = logging.getLogger()
@@ -175,6 +215,7 @@ def cell_log(folder: Path) -> Iterator[None]:
                 diverted.log = file
                 setattr(sys, name, diverted)
             root.addHandler(handler)
+            root.addHandler(heard)
             root.setLevel(min(level, logging.INFO))
             logging.captureWarnings(True)
             yield
@@ -182,6 +223,7 @@ def cell_log(folder: Path) -> Iterator[None]:
             logging.captureWarnings(False)
             root.setLevel(level)
             root.removeHandler(handler)
+            root.removeHandler(heard)
             for name, stream, diverted, before in streams:
                 diverted.log = before
                 setattr(sys, name, stream)

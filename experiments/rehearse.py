@@ -16,7 +16,7 @@ import signal
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,7 +28,7 @@ from experiments.plan import Config, Job, case_key, in_words, length_key, rehear
 from experiments.progress import Display
 from experiments.workers import DENSE_IMPORTS, preload
 from kt.errors import UserError
-from kt.files import write_json
+from kt.files import write_json, writing
 from kt.ranks import launched
 from kt.settings import accumulates, check_accumulation, device_batch
 
@@ -62,17 +62,41 @@ def extrapolated(points: Points, images: float) -> float:
     return points[last] + slope * (images - last)
 
 
-def free_memory() -> int:
-    """Bytes of memory that a new process on this machine, or in this container, may take."""
-    kilobytes = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+# Of a control group, in either version: the most it may take, what it has taken, and what of that is files read before.
+_UNIFIED = "memory.max", "memory.current", "inactive_file"
+_DIVIDED = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+
+
+def _left_to_groups(root: Path) -> Iterator[int]:
+    """Bytes that the control groups of this process leave it: those of a container, a cluster's job, a service."""
+    for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+        _, kinds, path = line.split(":", 2)
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        mounted = root / "sys/fs/cgroup" / ("memory" if kinds else "")
+        limit, used, files = _DIVIDED if kinds else _UNIFIED
+        own = mounted / path.lstrip("/")
+        for group in (own, *own.parents):
+            if not group.is_relative_to(mounted):
+                break
+            with contextlib.suppress(OSError, ValueError):  # none of this one; "max" is no number
+                most, taken = (int((group / name).read_text(encoding="utf-8")) for name in (limit, used))
+                told = re.search(rf"^{files} (\d+)$", (group / "memory.stat").read_text(encoding="utf-8"), re.MULTILINE)
+                yield most - taken + (int(told[1]) if told else 0)
+
+
+def free_memory(root: Path = Path("/")) -> int:
+    """Bytes of memory that a new process on this machine, or in this container or job, may take.
+
+    The kernel gives up the pages of files that have been read where a process needs them, so these are free.
+
+    Args:
+        root: Where `proc` and `sys` are.
+    """
+    kilobytes = re.search(r"MemAvailable:\s+(\d+) kB", (root / "proc/meminfo").read_text(encoding="utf-8"))
     found = [1024 * int(kilobytes[1])] if kilobytes else []
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        with contextlib.suppress(OSError, ValueError):  # other systems, other files; "max" is no number
-            most, taken = (int((Path("/sys/fs/cgroup") / name).read_text()) for name in (limit, used))
-            found.append(most - taken)
+    with contextlib.suppress(OSError):  # a kernel without control groups
+        found += _left_to_groups(root)
     return max(0, min(found, default=0) - RESERVE)
 
 
@@ -130,7 +154,7 @@ def _work(
     """The process that measures; what it prints goes to a file."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run ends it
     lifeline.follow(*run)
-    with open(log, "a") as file:
+    with open(log, "a", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     from experiments.measure import measure
@@ -245,6 +269,8 @@ class Case:
 
     def _is_cheap(self) -> bool:
         """Whether the whole batch can be measured as well."""
+        if any(run.ended == "memory" for run in self.runs.values()):
+            return False
         needed, steps, image = self.memory(self.batch), self.step_seconds(), self.image_seconds()
         if needed is None or needed > self.limit or image is None:
             return False
@@ -297,10 +323,11 @@ class Case:
 
     def image_seconds(self) -> float | None:
         """Seconds that scoring takes an image."""
-        points = {run.images: run.evaluation for run in self._telling if run.evaluation is not None}
+        tested = max((length["test_size"] for length in self.lengths.values()), default=0)
+        runs = sorted(self._telling, key=lambda run: run.images)
+        points = {min(run.images, tested): run.evaluation for run in runs if run.evaluation is not None}
         if not points:
             return None
-        tested = max(length["test_size"] for length in self.lengths.values())
         return extrapolated({0: 0.0, **points}, tested) / tested if tested else 0.0
 
     def seconds(self) -> dict[str, float | None]:
@@ -328,13 +355,21 @@ class Case:
                 return images
         return None
 
+    @property
+    def failed(self) -> Run | None:
+        """The run that has failed as a training would, if there is one."""
+        for run in self.runs.values():
+            # Fewer images are tried where these do not fit.
+            if run.ended == "error" or run.ended == "norm" and run.images >= min(IMAGES[0], self.batch):
+                return run
+        return None
+
     def problem(self) -> str:
         """What is to be said of it beside its numbers."""
         ended = {run.ended: run for run in self.runs.values()}
-        run = ended.get("norm")
-        if run and run.images >= min(IMAGES[0], self.batch):  # fewer are tried where these do not fit
+        if (run := self.failed) and run.ended == "norm":
             return f"{run.why} sees one value per channel at {run.images} images: it cannot normalise them"
-        if run := ended.get("error") or ended.get("user"):
+        if run := run or ended.get("user"):
             return run.why
         needed = self.memory(self.batch)
         if needed is not None and needed > self.limit:
@@ -471,7 +506,7 @@ def rehearse(name: str, jobs: Sequence[Job], kind: bool | str, output_root: str,
         scale: The scale's name, for the file's.
 
     Returns:
-        2 where a file, weights or a class is missing, 3 where a case failed otherwise, else 0.
+        2 where a file, weights or a class is missing, 3 where a case failed as its training would, else 0.
 
     Raises:
         UserError: There are several processes.
@@ -485,7 +520,8 @@ def rehearse(name: str, jobs: Sequence[Job], kind: bool | str, output_root: str,
     dense = any(case.config["dataset"]["task"] != "classification" for case in cases)
     preload(("experiments.measure", *(DENSE_IMPORTS if dense else ())))
     path = rehearsals_of(output_root) / f"{name}-{scale}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="kt-rehearsal-") as folder:
         stage = Stage(Path(folder), path.with_suffix(".log"), kind == SYNTHETIC)
         for number, case in enumerate(cases, 1):
@@ -499,9 +535,12 @@ def rehearse(name: str, jobs: Sequence[Job], kind: bool | str, output_root: str,
     absent = [line for job in jobs for line in job.absent]
     missing = [*dict.fromkeys([*absent, *(line for case in cases for line in case.missing)])]
     records = [case.record() for case in cases]
-    write_json(path, {"name": name, "scale": scale, "synthetic": stage.synthetic, "cases": records, "missing": missing})
+    with writing(path.parent):
+        write_json(
+            path, {"name": name, "scale": scale, "synthetic": stage.synthetic, "cases": records, "missing": missing}
+        )
     _show(name, records, missing)
     print(path)
     if missing:
         return 2
-    return 3 if any(run.ended == "error" for case in cases for run in case.runs.values()) else 0
+    return 3 if any(case.failed for case in cases) else 0

@@ -36,12 +36,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra import version
+from hydra import version as hydra_version
+from hydra._internal.grammar.utils import escape_special_characters
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import _run_hydra, create_automatic_config_search_path, get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, QuotedString
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
@@ -50,14 +52,22 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments import cell, lifeline, progress
 from experiments.checking import plain
+from experiments.completion import complete
 from experiments.groups import CONF, GROUPS, choices
+from experiments.help import help_of, overview, version
+from experiments.idle import idle_alone, reason, told
 from experiments.meaning import cell_id
-from experiments.schema import is_group, sign, with_recipe
-from kt.errors import UserError, nearest
-from kt.store import evaluation_file, folder_of, read_evaluation, read_result
+from experiments.mirror import go_offline
+from experiments.schema import is_group, other_length, sign, with_recipe
+from kt import command
+from kt.errors import Failure, Parser, UserError, nearest
+from kt.files import at_home
+from kt.store import evaluation_file, folder_of, read_result, read_status
+from tables.summary import scores_in_words
 
 CONFIG_NAME = "config"
 TABLE = "+table="  # as `normalise` leaves it
+UNREAD = ("config_path", "config_name", "config_dir", "experimental_rerun")  # options of Hydra's
 Outcome = tuple[int, Path | None]  # exit status, and the folder of the one table or sweep that has been rendered
 SKIPPED = ("full_key", "object_type", "See https", "To append")  # lines of Hydra's errors that help nobody here
 
@@ -65,14 +75,15 @@ SKIPPED = ("full_key", "object_type", "See https", "To append")  # lines of Hydr
 def explain(error: Exception) -> str:
     """One of Hydra's errors in one line."""
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: expected key=value ({error.message.splitlines()[0]})"
+        reason = error.message.splitlines()[0]
+        return f"{error.override}: expected key=value, or \"key='value'\" where that has strange signs ({reason})"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         options = [name for name in error.options if not name.startswith("_")]
         return f"{group}={choice}: there is no such choice{nearest(choice, options)}; choices: {', '.join(options)}"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
     lines = [line.strip() for line in (str(error) + "\n" + str(cause or "")).splitlines()]
-    return " ".join(line for line in lines if line and not line.startswith(SKIPPED))
+    return " ".join(line for line in lines if line and not line.startswith(SKIPPED)).replace("override ++", "override ")
 
 
 def normalise(overrides: Sequence[str]) -> list[str]:
@@ -85,27 +96,63 @@ def normalise(overrides: Sequence[str]) -> list[str]:
         UserError: An override cannot be read or deletes something.
     """
     found = []
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    for override in map(_parsed, overrides):
         line, key = str(override.input_line), override.key_or_group
+        if not key or key == "hydra":
+            raise UserError(f"{line}: expected {key}{'.<key>' if key else 'key'}=value")
+        if key.lstrip("+") != "table" and (is_group(key.lstrip("+")) or "/" in key) and not override.is_delete():
+            _check_choice(override)
         if key.split(".")[0] == "hydra" or key.startswith("hydra/"):
             found.append(line)
         elif override.is_delete():
             raise UserError(f"{line}: a key cannot be deleted; set it to null where it may be null")
         elif "/" in key:
             raise UserError(f"{line}: there is no config group {key!r}{nearest(key.split('/')[0], GROUPS)}")
-        elif is_group(key.lstrip("+")) and override.value() is None:
-            raise UserError(f"{line.lstrip('+')}: expected one of {', '.join(choices(key.split('@')[0]))}")
         else:
             found.append(sign(override.get_key_element().lstrip("+")) + line.lstrip("+"))
     return found
 
 
+_HOME = re.compile(r"(?:(?<==)|(?<=,))~\w*(?=[/,]|$)")  # of a user, where a value begins
+
+
+def _expanded(home: re.Match[str]) -> str:
+    """A folder of a user's, as Hydra's parser takes it."""
+    found = os.path.expanduser(home[0])
+    return escape_special_characters(found) if found != home[0] else found
+
+
+def _parsed(line: str) -> Override:
+    """An override; one that Hydra's parser cannot take at all is a mistake like others."""
+    try:
+        return OverridesParser.create().parse_overrides([_HOME.sub(_expanded, line)])[0]
+    except (ValueError, RecursionError) as error:  # Python converts no number of more than 4300 digits
+        raise UserError(f"{line[:40]}...: cannot be read ({error})") from None
+
+
+def _check_choice(override: Override) -> None:
+    """Refuses what names no choice of a group: other values than words, and paths out of the group's folder."""
+    value = override.value()
+    for each in value.list if isinstance(value, ChoiceSweep) else [value]:
+        word = each.text if isinstance(each, QuotedString) else each
+        if isinstance(word, Glob) or (isinstance(word, str) and ".." not in word.split("/")):
+            continue
+        group = override.key_or_group.lstrip("+").split("@")[0]
+        expected = f"one of {', '.join(choices(group))}" if group in GROUPS else "the name of a choice"
+        raise UserError(f"{str(override.input_line).lstrip('+')}: expected {expected}")
+
+
 def add_recipe(overrides: Sequence[str]) -> list[str]:
-    """Normalised overrides with those that a teacher's own dataset brings along."""
+    """Normalised overrides with what they bring along: a teacher's own dataset its recipe, a length no other one."""
     pairs = {line.lstrip("+").partition("=")[0]: line.partition("=")[2] for line in overrides}
     groups = {key: value for key, value in pairs.items() if is_group(key)}
     values = [line for line in overrides if not is_group(line.lstrip("+").partition("=")[0])]
-    return [f"{sign(key)}{key}={value}" for key, value in with_recipe(groups).items()] + values
+    ended = {other for key, value in pairs.items() if value != "null" and (other := other_length(key))} - pairs.keys()
+    return [
+        *(f"{sign(key)}{key}={value}" for key, value in with_recipe(groups).items()),
+        *values,
+        *(f"++{key}=null" for key in sorted(ended)),
+    ]
 
 
 def isolated(config: dict[str, Any]) -> None:
@@ -141,7 +188,7 @@ def task(config: DictConfig) -> str | Exception:
     """
     try:
         return _task(config)
-    except (UserError, cell.CellFailed) as error:
+    except (UserError, Failure) as error:
         return error
 
 
@@ -179,6 +226,14 @@ def _show(hydra: Hydra, arguments: argparse.Namespace, overrides: list[str]) -> 
     hydra.show_cfg(CONFIG_NAME, list(overrides), arguments.cfg, arguments.package, arguments.resolve)
 
 
+def _help(hydra: Hydra, arguments: argparse.Namespace, overrides: list[str]) -> None:
+    """`--help`: of everything, or of the choices that the command line makes."""
+    _refuse_sweep(arguments.overrides, "--help tells of one choice")
+    pairs = [line.lstrip("+").partition("=") for line in arguments.overrides]
+    values = plain(hydra.compose_config(CONFIG_NAME, overrides, RunMode.RUN))
+    print("\n".join(help_of(values, {key: choice for key, _, choice in pairs if key in GROUPS})))
+
+
 def _value(job: JobReturn) -> str:
     """The id of the cell that a job has run; raises the error that it has returned."""
     value = job.return_value
@@ -190,7 +245,7 @@ def _value(job: JobReturn) -> str:
 def _run_one(hydra: Hydra, overrides: list[str]) -> int:
     """One cell, without a table."""
     from experiments.meaning import lenient
-    from experiments.plan import jobs_of, plan_lines
+    from experiments.plan import in_words, jobs_of, plan_lines
     from experiments.rehearse import rehearse
 
     _refuse_sweep(overrides, "add -m, or +table=<name> for the rows of a table")
@@ -199,27 +254,38 @@ def _run_one(hydra: Hydra, overrides: list[str]) -> int:
         if config[key] is not None:
             tables = ", ".join(choices("table"))
             raise UserError(f"{key}={config[key]}: selects rows of a table; add +table=<name> (one of {tables})")
+    without_effect = idle_alone(config)
+    for line in overrides:
+        key, _, value = line.lstrip("+").partition("=")
+        if why := reason(key, without_effect):
+            raise UserError(told(key, value, why))
     if config["settings"]:
         raise UserError("settings=true: tells of the rows of a table; add +table=<name>")
     if config["plan"]:
         print("\n".join(plan_lines(jobs_of(config), config["output_root"], 1)))
         return 0
-    cell.check_writable(config["output_root"])
+    if config["rehearse"] or not Path(config["output_root"]).is_dir():  # what is done needs no place to write to
+        cell.check_writable(config["output_root"])
     if config["rehearse"]:
         with lenient(True):
             jobs = [*jobs_of(config).values()]
         name = config["table"]["name"] or jobs[-1].id
         return rehearse(name, jobs, config["rehearse"], config["output_root"], config["scale"]["name"])
-    cell_id = _value(hydra.run(CONFIG_NAME, task, [*overrides, "hydra.mode=RUN"]))
-    result = read_result(folder_of(config["output_root"], cell_id))
+    if config["wandb"]["mode"] == "online":
+        jobs = [job for job in jobs_of(config).values() if not job.is_done]
+        go_offline(jobs, progress.current())
+        overrides = [*overrides, *(jobs[-1].overrides if jobs else ())]
+    began = time.time()
+    folder = folder_of(config["output_root"], _value(hydra.run(CONFIG_NAME, task, [*overrides, "hydra.mode=RUN"])))
+    result = read_result(folder)
     if cell.is_first() and result is not None:
-        metrics = ", ".join(f"{name} {value:.2f}" for name, value in result["metrics"].items())
-        folder = folder_of(config["output_root"], cell_id)
-        print(f"{metrics} after {result['seconds']:.0f} s: {folder}")
-        name = config["evaluation"]
-        if name is not None and (scores := read_evaluation(folder, name)) is not None:
-            numbers = (f"{key} {value:.2f}" for key, value in scores.items() if isinstance(value, int | float))
-            print(f"evaluation={name}: {', '.join(numbers)}; all of it: {evaluation_file(folder, name)}")
+        finished, seconds = read_status(folder).get("finished") or 0.0, in_words(result["seconds"])
+        done = time.strftime("%Y-%m-%d %H:%M", time.localtime(finished))
+        print("\n".join(scores_in_words(folder, config["evaluation"])))
+        if config["evaluation"] is not None:
+            print(f"all of it: {evaluation_file(folder, config['evaluation'])}")
+        print(f"trained in {seconds}" if finished > began else f"trained nothing: done on {done} in {seconds}")
+        print(folder)
     return 0
 
 
@@ -261,6 +327,8 @@ def _run_each(names: Sequence[str], arguments: argparse.Namespace, parser: argpa
             status, folder = dispatch(arguments, parser)
         except (UserError, HydraException, OmegaConfBaseException) as found:
             error, status = explain(found), 2
+        except Failure as found:
+            error, status = str(found), 3
         if status == 130:
             return status, None
         ran.append(Ran(name, status, time.monotonic() - started, error, folder))
@@ -271,16 +339,30 @@ def _run_each(names: Sequence[str], arguments: argparse.Namespace, parser: argpa
 
 def dispatch(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> Outcome:
     """Does what the command line asks for."""
-    version.setbase("1.3")
+    hydra_version.setbase("1.3")
+    if arguments.shell_completion:
+        complete(arguments.overrides)
+        return 0, None
     overrides = normalise(arguments.overrides)
-    if arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion:
+    if not (overrides or arguments.cfg or arguments.help or arguments.hydra_help or arguments.info):
+        if cell.is_first():
+            print("\n".join(overview()))
+        return 0, None
+    if arguments.hydra_help or arguments.info:
         arguments.overrides = overrides
         _run_hydra(arguments, parser, task, str(CONF), CONFIG_NAME)
         return 0, None
+    for flag in ("package", "resolve"):
+        if getattr(arguments, flag) and not arguments.cfg:
+            raise UserError(f"--{flag}: has no effect without --cfg")
+    for option in UNREAD:
+        if (given := getattr(arguments, option)) is not None:
+            flag = option.replace("_", "-")
+            raise UserError(f"--{flag}={given}: has no effect here; the configs are those of {CONF}")
     tables = named_tables(overrides)
     if len(tables) > 1:
-        if arguments.cfg:
-            raise UserError(f"table={','.join(tables)}: --cfg shows the config of one table")
+        if arguments.cfg or arguments.help:
+            raise UserError(f"table={','.join(tables)}: --cfg and --help tell of one table")
         return _run_each(tables, arguments, parser)
     search_path = create_automatic_config_search_path(None, None, str(CONF))
     hydra = Hydra.create_main_hydra2("run", search_path)
@@ -291,6 +373,9 @@ def dispatch(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
             overrides = add_recipe(overrides)
         if arguments.cfg:
             _show(hydra, arguments, overrides)
+            return 0, None
+        if arguments.help:
+            _help(hydra, arguments, without_table(overrides))
             return 0, None
         single, multirun = (
             any(re.fullmatch(rf"\+*hydra\.mode={mode}", line) for line in overrides) for mode in ("RUN", "MULTIRUN")
@@ -304,7 +389,7 @@ def dispatch(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
                 status, folder = hydra.multirun(CONFIG_NAME, task, swept)
                 return status, folder
             master = hydra.compose_config(CONFIG_NAME, list(overrides), RunMode.MULTIRUN)
-            cell.check_writable(master.output_root)
+            cell.check_writable(at_home(master.output_root))
             for batch in hydra.multirun(CONFIG_NAME, task, [*overrides, "hydra.mode=MULTIRUN"]):
                 for job in batch:
                     _value(job)
@@ -316,24 +401,22 @@ def dispatch(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; every mistake of the user ends in one line on stderr."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever started the command
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
     parser = get_args_parser()
-    try:
-        with lifeline.interruptible():
-            return dispatch(parser.parse_args(argv), parser)[0]
-    except KeyboardInterrupt:
-        print(INTERRUPTED, file=sys.stderr)
-        return 130
-    except UserError as error:
-        message, status = " ".join(str(error).split()), 2
-    except cell.CellFailed as error:
-        message, status = str(error), 3
-    except (HydraException, OmegaConfBaseException) as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        message, status = explain(error), 2
-    if cell.is_first():
-        print(f"kt: error: {message}", file=sys.stderr)
-    return status
+    parser.error = Parser.error.__get__(parser)  # type: ignore[method-assign]
+
+    def run() -> int:
+        try:
+            if "--version" in (sys.argv[1:] if argv is None else argv):
+                print(version())
+                return 0
+            with lifeline.interruptible():
+                return dispatch(parser.parse_args(argv), parser)[0]
+        except KeyboardInterrupt:
+            print(INTERRUPTED, file=sys.stderr)
+            return 130
+        except (HydraException, OmegaConfBaseException) as error:
+            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+                raise
+            raise UserError(explain(error)) from None
+
+    return command.run(run, cell.is_first)

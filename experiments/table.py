@@ -7,11 +7,13 @@ their own, or are averaged over if the key is `seed`.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import fnmatch
 import functools
 import hashlib
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,23 +25,28 @@ from hydra.core.override_parser.types import Glob
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import progress
-from experiments.cell import check_writable, is_first, tell, world_size
+from experiments.cell import check_writable, is_first, sweep_up, tell, world_size
 from experiments.checking import known_keys, plain, unknown
 from experiments.groups import choices
+from experiments.idle import idle, reason, told
 from experiments.launch import ByLauncher, Report, SideBySide, refresh
 from experiments.meaning import Identified, differences, identify, lenient, needed_cells, settle
+from experiments.mirror import fault, go_offline
+from experiments.pages import Pages
 from experiments.plan import Config, Job, plan_lines
 from experiments.rehearse import rehearse
 from experiments.schema import Config as Schema
-from experiments.schema import is_group, sign, with_recipe
+from experiments.schema import is_group, other_length, sign, with_recipe
 from experiments.slurm import InQueue
 from experiments.sources import RowSettings, Setting, print_settings
 from experiments.workers import default_workers
 from kt.errors import UserError, nearest
+from kt.files import at_home
 from kt.settings import METHODS, check_value, kinds
-from kt.store import finished_cells, folder_of, read_result
+from kt.store import close, finished_cells, folder_of, read_result
 from tables.folders import stored_rows, table_folder
 from tables.records import find_table
+from tables.summary import show
 
 Settings = dict[str, list[str]]  # override key -> its values; more than one make an axis
 
@@ -48,6 +55,7 @@ SELECTORS = {"rows": "id", "role": "role", "method": "method"}  # key -> what it
 # One value for the whole run.
 FIXED = ("scale", "data_root", "output_root", "device", "plan", "rehearse", "settings", "workers", "evaluation")
 AVERAGED = "seed"
+MOST = 10_000  # values of a key, and cells of a row
 TEACHERS = "teachers"  # teachers.<name>.<key> is teacher.<key> of the rows whose teacher has the name
 # Keys that say where and how, not what: a sweep with others of them is the same one.
 ACCIDENTAL = (
@@ -131,19 +139,21 @@ def parse(lines: Sequence[str]) -> Settings:
     """
     settings: Settings = {}
     for override in OverridesParser.create().parse_overrides(list(lines)):
-        key = override.get_key_element().lstrip("+")
+        line, key = str(override.input_line).lstrip("+"), override.get_key_element().lstrip("+")
         value = override.value()
         if isinstance(value, Glob) and is_group(key):
             names = choices(key.split("@")[0])
             settings[key] = [name for name in names if _matches(value, name)]
             if not settings[key]:
-                raise UserError(f"{override.input_line}: fits none of {', '.join(names)}")
+                raise UserError(f"{line}: fits none of {', '.join(names)}")
         elif override.is_sweep_override():
             if not override.is_discrete_sweep():
-                raise UserError(f"{override.input_line}: expected a list of values such as {key}=1,2,3")
-            settings[key] = [str(each) for each in override.sweep_string_iterator()]
+                raise UserError(f"{line}: expected a list of values such as {key}=1,2,3")
+            settings[key] = [str(each) for each in itertools.islice(override.sweep_string_iterator(), MOST + 1)]
+            if len(settings[key]) > MOST:
+                raise UserError(f"{line}: expected at most {MOST} values")
             if not settings[key]:
-                raise UserError(f"{override.input_line}: expected at least one value, it stands for none")
+                raise UserError(f"{line}: expected at least one value, it stands for none")
         else:
             settings[key] = [str(override.get_value_element_as_str())]
     return settings
@@ -295,8 +305,11 @@ def route(rows: Sequence[Row], user: Mapping[str, list[str]], sweep: bool = Fals
                 raise UserError(f"{key}: unknown key, no selected row has it{hint}; their methods have {listed}")
         elif not is_group(key) and key not in known and not _is_inner(key, known):
             raise unknown(key)
+        other = other_length(key)
         for row in having:
             routed[row.id][key] = list(values)
+            if other and other not in user and values != ["null"]:
+                routed[row.id][other] = ["null"]
     return routed
 
 
@@ -362,6 +375,11 @@ def _is_inner(key: str, known: set[str]) -> bool:
     return any(other.startswith(key + ".") for other in known)
 
 
+def _point(shown: Shown, settings: Settings) -> dict[str, str]:
+    """One value of each setting: the row's own where it is an axis, else the first."""
+    return {key: shown.axes[key] if shown.axes.get(key) in values else values[0] for key, values in settings.items()}
+
+
 class Table:
     """A table with the command line's wishes applied.
 
@@ -371,7 +389,9 @@ class Table:
         arguments: The command line's task overrides.
         compose: Overrides -> composed config.
         own: Config group -> the choice that the table's file makes for rows that choose none.
-        stand_in: Whether datasets give way to their embedded stand-ins unless the command line names one.
+        scale: Whether datasets give way to their embedded stand-ins unless the command line names one (`stand_in`), and
+            what rows then have that the table's file says for real data (`tuned`).
+        printed: The rows as the file means them at scale=paper.
     """
 
     def __init__(
@@ -381,11 +401,12 @@ class Table:
         arguments: Sequence[str],
         compose: Callable[[list[str]], DictConfig],
         own: Mapping[str, str],
-        stand_in: bool,
+        scale: Mapping[str, Any],
+        printed: Mapping[str, Any],
     ):
-        self.name, self.own, self.stands_in = name, own, stand_in
+        self.name, self.own, self.scale = name, own, scale
+        self.printed = {row.id: row for row in read_rows(name, printed)}
         self.user = user = parse(arguments)
-        self.stand_in = stand_in and "dataset" not in user
         if user.get("scale") == ["paper"] and (seeds := find_table(name).seeds) > 1:
             user.setdefault(AVERAGED, [str(seed) for seed in range(seeds)])
         self.rows, self.compose = read_rows(name, rows), compose
@@ -393,9 +414,11 @@ class Table:
         self.routed = self._route(user)
         self.shown: list[Shown] = []
         self.jobs: dict[str, Job] = {}
+        self.idle: list[dict[str, str]] = []
         for row in self.rows:
             if row.id in self.selected:
                 self.shown += self._expand(row, self.routed[row.id])
+        self._check_effects(user)
 
     def _route(self, user: Settings) -> dict[str, Settings]:
         """Row id -> its own settings with those of the command line that it has; of a method's, if it is selected."""
@@ -405,22 +428,40 @@ class Table:
         give_teachers(self.rows, routed, user, self.own["teacher"])
         return routed
 
+    def _check_effects(self, user: Settings) -> None:
+        """Refuses keys of the command line that decide nothing in any selected row.
+
+        Raises:
+            UserError: Names one, and what it goes with.
+        """
+        for key, values in user.items():
+            found = [reason(key, each) for each in self.idle]
+            if found and all(found):
+                raise UserError(told(key, ",".join(values), str(found[0])))
+
     def _with_recipe(self, chosen: Mapping[str, str]) -> dict[str, str]:
         """One setting of all axes with what it brings along."""
-        return with_recipe({"table": self.name, **chosen}, self.own["dataset"], self.stand_in)
+        return self._brought(chosen, self.user)
 
-    def _meant(self, shown: Shown, user: Settings, stand_in: bool) -> Config:
-        """What a row means under some of the command line's settings, at one point of all its axes."""
-        settings = {**shown.row.overrides, **user}
-        single = {
-            key: shown.axes[key] if shown.axes.get(key) in values else values[0] for key, values in settings.items()
-        }
-        chosen = with_recipe({"table": self.name, **single}, self.own["dataset"], stand_in)
+    def _brought(self, chosen: Mapping[str, str], user: Settings) -> dict[str, str]:
+        """The same where the command line has set some of it: that stays."""
+        stand_in = self.scale["stand_in"] and "dataset" not in user
+        found = with_recipe({"table": self.name, **chosen}, self.own["dataset"], stand_in)
+        if stand_in:
+            tuned = self.scale["tuned"].get(found["dataset"], {}).get(found.get("method", "none"), {})
+            # `method.base={weight: 5}` says it too.
+            said = tuple(f"{key}." for key in user)
+            found |= {key: str(value) for key, value in tuned.items() if not f"{key}.".startswith(said)}
+        return found
+
+    def _settled(self, chosen: Mapping[str, str]) -> Config:
         return settle(plain(self.compose(unparse(chosen))))
 
     def differs(self, shown: Shown) -> dict[str, list[Any]]:
         """In which settings a row differs from what the table's own file means by it at scale=paper."""
-        return differences(shown.config, self._meant(shown, {"scale": ["paper"]}, stand_in=False))
+        single = _point(shown, {**self.printed[shown.row.id].overrides, "scale": ["paper"]})
+        printed = with_recipe({"table": self.name, **single}, self.own["dataset"])
+        return differences(shown.config, self._settled(printed))
 
     @functools.cached_property
     def settings(self) -> Settings:
@@ -438,11 +479,11 @@ class Table:
         def matters(*dropped: str) -> bool:
             """Whether the selected rows would be others without some keys."""
             left = {key: values for key, values in self.user.items() if key not in dropped}
-            stand_in = self.stands_in and "dataset" not in left
             try:
                 routed = self._route(left)
+                points = {shown.id: _point(shown, routed[shown.row.id]) for shown in self.shown}
                 return any(
-                    differences(shown.config, self._meant(shown, routed[shown.row.id], stand_in))
+                    differences(shown.config, self._settled(self._brought(points[shown.id], left)))
                     for shown in self.shown
                 )
             except UserError:  # the other keys do not go without it
@@ -453,17 +494,19 @@ class Table:
         told = [key for key in open_keys if len(open_keys) == 1 or matters(key)]
         return {key: self.user[key] for key in told or open_keys}  # several keys may say the same
 
-    def write(self, output_root: str, scale: str) -> Path:
-        """Renders what there are results of at a scale; returns the folder."""
+    def renderer(self, output_root: str, scale: str) -> Callable[[], Path]:
+        """What renders the results that there are of its rows at a scale, as often as called; returns the folder."""
         from tables.render import write_table
 
         rows = self.rendered(output_root, table_folder(output_root, self.name, scale, self.settings))
         dataset = self.shown[-1].config["dataset"]["name"]
-        return write_table(self.name, rows, output_root, scale, dataset, settings=self.settings)
+        return functools.partial(write_table, self.name, rows, output_root, scale, dataset, settings=self.settings)
 
     def _expand(self, row: Row, settings: Settings) -> list[Shown]:
         """A row's cells, one per combination of its axes that makes a difference; adds jobs if the row is selected."""
         axes = {key: values for key, values in settings.items() if len(values) > 1}
+        if (count := math.prod(map(len, axes.values()))) > MOST:
+            raise UserError(f"{', '.join(axes)}: their values make {count} cells of a row; expected at most {MOST}")
         points = []
         for combination in itertools.product(*axes.values()):
             chosen = dict(zip(axes, combination, strict=True))
@@ -472,7 +515,10 @@ class Table:
             labels = {"name": self.name, "row": named.id, "role": row.role, "label": named.label}
             single |= {f"table.{key}": quoted(text) for key, text in labels.items()}
             overrides = unparse(self._with_recipe(single))
-            config = settle(plain(self.compose(overrides)))
+            composed = plain(self.compose(overrides))
+            if row.id in self.selected:
+                self.idle.append(idle(composed))
+            config = settle(composed)
             points.append((chosen, overrides, config, identify(config)))
         ids = {tuple(chosen.items()): cell.id for chosen, _, _, cell in points}
         for key, values in axes.items():
@@ -535,9 +581,10 @@ class Table:
             return any(read_result(folder_of(output_root, cell["id"])) for cell in entry["cells"])
 
         before: dict[str, list[Config]] = {}
-        for entry in (stored_rows(folder) or {"rows": []})["rows"]:
-            if "given" in entry:
-                before.setdefault(entry["row"], []).append(entry)
+        with contextlib.suppress(UserError):  # a damaged rendering is about to be replaced
+            for entry in (stored_rows(folder) or {"rows": []})["rows"]:
+                if "given" in entry:
+                    before.setdefault(entry["row"], []).append(entry)
         found, any_done = [], bool(finished_cells(output_root))
         for row in self.rows:
             settings = self.routed[row.id]
@@ -584,9 +631,10 @@ class Sweep(Table):
         self.rows = [Row(name, name, "method", {"method": [name]}) for name in dict.fromkeys(methods)]
         self.selected = {row.id for row in self.rows}
         self.routed, self.compose = route(self.rows, user, sweep=True), compose
-        self.shown, self.jobs = [], {}
+        self.shown, self.jobs, self.idle = [], {}, []
         for row in self.rows:
             self.shown += self._expand(row, self.routed[row.id])
+        self._check_effects(user)
         # A key whose values make no difference is none of the sweep's.
         told_apart = {key for shown in self.shown for key in shown.axes}
         self.keys = ["method"] * (len(self.rows) > 1) + [key for key in user if key in told_apart]
@@ -594,7 +642,7 @@ class Sweep(Table):
     def _with_recipe(self, chosen: Mapping[str, str]) -> dict[str, str]:
         return with_recipe(chosen)
 
-    def write(self, output_root: str, scale: str) -> Path:
+    def renderer(self, output_root: str, scale: str) -> Callable[[], Path]:
         from tables.sweeps import write_sweep
 
         points = []
@@ -607,7 +655,7 @@ class Sweep(Table):
                 # What the points needed is shown below them, to compare with.
                 needed = Row(job.id, job.text.partition(" seed ")[0], "needed", {})
                 points.append(Shown(needed, {}, {job.id: job.config["seed"]}, job.config).entry())
-        return write_sweep(self.name, self.keys, points, output_root)
+        return functools.partial(write_sweep, self.name, self.keys, points, output_root)
 
 
 def settings_of(
@@ -699,7 +747,7 @@ def run_table(sweeper: Any, arguments: Sequence[str]) -> tuple[int, Path | None]
     for key in ("plan", "rehearse", "settings", "workers"):  # read here, before any cell's config is checked
         check_value(master[key], Schema, key, key)
     loader = sweeper.hydra_context.config_loader
-    output_root, choices_made = str(master.output_root), master.hydra.runtime.choices
+    output_root, choices_made = str(at_home(str(master.output_root))), master.hydra.runtime.choices
     scale = str(choices_made["scale"])
 
     def load(overrides: list[str]) -> DictConfig:
@@ -712,19 +760,19 @@ def run_table(sweeper: Any, arguments: Sequence[str]) -> tuple[int, Path | None]
                 raise UserError("settings=true: tells of the rows of a table; add +table=<name>")
             table = Sweep(arguments, composer(load))
         else:
+            from hydra_plugins.kt_table_sweeper.table_sweeper import rows_of
+
             if {"dataset", "teacher"} & set(parse(arguments)):  # what the table's file chooses is not the master's
                 file = loader.load_sweep_config(master, [f"+table={sweeper.name}", f"scale={scale}"])
                 choices_made = file.hydra.runtime.choices
             own = {group: str(choices_made[group]) for group in ("dataset", "teacher")}
+            printed = rows_of(loader.load_sweep_config(master, [f"+table={sweeper.name}", "scale=paper"]))
             if master.settings:
-                from hydra_plugins.kt_table_sweeper.table_sweeper import rows_of
-
-                at_paper = loader.load_sweep_config(master, [f"+table={sweeper.name}", "scale=paper"])
-                told = settings_of(sweeper.name, rows_of(at_paper), arguments, composer(load), own["dataset"])
+                told = settings_of(sweeper.name, printed, arguments, composer(load), own["dataset"])
                 if is_first():
                     print_settings(told, f"{sweeper.name} at scale=paper")
                 return 0, None
-            table = Table(sweeper.name, sweeper.rows, arguments, composer(load), own, bool(master.scale.stand_in))
+            table = Table(sweeper.name, sweeper.rows, arguments, composer(load), own, master.scale, printed)
     refresh(table.jobs, output_root)
     jobs = list(table.jobs.values())
     workers = _workers(master, launcher, jobs)
@@ -732,14 +780,24 @@ def run_table(sweeper: Any, arguments: Sequence[str]) -> tuple[int, Path | None]
         if is_first():
             print("\n".join(plan_lines(table.jobs, output_root, workers or 1)))
         return 0, None
-    check_writable(output_root)
+    if master.rehearse or not all(job.is_done for job in jobs):
+        check_writable(output_root)
+        sweep_up(output_root)
     if master.rehearse:
         return rehearse(table.name, jobs, master.rehearse, output_root, scale), None
     display = progress.Display(quiet=not is_first())
     progress.use(display)
     for job in jobs:
         tell(job.told, display)
-    report = Report(table.name, table.jobs, output_root, display)
+        if job.is_done:
+            for text in job.status.get("warnings", ()):
+                display.warn(text)
+    trained = [job for job in jobs if not job.is_done]
+    go_offline(trained, display)
+    pages = Pages(table.renderer(output_root, scale), output_root) if is_first() and trained else None
+    report = Report(table.name, table.jobs, output_root, display, pages)
+    if not trained:
+        display.line(f"nothing to train: all {len(jobs)} cells are done")
     interrupted = False
     try:
         if workers is None:
@@ -749,6 +807,9 @@ def run_table(sweeper: Any, arguments: Sequence[str]) -> tuple[int, Path | None]
             SideBySide(report, workers).run()
     except KeyboardInterrupt:
         interrupted = True
+        for job in jobs:
+            if is_first() and job.status.get("killed"):
+                job.status = close(folder_of(output_root, job.id))
         display.line("interrupted; the same command goes on from here")
     finally:
         progress.use(None)
@@ -757,10 +818,30 @@ def run_table(sweeper: Any, arguments: Sequence[str]) -> tuple[int, Path | None]
         for job in jobs:
             if not job.is_done and job.status.get("error"):
                 print(f"X {job.text}: {job.status['error']} ({folder_of(output_root, job.id)})")
-        folder = table.write(output_root, scale)
-        print("\n" + (folder / "table.md").read_text().strip() + "\n")
-        print(folder / "index.html")
+        folder, lost = show(table.renderer(output_root, scale))
+        status = status or lost
+        if folder is not None and not interrupted:
+            wandb = trained[0].config["wandb"] if trained else master.wandb
+            _mirror(table, folder, output_root, dict(wandb), bool(trained))
     return status, folder
+
+
+def _mirror(table: Table, folder: Path, output_root: str, settings: dict[str, Any], has_trained: bool) -> None:
+    """Mirrors a rendered table, its cells and those that they need, where the cells have been mirrored that it trained.
+
+    Args:
+        table: The table.
+        folder: Where it has been rendered.
+        output_root: Where its cells live.
+        settings: As `WandbRun` takes them.
+        has_trained: Whether the run has trained any cell, and so knows whether W&B can be reached.
+    """
+    from tables.mirror import mirror_table
+
+    if settings["mode"] == "online" and not has_trained and fault() is not None:
+        settings["mode"] = "offline"
+    cited = [cell_id for shown in table.shown for cell_id in shown.cells]
+    mirror_table(folder, output_root, settings, [*cited, *table.jobs])
 
 
 def _default_batch(launcher: Any) -> int | None:

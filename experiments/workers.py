@@ -20,13 +20,13 @@ import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from experiments import cell, lifeline, progress
 from experiments.devices import CELLS_PER_GPU
 from kt import store
 from kt.data.names import DATASETS
-from kt.errors import UserError
+from kt.errors import Failure, UserError
 
 Message = dict[str, Any]
 
@@ -61,6 +61,9 @@ class _Remote(progress.Display):
     def line(self, text: str) -> None:
         _send(self.pipe, {"of": self.key, "line": text})
 
+    def warn(self, text: str) -> None:
+        _send(self.pipe, {"of": self.key, "warning": text})
+
     def start(self, total: int, text: str, key: str = "") -> None:
         self.steps = 0
         _send(self.pipe, {"of": self.key, "total": total})
@@ -92,7 +95,7 @@ def _work(key: str, config: Mapping[str, Any], events: int, server: tuple[int, s
         status = 0
     except KeyboardInterrupt:
         status = INTERRUPTED
-    except (UserError, cell.CellFailed) as error:
+    except (UserError, Failure) as error:
         folder = store.folder_of(config["output_root"], key)
         said = store.read_status(folder, config["evaluation"]).get("error")
         if not said or said not in str(error):
@@ -197,6 +200,14 @@ class _Server:
             time.sleep(0.02)
 
 
+def _open_log(path: Path) -> TextIO:
+    """A file to add lines to for as long as the process lives; nowhere, if the disk is full."""
+    try:
+        return open(path, "a", buffering=1, encoding="utf-8")
+    except OSError:
+        return open(os.devnull, "w", encoding="utf-8")
+
+
 class Pool:
     """The run's side. A context: on leaving, every cell that still runs is interrupted and has ended.
 
@@ -230,7 +241,7 @@ class Pool:
                 os.close(self.commands)
                 os.close(self.events)
                 # Opened in place of the screen: what libraries write there would run through the bars.
-                log = open(self.log, "a", buffering=1)  # noqa: SIM115 - for as long as the process lives
+                log = _open_log(self.log)
                 os.dup2(log.fileno(), 1)
                 os.dup2(log.fileno(), 2)
                 sys.stdout = sys.stderr = log
@@ -255,9 +266,9 @@ class Pool:
     def messages(self, seconds: float) -> list[Message]:
         """What has been told since, waiting at most so long for a first message.
 
-        Keys: `of`, a cell's id, with `line` (to show), `total` (steps; None: no more), `steps` and `text`, or `error`
-        and `user` (why it ends, where that is in no file); `ended`, a cell's id, with the process's `status`; `lost`:
-        the server is gone, and with it all cells.
+        Keys: `of`, a cell's id, with `line` (to show), `warning` (to show once), `total` (steps; None: no more),
+        `steps` and `text`, or `error` and `user` (why it ends, where that is in no file); `ended`, a cell's id, with
+        the process's `status`; `lost`: the server is gone, and with it all cells.
         """
         if not select.select([self.events], [], [], seconds)[0]:
             return []

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from kt.precision import views_in
 from kt.stages import Head, Stage, head_of, normalisation_of, run_stages, stages_of
 
 
@@ -55,6 +56,7 @@ class Classifier(BaseModel):
     """
 
     memory_format = torch.channels_last
+    precision = "fp32"  # of a frozen network's stages and head, see `kt.precision`
 
     def __init__(self, network: nn.Module, normalisation: tuple[Sequence[float], Sequence[float]] | None = None):
         super().__init__()
@@ -74,7 +76,7 @@ class Classifier(BaseModel):
     def stages(self) -> list[Stage]:
         """Views of the network's stages, in order."""
         if "_stages" not in self.__dict__:
-            self.__dict__["_stages"] = stages_of(self.network)
+            self.__dict__["_stages"] = views_in(self.precision, *stages_of(self.network))
         return self.__dict__["_stages"]
 
     @property
@@ -86,7 +88,7 @@ class Classifier(BaseModel):
     def head(self) -> Head:
         """A view of what follows the last stage."""
         if "_head" not in self.__dict__:
-            self.__dict__["_head"] = head_of(self.network)
+            self.__dict__["_head"] = views_in(self.precision, head_of(self.network))[0]
         return self.__dict__["_head"]
 
     def normalise(self, inputs: Tensor) -> Tensor:

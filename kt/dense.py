@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from kt.classifier import Classifier, Pixels, TaskOutput
 from kt.errors import UserError
+from kt.precision import in_own_precision, views_in
 from kt.stages import Stage, outputs_of, run_stages, stages_of
 
 ROUTE = "_kt_route"
@@ -150,6 +151,7 @@ class Backbone(BaseModel):
     # Operators of mmcv (RoI align, deformable convolution) read memory as (n, c, h, w) whatever a tensor's strides are:
     # in channels_last they silently compute something else.
     memory_format = torch.contiguous_format
+    precision = "fp32"  # of a frozen network's stages and what it makes of them, see `kt.precision`
 
     def __init__(self, network: nn.Module, normaliser: Normaliser):
         super().__init__()
@@ -168,7 +170,7 @@ class Backbone(BaseModel):
     def stages(self) -> list[Stage]:
         """Views of the network's stages, in order."""
         if "_stages" not in self.__dict__:
-            self.__dict__["_stages"] = stages_of(self._features)
+            self.__dict__["_stages"] = views_in(self.precision, *stages_of(self._features))
         return self.__dict__["_stages"]
 
     def normalise(self, inputs: Tensor) -> Tensor:
@@ -255,6 +257,7 @@ class DenseModel(Backbone):
         layer = getattr(getattr(self.network, "decode_head", None), "conv_seg", None)
         return layer if isinstance(layer, nn.Conv2d) else None
 
+    @in_own_precision
     def pixels(self, levels: Sequence[Tensor]) -> Pixels:
         """What a segmentor's decode head reads and gives at each pixel, for the outputs of all stages."""
         with self._routed(levels), tapped(self.pixel_classifier) as seen:
@@ -270,6 +273,7 @@ class DenseModel(Backbone):
         """Whether it is a depth network (`kt.models.depth`)."""
         return hasattr(self.network, "decode_depth")
 
+    @in_own_precision
     def depth(self, levels: Sequence[Tensor], inputs: Tensor) -> Tensor:
         """A depth network's answer in metres, (n, h, w), on stage outputs for images (n, c, h, w)."""
         return self.network.decode_depth([levels[index] for index in self.outputs], inputs.shape[-2:])

@@ -7,6 +7,7 @@ import itertools
 import math
 import os
 import random
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,10 +24,31 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from kt import ranks
 from kt.data.loaders import Loader, endless
-from kt.errors import nearest
+from kt.errors import UserError, nearest
 from kt.phase import BETAS, TRAIN, Batch, Phase, Trained, phase_folder
 from kt.recomputing import recomputing
 from kt.transfer import TransferModel
+
+
+class OneValueError(UserError):
+    """A normalisation sees one value of each channel.
+
+    Attributes:
+        layer: Its name in the model.
+    """
+
+    def __init__(self, layer: str, message: str):
+        super().__init__(message)
+        self.layer = layer
+
+
+def _failed_norm(model: nn.Module, error: Exception) -> str:
+    """The name of the normalisation that an error comes from."""
+    failed = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for name, module in model.named_modules():
+        if isinstance(module, _NormBase) and any(module is each for each in failed):
+            return name
+    return "a normalisation of a teacher"
 
 
 def learning_rate_factor(schedule: Mapping[str, Any], step: int, total: int, steps_per_epoch: int) -> float:
@@ -262,7 +284,26 @@ class PhaseLoop(BaseLoop):
         self.runner.call_hook("after_train_iter", batch_idx=index, data_batch=batch, outputs=outputs)
 
     def step(self, batch: Batch, rest: Iterable[Batch] = ()) -> dict[str, Tensor]:
-        """What the phase does with the batches of an update; returns device scalars that nobody has waited for."""
+        """What the phase does with the batches of an update; returns device scalars that nobody has waited for.
+
+        Raises:
+            OneValueError: A pass has too few images to be normalised.
+        """
+        try:
+            return self._step(batch, rest)
+        except ValueError as error:
+            if not str(error).startswith("Expected more than 1 value per channel"):  # as torch says it
+                raise
+            layer = _failed_norm(self.model, error)
+        given = f"schedule.batch_size={self.engine.schedule['batch_size']}"
+        raise OneValueError(
+            layer,
+            f"{given}: {layer} sees one value of each channel in passes of {len(batch['inputs'])} images; expected "
+            "more images a pass (schedule.batch_size, schedule.device_batch, dataset.subset), or larger ones "
+            "(dataset.image_size)",
+        )
+
+    def _step(self, batch: Batch, rest: Iterable[Batch]) -> dict[str, Tensor]:
         for name, optimizer in self.optimizers.items():
             factor = learning_rate_factor(self.schedules[name], self.iter, self.max_iters, self.steps_per_epoch)
             for group in optimizer.optimizer.param_groups:

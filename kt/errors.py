@@ -1,14 +1,34 @@
-"""Errors that a user can cause and mend."""
+"""Errors that are told in one line."""
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import importlib.util
 from collections.abc import Iterable
+from typing import NoReturn
 
 
 class UserError(ValueError):
     """A mistake in a command, a config or a data folder; its message is one line and names the cure."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of a command's arguments, whose errors are users' mistakes like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+class Failure(RuntimeError):
+    """What went wrong without a mistake of the user's, in one line; what is done by then is kept."""
+
+
+class DiskFull(Failure):
+    """There is no space left where something had to be written."""
+
+    def __init__(self, place: object):
+        super().__init__(f"no space left on {place}: make some, and the same command goes on from here")
 
 
 def nearest(value: object, choices: Iterable[object]) -> str:

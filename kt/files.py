@@ -6,14 +6,22 @@ A file can also say whether it still is what was written: JSON with its checksum
 from __future__ import annotations
 
 import contextlib
+import errno
+import fnmatch
+import glob
 import hashlib
 import json
 import mmap
 import os
+import pwd
 import time
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
+
+from kt.errors import DiskFull, UserError
+
+STALE_SECONDS = 3600.0  # nothing takes so long to be written
 
 
 @contextlib.contextmanager
@@ -46,6 +54,53 @@ def replacing(path: Path, before: Path | None = None) -> Iterator[BinaryIO]:
         raise
 
 
+def sweep(folder: Path, seconds: float = 0.0) -> None:
+    """Removes what killed processes have begun to write below a folder, if that is older than so many seconds."""
+    for path in folder.rglob(".*.tmp"):
+        with contextlib.suppress(OSError):  # another process may do the same, or own it
+            if time.time() - path.stat().st_mtime >= seconds:
+                path.unlink()
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or what has led to it, is that a disk or a quota is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextlib.contextmanager
+def writing(place: object) -> Iterator[None]:
+    """Within, a place that takes nothing is one line.
+
+    Args:
+        place: Of all that is written there, as the user knows it.
+
+    Raises:
+        DiskFull: It has no space left.
+        UserError: It cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if is_full(error):
+            raise DiskFull(place) from None
+        raise UserError(f"{place}: expected a folder to write to ({_reason(error, place)})") from None
+
+
+def _reason(error: OSError, place: object) -> str:
+    """Why something could not be read or written, and whose it is where that is the reason."""
+    if isinstance(error, PermissionError) and error.filename is not None:
+        with contextlib.suppress(OSError, KeyError):
+            owner = os.stat(error.filename).st_uid
+            if owner != os.geteuid():
+                named = "it" if str(error.filename) == str(place) else error.filename
+                return f"{error.strerror}: {named} is {pwd.getpwuid(owner).pw_name}'s"
+    return str(error.strerror)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """A file with that content."""
     with replacing(path) as file:
@@ -53,8 +108,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A file with that text, in UTF-8."""
-    write_bytes(path, text.encode())
+    """A file with that text, in UTF-8; bytes of file names that are none are written as they are."""
+    write_bytes(path, text.encode(errors="surrogateescape"))
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -63,12 +118,18 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object of a JSON file; None if there is no such file, an empty one if the file holds no object."""
+    """The object of a JSON file; None if there is no such file, an empty one if the file holds no object.
+
+    Raises:
+        UserError: It cannot be read.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({_reason(error, path)})") from None
+    except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -76,10 +137,18 @@ def read_json(path: Path) -> dict[str, Any] | None:
 # Names
 
 
+def at_home(path: str | os.PathLike[str]) -> Path:
+    """A path of the user's, whose `~` is the home of whoever it names, where there is one."""
+    return Path(os.path.expanduser(path))
+
+
 def find(root: Path, pattern: str) -> Iterator[Path]:
     """What matches a pattern of `Path.glob` below a folder, but for what is hidden unless the pattern names it.
 
     `**` follows links too, but none into a folder that it is in.
+
+    Raises:
+        OSError: A folder may not be read.
     """
     top, deep, rest = pattern.partition("**/")
     if not deep:
@@ -91,11 +160,19 @@ def find(root: Path, pattern: str) -> Iterator[Path]:
 
 
 def _visible(folder: Path, pattern: str) -> Iterator[Path]:
-    forms = PurePath(pattern).parts
-    for path in folder.glob(pattern):
-        parts = path.parts[-len(forms) :]
-        if all(form.startswith(".") or not part.startswith(".") for form, part in zip(forms, parts, strict=True)):
-            yield path
+    """What matches a pattern without `**`; `Path.glob` passes over folders that it may not read without a word."""
+    first, *rest = PurePath(pattern).parts
+    if glob.has_magic(first):
+        try:
+            with os.scandir(folder) as entries:
+                names = [entry.name for entry in entries if fnmatch.fnmatchcase(entry.name, first)]
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        found = [folder / name for name in names if first.startswith(".") or not name.startswith(".")]
+    else:
+        found = [folder / first] if (folder / first).exists() else []
+    for path in found:
+        yield from _visible(path, str(PurePath(*rest))) if rest else [path]
 
 
 def _folders(top: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
@@ -172,13 +249,24 @@ def is_sealed(path: Path) -> bool:
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
     """An object as JSON, with its checksum under a key of its own."""
-    write_json(path, {**content, _SUM: _sum_of(content)})
+    write_json(path, _sealed(content))
+
+
+def rewrite_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    """As `write_sealed`, into the old file, which a full disk has room for; half of it reads as an empty object."""
+    with open(path, "r+b", buffering=0) as file:
+        file.write(json.dumps(_sealed(content)).encode())
+        file.truncate()
 
 
 def read_sealed(path: Path) -> dict[str, Any] | None:
     """What `write_sealed` has written; None if there is no such file, an empty object if it is another one by now."""
     content = read_json(path)
     return content if not content or content.pop(_SUM, None) == _sum_of(content) else {}
+
+
+def _sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {**content, _SUM: _sum_of(content)}
 
 
 def _sum_of(content: Mapping[str, Any]) -> str:

@@ -18,10 +18,12 @@ from torch import Tensor
 
 from kt.dense import DenseModel
 from kt.errors import UserError
+from kt.files import at_home
 from kt.methods import build_method
 from kt.models.checkpoints import load_weights
 from kt.models.configs import read_config_file
 from kt.models.dense import build_dense, without_pretrained
+from kt.recomputing import recomputing
 from kt.transfer import TransferModel
 
 
@@ -37,14 +39,22 @@ class KnowledgeTransfer(BaseModel):
         method: `type` names the method (`hybrid_forward`, `fitnet`, ...); the rest are its options.
         teacher: `config`, a file of mmdet or mmseg or the name of one that comes with them, or `model`, such a file's
             model; and `checkpoint`, a file of its weights or where to download one.
+        activation_checkpointing: Less memory for longer steps, to the same numbers (`kt.recomputing`).
 
     Raises:
         UserError: The method needs a teacher, the teacher has no checkpoint, or the method trains in several phases or
             makes its updates itself.
     """
 
-    def __init__(self, student: Mapping[str, Any], method: Mapping[str, Any], teacher: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        student: Mapping[str, Any],
+        method: Mapping[str, Any],
+        teacher: Mapping[str, Any] | None = None,
+        activation_checkpointing: bool = False,
+    ):
         super().__init__()
+        self.activation_checkpointing = activation_checkpointing
         options = dict(method)
         taught, frozen = DenseModel(build_dense(dict(student), "student")), _read_teacher(teacher) if teacher else None
         built = build_method(options.pop("type"), taught, frozen, **options)
@@ -74,7 +84,8 @@ class KnowledgeTransfer(BaseModel):
         # Where in the training it is, for methods whose loss changes over it.
         hub = MessageHub.get_current_instance()
         numbered = {"step": hub.get_info("iter", 0), "total": hub.get_info("max_iters", 1)}
-        loss, logged = self.transfer(inputs, mode="loss", data_samples=data_samples, **numbered)
+        with recomputing(self.activation_checkpointing):
+            loss, logged = self.transfer(inputs, mode="loss", data_samples=data_samples, **numbered)
         # mmengine adds up everything that has `loss` in its name.
         terms: dict[str, Tensor] = {f"kt/{name.replace('loss_', '')}": value for name, value in logged.items()}
         return {"loss": loss, **terms}
@@ -99,7 +110,7 @@ def _read_teacher(teacher: Mapping[str, Any]) -> Any:
 def _local(checkpoint: str) -> Path:
     """A file of weights, downloaded (once) if it is an address."""
     if not checkpoint.startswith(("http://", "https://")):
-        return Path(checkpoint).expanduser()
+        return at_home(checkpoint)
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(checkpoint).path).name
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -27,6 +27,7 @@ NO_TEACHER: Config = {
     "checkpoint": None,
     "pretrained": None,
     "norm": "eval",
+    "precision": "fp32",
 }
 
 

@@ -12,7 +12,7 @@ from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
-from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt
+from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt, MinLen
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -25,7 +25,11 @@ Share = Annotated[float, Gt(0), Le(1)]
 Fraction = Annotated[float, Ge(0), Lt(1)]
 Count = Annotated[int, Ge(1)]
 Whole = Annotated[int, Ge(0)]
-Stages = list[Whole] | Literal["all", "last", "blocks"]
+Name = Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]  # of what a folder or a file is called after
+Side = Annotated[int, Ge(8)]  # in pixels
+Some = MinLen(1)  # of a list that may not be empty
+Text = Annotated[str, Some]
+Stages = Annotated[list[Whole], Some] | Literal["all", "last", "blocks"]
 
 # A rule's attribute -> its words.
 _RULES = {
@@ -53,6 +57,16 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @classmethod
+    def idle(cls, options: Mapping[str, Any], task: str | None = None) -> dict[str, str]:
+        """Keys that decide nothing under the others, each with what they go with.
+
+        Args:
+            options: All of them.
+            task: What the student learns, where that is known.
+        """
+        return {}
+
 
 class Dataset(Settings):
     """A dataset and what is done to its images."""
@@ -65,9 +79,11 @@ class Dataset(Settings):
         "validation": "ours, the whole training set is trained on",
     }
     name: str = Field(description="one of kt.data.DATASETS")
-    task: Literal["classification", "segmentation", "detection", "pedestrians", "keypoints", "depth"]
+    task: Literal["classification", "segmentation", "detection", "pedestrians", "keypoints", "depth"] = Field(
+        description="what is learned on it"
+    )
     num_classes: Count | None = Field(None, description="null: as many as the data have")
-    image_size: Annotated[int, Ge(8)] | list[Count] = Field(description="pixels a side, or [height, width]")
+    image_size: Side | list[Side] = Field(description="pixels a side, or [height, width]")
     crop_size: list[Count] | None = Field(
         None, description="[height, width] of random training crops, for segmentation"
     )
@@ -84,11 +100,11 @@ class Dataset(Settings):
     domain: Literal["clipart", "painting", "real"] | None = Field(
         None, description="of DomainNet and its embedded stand-in: which of their sets"
     )
-    folder: str | None = Field(None, description="below data_root")
-    train_split: str | None = Field(None, description="what the folder calls it")
-    test_split: str | None = Field(None, description="what the folder calls it")
+    folder: Text | None = Field(None, description="below data_root")
+    train_split: Text | None = Field(None, description="what the folder calls it")
+    test_split: Text | None = Field(None, description="what the folder calls it")
     resident: bool | None = Field(None, description="kept in memory (or on the device); null: when small enough")
-    stand_in: str | None = Field(
+    stand_in: Text | None = Field(
         None, description="the embedded dataset that replaces this one in tables at a scale that has stand-ins"
     )
 
@@ -107,16 +123,18 @@ class Schedule(Settings):
     sources: ClassVar[Mapping[str, str]] = {"": _REPDISTILLER}
     epochs: Whole | None = Field(240, description="length; null with iterations")
     iterations: Count | None = Field(None, description="length in updates; null with epochs")
-    interval: Count | None = Field(None, description="updates that count as an epoch of a length in iterations")
+    interval: Count | None = Field(
+        None, description="updates that count as an epoch of a length in iterations, or more that divide it; null: all"
+    )
     batch_size: Count = Field(64, description="images of an update, over all processes and accumulated passes")
     device_batch: Count | None = Field(
         None, description="images that one normalisation sees; null: the batch size over the processes"
     )
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="what takes the steps")
     lr: Positive = Field(0.05, description="learning rate at its highest")
     momentum: Fraction = Field(0.9, description="of sgd")
     nesterov: bool = Field(False, description="of sgd")
-    weight_decay: NotNegative = 5e-4
+    weight_decay: NotNegative = Field(5e-4, description="of the optimizer")
     policy: Literal["step", "cosine", "poly", "constant"] = Field("step", description="how the learning rate falls")
     milestones: list[Positive] = Field(
         [150 / 240, 180 / 240, 210 / 240], description="where it falls; in epochs, below 1 as shares of the length"
@@ -126,12 +144,25 @@ class Schedule(Settings):
     clip_grad: Positive | None = Field(None, description="largest norm of a step's gradient")
     evaluate_every: Count = Field(1, description="epochs between two scores")
 
+    @classmethod
+    def idle(cls, options: Mapping[str, Any], task: str | None = None) -> dict[str, str]:
+        """What another length, policy or optimizer reads."""
+        if options["epochs"] == 0:
+            return dict.fromkeys(kinds(cls).keys() - {"epochs", "batch_size"}, "a training (0 epochs are none)")
+        found = {} if options["iterations"] else {"interval": "a length in iterations"}
+        if options["policy"] != "step":
+            found |= dict.fromkeys(("milestones", "gamma"), "policy=step")
+        if options["optimizer"] != "sgd":
+            found |= dict.fromkeys(("momentum", "nesterov"), "optimizer=sgd")
+        return found
+
 
 class Method(Settings):
     """Settings of a method, and what has to be known of it before it is imported; subclasses add their own.
 
     Attributes:
         needs_teacher: Whether there is no training without a teacher.
+        runs_teacher: Whether such a teacher answers in training; not where the student merely starts from its weights.
         dense: Whether it teaches detectors and segmentors too.
         depth: Whether it teaches depth networks as well where it teaches no others of these.
         accumulates: Whether its losses are means over images of what each image gives, so that an update may be
@@ -148,9 +179,10 @@ class Method(Settings):
         free_layer: The key that puts a free layer between the maps that are compared, unless it is of `AS_IT_IS`.
     """
 
-    name: str
+    name: str = Field(description="what method= chooses")
 
     needs_teacher: ClassVar[bool] = True
+    runs_teacher: ClassVar[bool] = True
     dense: ClassVar[bool] = False
     depth: ClassVar[bool] = False
     only_for: ClassVar[str | None] = None
@@ -210,6 +242,7 @@ class Finetune(Method):
     """The teacher's weights with a fresh classifier, trained on."""
 
     sources: ClassVar[Mapping[str, str]] = {"": "ours, one learning rate for all"}
+    runs_teacher: ClassVar[bool] = False
     accumulates: ClassVar[bool] = True
     head_lr_factor: Positive = Field(1.0, description="learning rate of the fresh classifier over that of the rest")
 
@@ -219,6 +252,7 @@ class FixedFeature(Method):
 
     sources: ClassVar[Mapping[str, str]] = {"": _UNSTATED}
     own_network: ClassVar[bool] = True
+    runs_teacher: ClassVar[bool] = False
     accumulates: ClassVar[bool] = True
     frozen: Literal["features", "first_block"] = Field("features", description="what stays fixed")
 
@@ -237,6 +271,11 @@ class KD(Method):
     temperature: Positive = Field(4.0, description="of both softmaxes")
     alpha: NotNegative = Field(0.9, description="weight of the soft target")
     task_weight: NotNegative = Field(0.1, description="weight of the task's loss")
+
+    @classmethod
+    def idle(cls, options: Mapping[str, Any], task: str | None = None) -> dict[str, str]:
+        """The temperature, where there is no softmax."""
+        return {"temperature": "classes"} if task == "depth" else {}
 
 
 class KDFixedFeature(KD):
@@ -268,7 +307,7 @@ class FitNet(Method):
     accumulates: ClassVar[bool] = True
     free_layer: ClassVar[str | None] = "regressor"
     weight: NotNegative = Field(100.0, description="of the hint")
-    hint_layer: Annotated[int, Ge(-1)] | list[Whole] | Literal["all", "last", "blocks"] | None = Field(
+    hint_layer: Annotated[int, Ge(-1)] | Stages | None = Field(
         None, description="stage, from 0; null: the middle one; -1: the last; blocks: each end of a block, no stem"
     )
     regressor: Literal["conv_bn_relu", "conv", "none", "first"] = Field(
@@ -281,6 +320,11 @@ class FitNet(Method):
     )
     temperature: Positive = Field(4.0, description="of KD after the first stage")
     alpha: NotNegative = Field(1.0, description="weight of its soft target, beside a cross-entropy of weight 1")
+
+    @classmethod
+    def idle(cls, options: Mapping[str, Any], task: str | None = None) -> dict[str, str]:
+        """KD's, where none follows."""
+        return dict.fromkeys(("temperature", "alpha"), "an init_fraction") if options["init_fraction"] is None else {}
 
 
 _COMPARED = "stages compared: all | last | blocks (the ends of blocks, without a stem) | numbers, counted from 0"
@@ -339,6 +383,11 @@ class AB(Method):
         "conv_bn", description=f"what the student's map goes through: a free 1x1 convolution | {_AS_IT_IS}"
     )
 
+    @classmethod
+    def idle(cls, options: Mapping[str, Any], task: str | None = None) -> dict[str, str]:
+        """KD's, where none follows."""
+        return {} if options["after"] == "kd" else {"temperature": "after=kd"}
+
 
 class HybridForward(Method):
     """Song et al. 2021: student and teacher stages alternate in one forward pass; L = balance * (L1 + L2) + L3."""
@@ -350,7 +399,7 @@ class HybridForward(Method):
     balance: Literal["dynamic"] | NotNegative = Field(
         1.0, description="a number (Table 1 simply adds) | dynamic: 2 L3 / (L1 + L2) per batch"
     )
-    switch_at: list[list[Count]] | None = Field(
+    switch_at: Annotated[list[list[Count]], Some] | None = Field(
         None, description="groups of strides between which paths switch; null: [[2],[4,8],[16],[32]] or [[1],[2],[4]]"
     )
     track_hybrid_stats: bool = Field(
@@ -380,7 +429,7 @@ class Stagewise(Method):
         None,
         description="K: 1 is end-to-end mimicking, 2 the first block and then the rest; null: every block by itself",
     )
-    cut_at: list[Count] | None = Field(
+    cut_at: Annotated[list[Count], Some] | None = Field(
         None, description="strides at whose ends blocks end; null: the down-sampling layers, a stem in the first block"
     )
     phase_length: Literal["full", "split"] = Field(
@@ -437,13 +486,13 @@ class Pathways(Settings):
         "": "ours, after DistPro's released code: the figure of the paper is lost",
         "factor": "DistPro's released code",
     }
-    transforms: list[Literal["conv1", "conv2", "conv3", "complex"]] | None = Field(
+    transforms: Annotated[list[Literal["conv1", "conv2", "conv3", "complex"]], Some] | None = Field(
         None,
         description="what the student's maps go through, the figure being lost: blocks of the released code; null: the "
         "first three on networks for small images (27 pathways of 3 x 3 maps), `complex` on others (15 of 5 maps; 16 "
         "of 4 x 4 for a task other than classification)",
     )
-    connections: Literal["all", "rising"] | list[list[Count]] | None = Field(
+    connections: Literal["all", "rising"] | Annotated[list[list[Count]], Some] | None = Field(
         None,
         description="all pairs of maps | rising: none from a shallower map of the student to a deeper one of the "
         "teacher | pairs [teacher's map, student's map] from 1, such as [[4,1],[4,2]]; null: rising on classifiers for "
@@ -469,7 +518,9 @@ class Searching(Settings):
         "biased_softmax", description="of logits to weights (Table 7)"
     )
     alpha_lr: Positive = Field(0.05, description="step size of the logits' Adam (betas 0.5 and 0.999), constant")
-    validation: Fraction = Field(0.2, description="share of the training images, drawn at random, that logits learn on")
+    validation: Annotated[float, Gt(0), Lt(1)] = Field(
+        0.2, description="share of the training images, drawn at random, that logits learn on"
+    )
     hypergradient: Literal["difference", "jvp"] = Field(
         "difference", description="two perturbed passes around the weights | forward mode: exact, and slower"
     )
@@ -511,7 +562,14 @@ class DistPro(Pathways, Method):
         0.5, description="logits up to it drop their pathway for a step (not of `equal`); null: none does"
     )
     search: Search = Field(Search.model_construct(), description="the cell that leaves the process")
-    file: str | None = Field(None, description="a process.pth to replay instead of searching one")
+    file: Text | None = Field(None, description="a process.pth to replay instead of searching one")
+
+    @classmethod
+    def idle(cls, options: Mapping[str, Any], task: str | None = None) -> dict[str, str]:
+        """What is of a search, where none is replayed; and the search, where its file is given."""
+        if options["process"] == "equal":
+            return dict.fromkeys(("clip", "search", "file"), "process=search or process=final")
+        return {"search": "file=null"} if options["file"] else {}
 
     @staticmethod
     def needs(config: Mapping[str, Any]) -> Mapping[str, Need | Path]:
@@ -589,6 +647,12 @@ class MAS(AS):
     meta_lr: Positive = Field(1e-4, description="of the meta network's Adam, constant; as in L2T")
     meta_weight_decay: NotNegative = Field(1e-4, description="of the meta network; as in L2T")
     meta_interval: Count = Field(1, description="updates of the student for each of the meta network, the costly one")
+
+    @classmethod
+    def idle(cls, options: Mapping[str, Any], task: str | None = None) -> dict[str, str]:
+        """The meta network's, where there is none."""
+        own = ("meta_lr", "meta_weight_decay", "meta_interval")
+        return {} if options["pair_weights"] == "meta" else dict.fromkeys(own, "pair_weights=meta")
 
 
 class M2AS(MAS):
@@ -717,6 +781,10 @@ class IFVD(Method):
         return found
 
 
+# Strategies of `KCD` that match channels, look at no network, or learn.
+MATCHED, FIXED, LEARNED = ("bipartite", "greedy"), ("random", "identity"), ("subnet_fc", "subnet_res")
+
+
 class KCD(Method):
     """Han et al., "Fixing the Teacher-Student Knowledge Discrepancy in Distillation", around another method."""
 
@@ -765,12 +833,33 @@ class KCD(Method):
     @classmethod
     def accumulates_with(cls, options: Mapping[str, Any]) -> bool:
         """As its base; a learned transform's loss correlates channels over the images of a batch."""
-        learned = str(options.get("strategy")).startswith("subnet")
+        learned = options.get("strategy") in LEARNED
         return cls.accumulates and not learned and accumulates(options.get("base") or {"name": "l2"})
 
     @classmethod
+    def idle(cls, options: Mapping[str, Any], task: str | None = None) -> dict[str, str]:
+        """What other strategies read."""
+        strategy, found = options["strategy"], {}
+        if strategy in FIXED:
+            keys = ("metric", "student_state", "teacher_state", "solo_offset", "teacher_offset")
+            found = dict.fromkeys(keys, "a strategy that looks at the networks")
+        elif options["student_state"] == "initial":
+            found = {"solo_offset": "student_state=trained"}
+        if strategy not in LEARNED:
+            found["learn_fraction"] = f"a strategy of {' or '.join(LEARNED)}"
+        return found
+
+    @classmethod
     def check(cls, options: Mapping[str, Any], epochs: int | None = None) -> None:
-        """Refuses a base with a free layer before its loss, and an adapter beside one that has none."""
+        """Refuses transforms that the strategy does not have.
+
+        And a base with a free layer before its loss, and an adapter beside one that has none.
+        """
+        strategy, groups, every = (options[key] for key in ("strategy", "groups", "update_every"))
+        if every is not None and strategy not in MATCHED:
+            raise UserError(f"method.update_every={every}: expected null with strategy={strategy}")
+        if groups > 1 and (strategy in LEARNED or every is not None):
+            raise UserError(f"method.groups={groups}: expected 1 with strategy={strategy}, update_every={shown(every)}")
         base = options["base"] or {"name": "l2"}
         schema = METHODS.get(base["name"])
         if schema is None or schema.free_layer is None:
@@ -792,7 +881,7 @@ class KCD(Method):
         settings = config["method"]
         base = settings["base"]
         found = dict(METHODS[base["name"]].needs({**config, "method": base}) if base else {})
-        if settings["strategy"] in ("random", "identity"):
+        if settings["strategy"] in FIXED:
             return found
         if settings["student_state"] == "trained":
             found["solo"] = Need(alone(config, settings["solo_offset"]))
@@ -865,19 +954,35 @@ def count_passes(batch_size: int, device_batch: int | None, processes: int) -> i
     return passes
 
 
-def epochs_of(schedule: Mapping[str, Any]) -> int:
-    """The length of a schedule in epochs; of one in iterations, `interval` updates are one, by default all.
+def check_schedule(schedule: Mapping[str, Any], prefix: str = "schedule.") -> None:
+    """Refuses a schedule whose keys do not go together.
+
+    Args:
+        schedule: All of its keys.
+        prefix: What stands before them in an error, with a dot at its end.
 
     Raises:
-        UserError: The interval does not divide the iterations.
+        UserError: Names the keys.
+    """
+    if (schedule["epochs"] is None) == (schedule["iterations"] is None):
+        given = ", ".join(f"{prefix}{key}={shown(schedule[key])}" for key in ("epochs", "iterations"))
+        raise UserError(f"{given}: expected one of the two, and null for the other")
+    if schedule["optimizer"] == "sgd" and schedule["nesterov"] and not schedule["momentum"]:
+        raise UserError(f"{prefix}nesterov=true: expected a {prefix}momentum above 0, or false")
+    epochs_of(schedule)
+
+
+def epochs_of(schedule: Mapping[str, Any]) -> int:
+    """The length of a schedule in epochs: of one in iterations, `interval` updates are one, by default all of them.
+
+    Where these do not divide the length, an epoch has as many more as it takes for equal ones: 100 updates with an
+    interval of 40 are two epochs, 50 are one.
     """
     iterations, interval = schedule["iterations"], schedule["interval"]
     if iterations is None:
         return int(schedule["epochs"])
-    epochs, rest = divmod(iterations, interval or iterations)
-    if rest:
-        raise UserError(f"schedule.interval={interval}: expected a divisor of schedule.iterations={iterations}")
-    return int(epochs)
+    most = max(1, iterations // (interval or iterations))
+    return next(epochs for epochs in range(most, 0, -1) if iterations % epochs == 0)
 
 
 def device_batch(schedule: Mapping[str, Any], processes: int) -> int:
@@ -927,6 +1032,7 @@ def kinds(schema: type[Settings]) -> dict[str, Any]:
     return {key: getitem(Annotated, (f.annotation, *f.metadata)) if f.metadata else f.annotation for key, f in fields}
 
 
+LARGEST = 2**63 - 1  # integer
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
 
@@ -940,6 +1046,8 @@ def _adapter(schema: type[Settings], key: str) -> TypeAdapter:
 
 def fits(value: Any, schema: type[Settings], key: str) -> bool:
     """Whether a plain value is one that a key may have."""
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return False
     try:
         _adapter(schema, key).validate_python(value)
     except ValidationError:

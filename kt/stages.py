@@ -22,7 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kt.errors import UserError
+from kt.folding import is_folded
 from kt.models.names import IMAGENET, Normalisation
+from kt.precision import in_own_precision
 from kt.recomputing import recomputed
 
 Map = Callable[[Tensor], Tensor]
@@ -78,6 +80,7 @@ class Stage:
         inner: The first part of the stage, where not the stage's output but that of this part is the map that other
             networks' maps are compared with.
         norm: Where the stage ends in a sum: the normalisation, the next stage's, of which an activation follows.
+        precision: `fp32`, or `bf16` for a frozen network's, see `kt.precision`.
     """
 
     name: str
@@ -86,17 +89,20 @@ class Stage:
     steps: tuple[Step, ...] = field(repr=False)
     inner: Stage | None = field(default=None, repr=False)
     norm: nn.Module | None = field(default=None, repr=False)
+    precision: str = field(default="fp32", repr=False)
     _split: tuple[Map, Map] | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._split = _split_chain(self.steps)
 
     @recomputed
+    @in_own_precision
     def __call__(self, x: Tensor) -> Tensor:
         """The stage's output, (n, channels, h, w) or tokens (n, l, channels), for the output of the stage before."""
         return _run(self.steps, x)
 
     @recomputed
+    @in_own_precision
     def preactivation(self, x: Tensor) -> Tensor:
         """What the stage's last ReLU reads, so that the ReLU of it is the output; the output where no ReLU comes last.
 
@@ -106,12 +112,14 @@ class Stage:
         return self._split[0](x) if self._split else self(x)
 
     @recomputed
+    @in_own_precision
     def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """`(preactivation(x), self(x))` from one run; neither overwrites the other."""
         before = self.preactivation(x)
         return before, self._split[1](before) if self._split else before
 
     @recomputed
+    @in_own_precision
     def inside(self, x: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """`(inner.both(x), both(x))` from one run; twice the same where there is no inner part."""
         if self.inner is None:
@@ -158,16 +166,20 @@ class Head:
         steps: From the last stage's output to the penultimate feature.
         dropout: What lies between that feature and the classifier.
         classifier: The last layer.
+        precision: As a stage's.
     """
 
     steps: tuple[Step, ...]
     dropout: tuple[Step, ...]
     classifier: nn.Linear
+    precision: str = "fp32"
 
+    @in_own_precision
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (n, classes) for the last stage's output."""
         return self.classifier(_run(self.dropout, self.pooled(x)))
 
+    @in_own_precision
     def pooled(self, x: Tensor) -> Tensor:
         """The penultimate feature (n, c), before dropout, for the last stage's output."""
         return _run(self.steps, x)
@@ -421,8 +433,12 @@ def _(block: Any) -> tuple[Map, Map]:
 @_library(_SPLITS, "timm.layers.norm_act.BatchNormAct2d")
 def _(norm: Any) -> tuple[Map, Map] | None:
     last = _split_last_relu(norm.act)
-    # timm's layer is the plain batch normalisation it inherits from, then `drop` and `act`.
-    return last and ((lambda x: norm.drop(nn.BatchNorm2d.forward(norm, x))), last[1])
+
+    def before(x: Tensor) -> Tensor:
+        # timm's layer is the plain batch normalisation it inherits from, then `drop` and `act`.
+        return norm.drop(x if is_folded(norm) else nn.BatchNorm2d.forward(norm, x))
+
+    return last and (before, last[1])
 
 
 @_library(_SPLITS, "timm.models._efficientnet_blocks.DepthwiseSeparableConv")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,17 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from kt.errors import UserError
-from kt.files import checksum, read_json, read_sealed, write_json, write_sealed
+from kt.files import (
+    STALE_SECONDS,
+    checksum,
+    is_full,
+    read_json,
+    read_sealed,
+    rewrite_sealed,
+    sweep,
+    write_json,
+    write_sealed,
+)
 from kt.needs import SNAPSHOTS, WEIGHTS
 
 Json = dict[str, Any]
@@ -41,8 +52,6 @@ _HELD_BY_SOME = (
     "evaluations/test.png",
     _DATA,
 )
-
-STALE_SECONDS = 3600.0
 
 
 def cells_of(output_root: str | os.PathLike[str]) -> Path:
@@ -69,11 +78,17 @@ def finished_cells(output_root: str | os.PathLike[str]) -> list[Path]:
 
 
 def first_fault(folder: Path, sums: Mapping[str, str]) -> str | None:
-    """What is wrong with the first of a cell's files, by name with their checksums, that is not as it was."""
+    """What is wrong with the first of a cell's files, by name with their checksums, that is not as it was.
+
+    Raises:
+        UserError: One may not be read.
+    """
     for name, known in sums.items():
         try:
             if checksum(folder / name) != known:
                 return f"{name} is damaged"
+        except PermissionError as error:
+            raise UserError(f"{folder / name}: cannot be read ({error.strerror})") from None
         except OSError:
             return f"{name} is missing"
     return None
@@ -92,12 +107,19 @@ def _read_result(folder: Path) -> tuple[Json | None, str | None]:
 
 
 def read_result(folder: Path) -> Json | None:
-    """A finished cell's result as it was written, whatever has become of its other files; or None."""
-    return _read_result(folder)[0]
+    """A finished cell's result as it was written, whatever has become of its other files; None if it can't be read."""
+    try:
+        return _read_result(folder)[0]
+    except UserError:
+        return None
 
 
 def inspect(folder: Path) -> tuple[Json | None, str | None]:
-    """A finished cell's result; where it or a file that it lists cannot be relied on, None and what is wrong."""
+    """A finished cell's result; where it or a file that it lists cannot be relied on, None and what is wrong.
+
+    Raises:
+        UserError: It may not be read.
+    """
     result, fault = _read_result(folder)
     if result is not None:
         fault = first_fault(folder, result["files"])
@@ -148,8 +170,7 @@ def _sums(folder: Path, names: Iterable[str]) -> dict[str, str]:
 def begin(folder: Path) -> None:
     """Before an attempt: the cell is not done, and what a killed process was writing is in nobody's way."""
     (folder / _RESULT).unlink(missing_ok=True)
-    for path in folder.rglob(".*.tmp"):
-        path.unlink(missing_ok=True)
+    sweep(folder)
 
 
 def evaluation_file(folder: Path, name: str) -> Path:
@@ -172,7 +193,9 @@ def failure_file(folder: Path, name: str) -> Path:
     return evaluation_file(folder, name).with_suffix(".failed")
 
 
-def list_evaluation(folder: Path, name: str, *others: str, data: Json | None = None) -> None:
+def list_evaluation(
+    folder: Path, name: str, *others: str, data: Json | None = None, warnings: Sequence[str] = ()
+) -> None:
     """Adds a score on other data, which has just been written, to what a finished cell keeps.
 
     Args:
@@ -180,10 +203,11 @@ def list_evaluation(folder: Path, name: str, *others: str, data: Json | None = N
         name: Of the score.
         others: Names of files beside it that it left as well.
         data: Of which data it is, if not of the cell's own; as for `write_data`.
+        warnings: What there was to warn of.
     """
     paths = [evaluation_file(folder, name), *(evaluation_file(folder, name).with_name(other) for other in others)]
     sums = _sums(folder, [path.relative_to(folder).as_posix() for path in paths])
-    _list_evaluation(folder, name, {"files": sums, "data": data})
+    _list_evaluation(folder, name, {"files": sums, "data": data, "warnings": list(warnings)})
 
 
 def drop_evaluation(folder: Path, name: str) -> None:
@@ -204,6 +228,11 @@ def listed_evaluation(folder: Path, name: str) -> Json | None:
     return listed.get(name)
 
 
+def evaluation_names(folder: Path) -> list[str]:
+    """The other data that a finished cell's student has been scored on, and analyses of it."""
+    return list((read_result(folder) or {}).get("evaluations", {}))
+
+
 def evaluation_fault(folder: Path, name: str) -> str | None:
     """What is wrong with a score that a cell has had."""
     listed = listed_evaluation(folder, name)
@@ -211,9 +240,12 @@ def evaluation_fault(folder: Path, name: str) -> str | None:
 
 
 def read_evaluation(folder: Path, name: str, fingerprint: str | None = None) -> Json | None:
-    """A cell's metrics on other data; None if it has none, or if those are of data with another fingerprint."""
+    """A cell's metrics on other data; None if none can be read, or if those are of data with another fingerprint."""
     listed = listed_evaluation(folder, name)
-    if listed is None or evaluation_fault(folder, name):
+    try:
+        if listed is None or evaluation_fault(folder, name):
+            return None
+    except UserError:
         return None
     if fingerprint is not None and listed["data"] is not None and listed["data"]["fingerprint"] != fingerprint:
         return None
@@ -230,7 +262,7 @@ class Records:
 
     Args:
         path: The file.
-        mirror: Called with every row that is written (Weights & Biases).
+        mirror: Called with every row that is written, or kept by `cut` (Weights & Biases).
     """
 
     def __init__(self, path: Path, mirror: Callable[[Json], None] | None = None):
@@ -249,7 +281,9 @@ class Records:
         """Drops everything after a mark, or without one everything: those steps are done again."""
         self.file.truncate(mark["offset"] if mark else 0)
         self.file.seek(0)
-        self.sum = hashlib.sha256(self.file.read())
+        kept = self.file.read()
+        self.sum = hashlib.sha256(kept)
+        self._reflect(json.loads(line) for line in kept.splitlines())
 
     def write(self, rows: Sequence[Json]) -> None:
         """Appends rows and hands them to the mirror."""
@@ -257,8 +291,11 @@ class Records:
         self.sum.update(written)
         self.file.write(written)
         self.file.flush()
-        for row in rows:
-            if self.mirror is not None:
+        self._reflect(rows)
+
+    def _reflect(self, rows: Iterable[Json]) -> None:
+        if self.mirror is not None:
+            for row in rows:
                 self.mirror(row)
 
     def close(self) -> None:
@@ -276,9 +313,9 @@ def records_fault(folder: Path, mark: Mapping[str, Any]) -> str | None:
     return None if found == mark["sha256"] else f"{_RECORDS} is damaged"
 
 
-def read_records(path: Path, kind: str) -> Iterator[Json]:
-    """The records of a kind (`train`: a step, `eval`: a score on the test set), without a line that is half written."""
-    mark = f'"kind": "{kind}"'  # most lines are of the other kind, and need not be parsed
+def read_records(path: Path, kind: str | None = None) -> Iterator[Json]:
+    """The records, of a kind (`train`: a step, `eval`: a test score) or all, without a line that is half written."""
+    mark = f'"kind": "{kind}"' if kind else ""  # most lines are of the other kind, and need not be parsed
     with open(path, encoding="utf-8") as file:
         for line in file:
             if mark not in line:
@@ -287,6 +324,17 @@ def read_records(path: Path, kind: str) -> Iterator[Json]:
                 yield json.loads(line)
             except ValueError:
                 continue
+
+
+def remove(folder: Path) -> bool:
+    """Removes a cell and all that it has left, unless somebody works on it; returns whether it is gone."""
+    try:
+        with lock_of(folder).acquire(timeout=0):
+            (folder / _RESULT).unlink(missing_ok=True)  # first: half a cell is none
+            shutil.rmtree(folder)
+    except Timeout:
+        return False
+    return True
 
 
 # Of which data it is
@@ -299,7 +347,7 @@ def write_data(folder: Path, data: Json) -> None:
         folder: The cell's folder.
         data: `fingerprint` (None where a dataset is not there) and the summary of each of the `datasets`.
     """
-    if read_data(folder) != data:
+    if _read_data(folder) != data:
         void(folder)
     write_sealed(folder / _DATA, data)
 
@@ -313,6 +361,13 @@ def void(folder: Path) -> None:
 
 def read_data(folder: Path) -> Json | None:
     """What `write_data` has recorded, of a finished cell even if that file is lost; None if that is not known."""
+    try:
+        return _read_data(folder)
+    except UserError:
+        return None
+
+
+def _read_data(folder: Path) -> Json | None:
     return read_sealed(folder / _DATA) or (read_result(folder) or {}).get("data")
 
 
@@ -330,47 +385,99 @@ def lock_of(folder: Path) -> FileLock:
     return FileLock(folder / "lock")
 
 
-def _is_held(folder: Path) -> bool:
-    """Whether a living process works on the cell: the kernel drops a dead one's lock."""
+def _is_held(folder: Path) -> bool | None:
+    """Whether a living process works on the cell: the kernel drops a dead one's lock.
+
+    None where that cannot be told: one has to be able to write a lock to look at it.
+    """
     try:
         with lock_of(folder).acquire(timeout=0):
             return False
     except Timeout:
         return True
+    except OSError:
+        return None
 
 
 def write_status(folder: Path, status: Mapping[str, Any]) -> None:
-    """Says how the latest attempt stands."""
-    write_sealed(folder / _STATUS, status)
+    """Says how the latest attempt stands; on a full disk in the room of what was said before."""
+    try:
+        write_sealed(folder / _STATUS, status)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        rewrite_sealed(folder / _STATUS, status)
+
+
+def glance(folder: Path, evaluation: str | None = None) -> str:
+    """How a cell stands, as `read_status` says, without a look into its files: quick, and blind to damage."""
+    if not os.path.exists(folder / _RESULT):  # unlike `Path.exists`, where one may not look as well
+        return str(read_status(folder)["status"])
+    return "done" if evaluation is None or os.path.exists(evaluation_file(folder, evaluation)) else "unscored"
 
 
 def read_status(folder: Path, evaluation: str | None = None, fingerprint: str | None = None) -> Json:
     """How a cell stands: `status` is done, running, failed, interrupted or missing, with `error` where there is one.
 
+    `warnings` are those of the latest attempt, and of the score that is asked for.
+
     A cell that was done and has lost one of its files since is `damaged`. One whose student lacks the score on another
     dataset that is asked for (of data with that fingerprint, if given) is `unscored`, or failed if scoring did. One
     that says it is running was killed, and so has failed, if nobody holds its lock; on another machine, whose locks may
-    not be seen here, if its files have not changed for long.
+    not be seen here, and where the lock may not be, if its files have not changed for long. One that may not be read
+    counts as failed.
     """
+    try:
+        return _standing(folder, evaluation, fingerprint)
+    except UserError as error:
+        return {"status": "failed", "error": str(error), "user": True}
+
+
+def _read_attempt(folder: Path) -> Json:
+    """What the latest attempt says of itself; nothing if that is not known, or is not kt's."""
+    status = read_sealed(folder / _STATUS) or {}
+    return status if "status" in status else {}
+
+
+def _standing(folder: Path, evaluation: str | None, fingerprint: str | None) -> Json:
     result, fault = inspect(folder)
-    status = read_sealed(folder / _STATUS)
+    try:
+        status = _read_attempt(folder)
+    except UserError:
+        if result is None:
+            raise
+        status = {}
     if result is not None:
-        done = {**(status or {}), "status": "done", "error": None}
-        if evaluation is None or read_evaluation(folder, evaluation, fingerprint) is not None:
+        done = {**status, "status": "done", "error": None}
+        if evaluation is None:
             return done
+        if read_evaluation(folder, evaluation, fingerprint) is not None:
+            scoring = (listed_evaluation(folder, evaluation) or {}).get("warnings", [])
+            return {**done, "warnings": [*status.get("warnings", []), *scoring]}
         failure = read_sealed(failure_file(folder, evaluation))
         return {**done, "status": "unscored", **(failure or {})}
     if fault:
-        return {**(status or {}), "status": "damaged", "error": fault}
+        return {**status, "status": "damaged", "error": fault}
     if not status:
         return {"status": "missing", "error": None}
-    if status["status"] != "running" or _is_held(folder):
+    held = _is_held(folder) if status["status"] == "running" else True
+    if held:
         return status
-    if status["host"] != socket.gethostname():
+    if held is None or status.get("host") != socket.gethostname():
         watched = [folder / name for name in (_STATUS, _RECORDS, "log.txt")]
         if time.time() - max(path.stat().st_mtime for path in watched if path.exists()) < STALE_SECONDS:
             return status
     return {**status, "status": "failed", "error": "the process was killed", "killed": True}
+
+
+def close(folder: Path) -> Json:
+    """How a cell stands, after an interrupt: one that was killed, and says it is running, says it was interrupted."""
+    status = read_status(folder)
+    if not status.pop("killed", False):
+        return status
+    closed = {**status, "status": "interrupted", "error": None, "seconds": seconds_spent(folder)}
+    write_status(folder, closed)
+    return closed
 
 
 def note_queue(folder: Path, job: str, waited: Mapping[str, float]) -> None:
@@ -389,16 +496,17 @@ def note_queue(folder: Path, job: str, waited: Mapping[str, float]) -> None:
 
 def read_queue(folder: Path) -> Json:
     """The latest `job` that a cluster has had of a cell, and for what its jobs have `waited`, as far as is known."""
-    return read_json(folder / _QUEUE) or {}
+    try:
+        return read_json(folder / _QUEUE) or {}
+    except UserError:
+        return {}
 
 
 def seconds_spent(folder: Path) -> float:
     """Time that earlier attempts spent; a killed one counts up to its last sign of life."""
-    status = read_sealed(folder / _STATUS)
-    if not status:
-        return 0.0
+    status = _read_attempt(folder)
     seconds = float(status.get("seconds") or 0.0)
-    if status["status"] == "running":
+    if status.get("status") == "running" and "started" in status:
         written = [path.stat().st_mtime for path in folder.rglob("*") if path.is_file()]
         seconds += max(0.0, max(written, default=0.0) - status["started"])
     return seconds

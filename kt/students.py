@@ -12,6 +12,7 @@ from torch import nn
 
 from kt.classifier import Classifier
 from kt.errors import UserError, needs_mm
+from kt.files import at_home
 from kt.models import NETWORKS, build_network
 from kt.models.checkpoints import load_weights
 from kt.models.names import CONFIG_NETWORK
@@ -36,7 +37,7 @@ def read_description(weights: Path) -> dict[str, Any]:
     """
     described = _folder_of(weights) / DESCRIPTION
     try:
-        record: dict[str, Any] = json.loads(described.read_text())
+        record: dict[str, Any] = json.loads(described.read_text(encoding="utf-8"))
         found = {key: record[key] for key in ("network", "num_classes", "image_size", "mean", "std")}
         found["network"] = {key: record["network"][key] for key in ("name", "width", "small_stem")}
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -71,7 +72,7 @@ def _read(weights: Path, key: str) -> tuple[nn.Module, dict[str, Any]]:
 
 def load_student(folder: str | os.PathLike[str]) -> nn.Module:
     """See `kt.load_student`."""
-    return _read(Path(folder) / WEIGHTS, "student")[0].eval()
+    return _read(at_home(folder) / WEIGHTS, "student")[0].eval()
 
 
 def load_model(weights: Path, key: str, expected: Mapping[str, Any] | None = None) -> Classifier | DenseModel:

@@ -19,15 +19,16 @@ from kt.classifier import Classifier
 from kt.data import Data
 from kt.data.loaders import Loader, by_iterations
 from kt.engine import Engine, run_phase
+from kt.errors import UserError
 from kt.evaluation.outcomes import Outcomes, keep_outcomes
-from kt.files import replacing, write_json
+from kt.files import at_home, replacing, write_json
 from kt.hooks import CheckpointHook, EvaluateHook, ProgressHook, RecordHook, SyncBuffersHook
 from kt.hooks.checkpoint import NEWEST, last_checkpoint, load_checkpoint
 from kt.needs import WEIGHTS
 from kt.phase import TRAIN, Phase, phase_folder
-from kt.settings import Schedule, check_accumulation, check_settings, defaults, epochs_of
+from kt.settings import Schedule, check_accumulation, check_schedule, check_settings, defaults, epochs_of
 from kt.store import Records, evaluation_file, outcomes_file, read_records, records_file
-from kt.transfer import TransferModel, export_student
+from kt.transfer import TransferModel, evaluating, export_student
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,29 @@ def plan_phases(model: TransferModel, data: Data, settings: dict[str, Any]) -> l
     return found
 
 
+def check_sizes(model: TransferModel, size: int, device: torch.device) -> None:
+    """Refuses images in which a classifier, the student or another one, finds nothing to see.
+
+    Args:
+        model: Whose classifiers.
+        size: Pixels a side.
+        device: Where they are.
+
+    Raises:
+        UserError: Says which network cannot, and why.
+    """
+    for who, network in {"student": model.student, **model.teachers}.items():
+        if not isinstance(network, Classifier):
+            continue
+        try:
+            with evaluating(network):
+                network(torch.zeros(1, 3, size, size, device=device))
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            kind = type(network.network).__name__
+            raise UserError(f"dataset.image_size={size}: no size for the {who}, a {kind} ({reason})") from None
+
+
 def fit(
     model: TransferModel,
     data: Any,
@@ -109,11 +133,13 @@ def fit(
         The last epoch's metrics.
 
     Raises:
-        UserError: The schedule has a key or value that it cannot have, or the update cannot be accumulated.
+        UserError: The schedule has a key or value that it cannot have, the update cannot be accumulated, or images are
+            too small or too few for a network.
     """
-    cell = Path(folder)
+    cell = at_home(folder)
     settings = {**defaults(Schedule), **(schedule or {})}
     check_settings(settings, Schedule, "schedule.")
+    check_schedule({**settings, "epochs": None} if settings["iterations"] else settings)
     stretches = plan_phases(model, data, settings)
     phases = [stretch.phase for stretch in stretches]
     first = ranks.is_first()
@@ -144,6 +170,7 @@ def fit(
         progress.start(sum(steps), cell.name)
     try:
         model.place(engine.device)
+        check_sizes(model, data.spec.image_size, engine.device)
         if begun is None:
             mark = None
             if done:

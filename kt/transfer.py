@@ -11,7 +11,9 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from kt.folding import fold_norms
 from kt.phase import Phase
+from kt.precision import compute_in
 
 if TYPE_CHECKING:
     from kt.stages import Stage
@@ -85,6 +87,7 @@ class TransferModel(BaseModel):
         method: The method (`kt.methods.Method`): its children are adapters and auxiliary networks.
         teachers: Teachers under names; the usual single one is called `teacher`.
         teacher_norm: `eval` or `batch`, see `freeze_teacher`.
+        teacher_precision: `fp32` or `bf16`, see `kt.precision`.
     """
 
     phase: Phase | None = None
@@ -97,6 +100,7 @@ class TransferModel(BaseModel):
         method: nn.Module,
         teachers: Mapping[str, nn.Module] | None = None,
         teacher_norm: str = "eval",
+        teacher_precision: str = "fp32",
     ):
         super().__init__()
         self.student = student
@@ -105,6 +109,8 @@ class TransferModel(BaseModel):
         # What the student itself keeps frozen (a detector's first stages) no phase may thaw.
         self.trainable = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         frozen = {name: freeze_teacher(teacher, teacher_norm) for name, teacher in (teachers or {}).items()}
+        for teacher in frozen.values():
+            compute_in(teacher, teacher_precision)
         self.__dict__["_hidden"] = _Hidden(frozen)
         method.__dict__["hidden"] = frozenset(frozen)
 
@@ -129,8 +135,11 @@ class TransferModel(BaseModel):
         return self
 
     def place(self, device: torch.device | str) -> TransferModel:
-        """Moves everything to a device, in the memory format that suits the student."""
-        return self.to(device).to(memory_format=self.student.memory_format)
+        """Moves everything to a device, in the memory format that suits the student, and folds the teachers there."""
+        self.to(device).to(memory_format=self.student.memory_format)
+        for teacher in self.teachers.values():
+            fold_norms(teacher)
+        return self
 
     def init_weights(self) -> None:
         """Does nothing: networks come initialised or loaded, and nobody may draw their weights again."""

@@ -5,31 +5,26 @@ Exit status: 0 all done, 2 a mistake in the command, 3 something is not done.
 
 from __future__ import annotations
 
-import argparse
-import json
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from kt.errors import UserError, nearest
+from kt import command
+from kt.errors import Parser, UserError, nearest
+from kt.files import at_home
 from tables import CONF
 from tables.collect import collect, shown_states
 from tables.folders import rendered_folders, stored_rows, table_folder
 from tables.papers import table_files
 from tables.records import TableRecord, all_tables, find_table
 from tables.render import as_markdown, write_table
-from tables.summary import open_grid
-from tables.sweeps import render_again
+from tables.summary import open_grid, show, show_collected
+from tables.sweeps import render_again, stored_points
 
 ARROWS = {"higher": "↑", "lower": "↓"}
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are users' mistakes like all others."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
+WIDE = 120  # columns of a terminal from which on a list says more of each table
 
 
 def scales() -> list[str]:
@@ -41,7 +36,10 @@ def scales() -> list[str]:
 
 def state(record: TableRecord, output_root: Path, scale: str) -> tuple[str, str]:
     """How a table stands at a scale, and the style to show that in."""
-    stored = stored_rows(table_folder(output_root, record.name, scale))
+    try:
+        stored = stored_rows(table_folder(output_root, record.name, scale))
+    except UserError:
+        return "unreadable", "red"
     if stored is None:
         return ("not run", "") if record.name in table_files() else ("not runnable yet", "dim")
     states = shown_states(stored["rows"], output_root)
@@ -55,8 +53,9 @@ def state(record: TableRecord, output_root: Path, scale: str) -> tuple[str, str]
 def list_tables(output_root: Path) -> None:
     """Prints all tables with their state at each scale."""
     console, shown = open_grid()
-    for title in ("table", "paper", "in it", "dataset", "task", "metric", *scales()):
-        shown.add_column(title, no_wrap=title == "table")
+    wide = console.width >= WIDE
+    for title in ("table", "from", "dataset", *(("task", "metric") if wide else ()), *scales()):
+        shown.add_column(title, no_wrap=title == "table", overflow="fold")
     for record in all_tables():
         kept = record.metrics if len(record.metrics) < 3 else record.metrics[:1]
         metrics = ", ".join(f"{metric['name']} {ARROWS[metric['better']]}" for metric in kept)
@@ -65,7 +64,9 @@ def list_tables(output_root: Path) -> None:
         states = [state(record, output_root, scale) for scale in scales()]
         cells = [f"[{style}]{text}[/]" if style else text for text, style in states]
         task = str(record.table["task"]).split(" (")[0]
-        shown.add_row(record.name, record.paper, record.title, ", ".join(record.datasets), task, metrics, *cells)
+        paper = record.paper if wide else record.paper.replace("_", " ")  # which folds between words
+        told = (record.name, f"{paper}, {record.title}", ", ".join(record.datasets))
+        shown.add_row(*told, *((task, metrics) if wide else ()), *cells)
     console.print(shown)
     console.print(f"{len(all_tables())} tables. Run one: python -m experiments.run +table=<table>", highlight=False)
 
@@ -80,25 +81,25 @@ def printed_rows(record: TableRecord) -> list[dict[str, Any]]:
     ]
 
 
-def show(record: TableRecord, output_root: Path, scale: str) -> bool:
-    """Renders a table at a scale, under each settings it was run with; prints it, and returns whether all is done."""
-    states = []
+def show_all(record: TableRecord, output_root: Path, scale: str) -> int:
+    """Renders and prints a table at a scale, under each settings it was run with; returns the exit status."""
+    states, status = list[str](), 0
     for folder in rendered_folders(output_root, record.name, scale):
         stored = stored_rows(folder)
         assert stored is not None
-        command, settings = stored.get("command"), stored.get("settings")
-        write_table(record.name, stored["rows"], output_root, scale, stored["dataset"], command, settings)
-        print((folder / "table.md").read_text(encoding="utf-8"))
-        print(folder / "index.html")
+        render = functools.partial(write_table, command=stored.get("command"), settings=stored.get("settings"))
+        _, lost = show(functools.partial(render, record.name, stored["rows"], output_root, scale, stored["dataset"]))
+        status = max(status, lost)
         states += shown_states(stored["rows"], output_root)
     if states:
-        return all(state == "done" for state in states)
-    print(as_markdown(record, collect(record.name, printed_rows(record), output_root, scale)))
+        return status if all(state == "done" for state in states) else 3
+    table = collect(record.name, printed_rows(record), output_root, scale)
+    show_collected(table, as_markdown(record, table))
     if record.name in table_files():
         print(f"not run at scale={scale}: python -m experiments.run +table={record.name} scale={scale}")
     else:
         print(f"not runnable yet: there is no file table/{record.name}.yaml")
-    return False
+    return 3
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -107,14 +108,14 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         UserError: A mistake in the arguments.
     """
-    parser = _Parser("python -m tables", description="Lists all tables, or renders one again from its results.")
+    parser = Parser("python -m tables", description="Lists all tables, or renders one again from its results.")
     parser.add_argument(
         "name", nargs="?", help="a table, or a sweep such as sweep-0123abcd; without it all tables are listed"
     )
     parser.add_argument("--scale", help=f"one of {', '.join(scales())}; by default all that have been run")
     parser.add_argument("--output-root", help="where results are (default: outputs)")
     options = parser.parse_args(arguments)
-    output_root = Path(options.output_root or "outputs")
+    output_root = at_home(options.output_root or "outputs")
     if options.output_root and not output_root.is_dir():
         raise UserError(f"--output-root={output_root}: expected a folder with results, there is none")
     if options.scale is not None and options.scale not in scales():
@@ -125,29 +126,20 @@ def run(arguments: Sequence[str]) -> int:
         list_tables(output_root)
         return 0
     if options.name.startswith("sweep-"):
-        folder = render_again(options.name, output_root)
-        print((folder / "table.md").read_text(encoding="utf-8"))
-        print(folder / "index.html")
-        rows = json.loads((folder / "table.json").read_text(encoding="utf-8"))["rows"]
-        return 0 if all(cell["status"] == "done" for row in rows for cell in row["cells"]) else 3
+        points = stored_points(options.name, output_root)["points"]
+        _, status = show(functools.partial(render_again, options.name, output_root))
+        return status if all(state == "done" for state in shown_states(points, output_root)) else 3
     record = find_table(options.name)
     if options.scale is not None:
         wanted = [options.scale]
     else:
         wanted = [scale for scale in scales() if rendered_folders(output_root, record.name, scale)]
-    done = [show(record, output_root, scale) for scale in wanted or scales()[:1]]
-    return 0 if all(done) else 3
+    return max(show_all(record, output_root, scale) for scale in wanted or scales()[:1])
 
 
 def main() -> None:
     """Runs the command and exits."""
-    try:
-        sys.exit(run(sys.argv[1:]))
-    except UserError as error:
-        print(f"kt: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except BrokenPipeError:
-        sys.exit(1)
+    sys.exit(command.run(lambda: run(sys.argv[1:])))
 
 
 if __name__ == "__main__":

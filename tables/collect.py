@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from kt.settings import shown
 from kt.store import evaluation_file, folder_of, read_evaluation, read_results, read_status
 from tables.alive import judge_life, reach
 from tables.judging import Context, judge_all, mixed_data
-from tables.records import TableRecord, find_table, metric_label
+from tables.records import TableRecord, find_table, result_label
 
 Json = dict[str, Any]
 
@@ -57,7 +57,7 @@ def collect(
 
     Returns:
         table, paper, scale, settings, dataset, comparable, banner (the same in words), differs, device_batch, reported,
-        metrics, rows, mixed (datasets of which the rows are of several states), claims, alive
+        metrics, rows, warnings (`warnings_of`), mixed (datasets of which the rows are of several states), claims, alive
         (`tables.alive.judge_life`), reach (what the scale can decide, in words).
 
     Raises:
@@ -70,6 +70,8 @@ def collect(
     ids = {cell["id"] for row in rows for cell in row["cells"]}
     results = read_results(output_root, ids)
     collected = [_collect_row(record, row, output_root, results) for row in rows]
+    for row in _not_as_printed(collected):
+        row["paper"] = dict.fromkeys(row["paper"])
     differing = differences([row for row in collected if row["cells"]])
     # What one normalisation sees follows from the number of GPUs.
     unstated = [each for each in differing if each["key"].endswith("device_batch") and "gpus" in record.unstated]
@@ -97,6 +99,7 @@ def collect(
         "reported": record.reported,
         "metrics": _metrics(record, [*results.values(), *_evaluations(rows, output_root)]),
         "rows": collected,
+        "warnings": warnings_of([*collected, *teachers.values()]),
         "mixed": mixed_data(results.values()),
         "claims": judge_all(context),
         "alive": judge_life(replace(context, results=known), teachers),
@@ -171,10 +174,23 @@ def _collect_row(
     printed = record.row(row["printed"]) if row["printed"] is not None else None
     return {
         **measured_row(row, names, output_root, results),
+        "printed": row["printed"],
         "printed_row": printed["row"] if printed else None,
         "differs": row["differs"],
         "paper": {name: printed["values"].get(name) if printed else None for name in names},
     }
+
+
+def _not_as_printed(rows: Sequence[Json]) -> Iterator[Json]:
+    """Of several rows that stand for one printed row, those that differ from the paper where others do not."""
+    groups: dict[str, list[Json]] = {}
+    for row in rows:
+        if row["printed_row"] is not None:
+            groups.setdefault(row["printed"], []).append(row)
+    for group in groups.values():
+        # What the scale changes, it changes in all of them.
+        differing = [{(key, shown(own)) for key, (own, _) in row["differs"].items()} for row in group]
+        yield from (row for row, own in zip(group, differing, strict=True) if own > set.intersection(*differing))
 
 
 def measured_row(
@@ -221,6 +237,16 @@ def measured_row(
     }
 
 
+def warnings_of(rows: Sequence[Mapping[str, Any]]) -> list[Json]:
+    """What measured rows' cells have warned of, each `warning` once, with the labels of its `rows`."""
+    found: dict[str, dict[str, None]] = {}
+    for row in rows:
+        for cell in row["cells"]:
+            for text in cell.get("warnings", ()):
+                found.setdefault(text, {})[row["label"]] = None
+    return [{"warning": text, "rows": list(labels)} for text, labels in found.items()]
+
+
 def _classes(row: Mapping[str, Any], done: Sequence[str], output_root: str | os.PathLike[str]) -> Json:
     """`iou` or `ap` -> class -> mean over the seeds that have it, as far as evaluations say."""
     name = row.get("evaluation") or "test"
@@ -250,6 +276,7 @@ def _collect_cell(
     shown: Json = {"id": cell["id"], "seed": cell["seed"]}
     shown |= {"unverified": True} if cell.get("unverified") else {}
     state = cell_status(row, cell["id"], output_root)
+    shown |= {"warnings": state["warnings"]} if state.get("warnings") else {}
     if result is not None and state["status"] == "done":
         evaluation = row.get("evaluation")
         folder = folder_of(output_root, cell["id"])
@@ -265,16 +292,11 @@ def _collect_cell(
     return {**shown, "status": status, "metrics": {}, "error": state.get("error")}
 
 
-def _metrics(record: TableRecord, results: Any) -> list[Json]:
+def _metrics(record: TableRecord, results: Sequence[Json]) -> list[Json]:
     """The printed metrics, under the names that the results give them where these mean something else."""
-    renamed: dict[str, set[str]] = {}
-    for result in results:
-        for name, label in (result.get("labels") or {}).items():
-            renamed.setdefault(name, set()).add(label)
     found = []
     for metric in record.metrics:
-        name = metric["name"]
-        own = " / ".join(sorted(renamed.get(name, ()))) or str(metric.get("printed_as", metric_label(name)))
+        own = result_label(metric["name"], results, metric.get("printed_as"))
         kept = {key: metric.get(key) for key in ("name", "unit", "better", "decimals")}
         found.append({**kept, "label": own, "spread": metric.get("spread")})
     return found

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kt.errors import UserError
-from kt.files import read_json
+from kt.errors import DiskFull, UserError
+from kt.files import read_json, write_text, writing
 
 ROWS = "rows.json"
 
@@ -36,17 +37,44 @@ def rendered_folders(output_root: str | os.PathLike[str], name: str, scale: str)
     """The folders in which a table has been rendered at a scale, that of its own settings first."""
     folder = table_folder(output_root, name, scale)
     found = [folder, *sorted(folder.parent.glob(f"{scale}-????????"))]
-    return [each for each in found if (each / ROWS).exists()]
+    return [each for each in found if os.path.exists(each / ROWS)]
 
 
 def stored_rows(folder: Path) -> dict[str, Any] | None:
     """What `tables.render.write_table` was last given for a folder; None if never.
 
     Raises:
-        UserError: The file is damaged.
+        UserError: The file is damaged, or only another user can read it.
     """
     path = folder / ROWS
     stored = read_json(path)
     if stored is not None and not {"rows", "scale", "dataset"} <= stored.keys():
         raise UserError(f"{path}: expected the rows of a table; run the table again")
     return stored
+
+
+class NotWritten(UserError):
+    """A rendering that has no place: its `text`, as in `table.md`, and the exit `status` of a command that prints it.
+
+    A finished table can be read where one may not write. A full disk is another matter: others want to read it there.
+    """
+
+    def __init__(self, why: UserError | DiskFull, text: str):
+        super().__init__(str(why))
+        self.text, self.status = text, 3 if isinstance(why, DiskFull) else 0
+
+
+@contextlib.contextmanager
+def rendering(folder: Path, text: str) -> Iterator[None]:
+    """Within, a rendering is written into its folder, which is made and gets its text.
+
+    Raises:
+        NotWritten: That is impossible.
+    """
+    try:
+        with writing(folder):
+            (folder / "curves").mkdir(parents=True, exist_ok=True)
+            yield
+            write_text(folder / "table.md", text)
+    except (UserError, DiskFull) as error:
+        raise NotWritten(error, text) from None

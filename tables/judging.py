@@ -28,7 +28,7 @@ import numpy as np
 from kt.store import folder_of, outcomes_file, records_file
 from tables import noise, papers
 from tables.curves import Array, Curve, read_curve
-from tables.records import TableRecord, metric_label
+from tables.records import TableRecord, result_label
 
 Row = Mapping[str, Any]
 
@@ -116,6 +116,10 @@ class Context:
         """A printed row's own dataset, in a table whose rows have several."""
         line = self.record.row(row["printed"]) if row.get("printed") else {}
         return line.get("dataset")
+
+    def label(self, name: str) -> str:
+        """A metric's name for readers."""
+        return result_label(name, self.results.values(), self.metric(name).get("printed_as"))
 
     def metric(self, name: str) -> Mapping[str, Any]:
         """What the record says of a metric."""
@@ -666,7 +670,7 @@ def compared(
         seen = [each for one, other, _ in couples for each in (one, other)]
         demand_done(seen, *metrics)
         verdict = ruling([each(context, one, other, name) for name in metrics for one, other, each in couples])
-        labels = " and ".join(str(context.metric(name).get("printed_as", metric_label(name))) for name in metrics)
+        labels = " and ".join(map(context.label, metrics))
         unit = "metres less of" if "rmse" in metrics else "points of"
         verdict = verdict._replace(evidence=f"{unit} {labels}: {verdict.evidence}")
         for name in metrics:

@@ -74,7 +74,7 @@ def shown_pictures(rows: Rows, output_root: str | os.PathLike[str]) -> Json | No
 
 def _teachers(cell_ids: Sequence[str], output_root: str | os.PathLike[str]) -> list[Shown]:
     """The pictures of the teachers of cells, each once, but for those that are among the cells."""
-    needed = (result["needs"].get("teacher") for result in read_results(output_root, cell_ids).values())
+    needed = (result.get("needs", {}).get("teacher") for result in read_results(output_root, cell_ids).values())
     ids = [each for each in dict.fromkeys(needed) if each and each not in cell_ids]
     found = []
     for cell_id, result in read_results(output_root, ids).items():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import functools
 import io
 import json
 import os
@@ -14,25 +14,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
-from kt.errors import UserError
-from kt.files import write_bytes, write_text
-from kt.store import folder_of, read_queue, read_results
-from tables.collect import collect
-from tables.folders import ROWS, table_folder
+from kt.files import write_text
+from kt.store import folder_of, read_results, records_file
+from tables.cell_page import write_cell_pages
+from tables.collect import SYNONYMS, collect
+from tables.figures import write_drawings
+from tables.folders import ROWS, rendering, table_folder
 from tables.judging import Context, tally
+from tables.learning import LINES, Learner, learning_curves
+from tables.overview import write_overview
+from tables.pages import by_class, facts_of, in_brackets, link_to_overview, linked_cells, pair, template
 from tables.pictures import shown_pictures
-from tables.plotting import Drawing, drawings, plot
-from tables.records import TableRecord, find_table
+from tables.plotting import drawings
+from tables.records import TableRecord, find_table, metric_label
 
 Json = dict[str, Any]
 
 X = "X"
 ARROWS = {"higher": "↑", "lower": "↓"}
-CLASS_METRICS = {"iou": "IoU (%)", "ap": "AP (%)"}
-TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_table(
@@ -59,27 +58,24 @@ def write_table(
         The folder.
 
     Raises:
-        UserError: There is no such table, or the folder cannot be written.
+        UserError: There is no such table.
+        NotWritten: The folder cannot be written.
     """
     record = find_table(name)
     command = command or own_command()
     table = collect(name, rows, output_root, scale, dataset, settings)
     folder = table_folder(output_root, name, scale, settings)
     stored = {"rows": list(rows), "scale": scale, "dataset": dataset, "command": command, "settings": settings or {}}
-    try:
-        (folder / "curves").mkdir(parents=True, exist_ok=True)
+    with rendering(folder, as_markdown(record, table)):
+        write_cell_pages(output_root, (cell["id"] for row in table["rows"] for cell in row["cells"]))
         plots = _write_curves(record, table, output_root, folder)
         page = as_html(record, table, output_root, folder, plots, command)
-        texts = {
-            "table.md": as_markdown(record, table),
-            "table.csv": as_csv(table),
-            "table.tex": as_latex(record, table),
-        }
+        texts = {"table.csv": as_csv(table), "table.tex": as_latex(record, table)}
         texts |= {ROWS: as_json(stored), "table.json": as_json(table), "index.html": page}
         for file, text in texts.items():
             write_text(folder / file, text)
-    except OSError as error:
-        raise UserError(f"{folder}: expected a folder to write to ({error.strerror})") from None
+    with contextlib.suppress(OSError):  # of all results, among which it stands without being listed
+        write_overview(output_root)
     return folder
 
 
@@ -142,23 +138,28 @@ def best_rows(table: Mapping[str, Any], source: str) -> set[tuple[str, str]]:
         table: The collected table.
         source: `mean` (ours) or `paper`.
     """
-    found: dict[tuple[Any, ...], list[tuple[float, str]]] = {}
-    for row in table["rows"]:
-        if row["role"] == "teacher":
-            continue
-        axes = tuple(item for item in row["axes"].items() if not item[0].startswith("method"))
-        for metric in table["metrics"]:
-            value = (row[source] or {}).get(metric["name"])
-            if value is not None:
-                score = value[0] if isinstance(value, list) else value
-                sign = 1 if metric["better"] == "higher" else -1
-                found.setdefault((row["student"], axes, metric["name"]), []).append((sign * score, row["id"]))
     best = set()
-    for (_, _, name), scores in found.items():
-        if len(scores) > 1:
-            top = max(scores)[0]
-            best |= {(row_id, name) for score, row_id in scores if score == top}
+    for metric in table["metrics"]:
+        found: dict[tuple[Any, ...], dict[str, float]] = {}
+        for row in table["rows"]:
+            value = (row[source] or {}).get(metric["name"])
+            if row["role"] == "teacher" or value is None:
+                continue
+            axes = tuple(item for item in row["axes"].items() if not item[0].startswith("method"))
+            score = value[0] if isinstance(value, list) else value
+            found.setdefault((row["student"], axes), {})[row["id"]] = score
+        for scores in found.values():
+            best |= {(row_id, metric["name"]) for row_id in best_of(scores, metric)}
     return best
+
+
+def best_of(scores: Mapping[str, float], metric: Mapping[str, Any]) -> set[str]:
+    """Who has the best score as it is shown; nobody where all have the same, such as nothing at all."""
+    shown = {name: round(score, metric["decimals"]) for name, score in scores.items()}
+    if len(set(shown.values())) < 2:
+        return set()
+    top = (max if metric["better"] == "higher" else min)(shown.values())
+    return {name for name, score in shown.items() if score == top}
 
 
 def heading(metric: Mapping[str, Any]) -> str:
@@ -169,11 +170,6 @@ def heading(metric: Mapping[str, Any]) -> str:
     return f"{metric['label']}{unit} {ARROWS[metric['better']]}"
 
 
-def pair(row: Mapping[str, Any]) -> str:
-    """The networks of a row: `resnet50 → mobilenet_v1`."""
-    return " → ".join(network for network in (row["teacher"], row["student"]) if network)
-
-
 def title_of(record: TableRecord, table: Mapping[str, Any]) -> str:
     """The paper's caption where networks and data are the paper's, else what they are."""
     if not any(re.search(r"\b(dataset|network)\.name$", each["key"]) for each in table["differs"]):
@@ -181,12 +177,6 @@ def title_of(record: TableRecord, table: Mapping[str, Any]) -> str:
     pairs = list(dict.fromkeys(pair(row) for row in table["rows"] if row["teacher"] and row["student"]))
     networks = f"{len(pairs)} pairs of networks" if len(pairs) > 2 else " and ".join(pairs) or "networks alone"
     return f"{record.title} with {networks} on {table['dataset']}"
-
-
-def in_brackets(table: Mapping[str, Any]) -> str:
-    """The settings that are not the table's own at its scale, as a heading ends with them."""
-    told = ", ".join(f"{key}={','.join(values)}" for key, values in table["settings"].items())
-    return f" ({told})" if told else ""
 
 
 def spread_notes(table: Mapping[str, Any]) -> list[str]:
@@ -234,20 +224,19 @@ def differing(table: Mapping[str, Any]) -> list[str]:
 # Formats
 
 
-def _clean(text: str) -> str:
-    """Text for one cell of a Markdown table."""
-    return " ".join(text.split()).replace("|", r"\|")
+def escape_markdown(text: str) -> str:
+    """Text that Markdown shows as it is, in one line, also in a cell of a table."""
+    return re.sub(r"[\\`*<\[\]|]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", " ".join(text.split()))
 
 
 def markdown_grid(lines: Sequence[Sequence[str]], left: int) -> list[str]:
     """Lines of a Markdown table.
 
     Args:
-        lines: The heading's cells, then those of each row.
+        lines: The heading's cells, then those of each row, in Markdown.
         left: How many columns are aligned to the left; the others hold numbers.
     """
-    cleaned = [[_clean(cell) for cell in line] for line in lines]
-    widths = [max(len(line[column]) for line in cleaned) for column in range(len(cleaned[0]))]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
 
     def joined(cells: Sequence[str]) -> str:
         padded = [
@@ -257,7 +246,7 @@ def markdown_grid(lines: Sequence[Sequence[str]], left: int) -> list[str]:
         return f"| {' | '.join(padded)} |"
 
     rule = ["-" * width if column < left else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
-    return [joined(cleaned[0]), joined(rule), *map(joined, cleaned[1:])]
+    return [joined(lines[0]), joined(rule), *map(joined, lines[1:])]
 
 
 def as_markdown(record: TableRecord, table: Mapping[str, Any]) -> str:
@@ -265,36 +254,36 @@ def as_markdown(record: TableRecord, table: Mapping[str, Any]) -> str:
     ours_best, paper_best = best_rows(table, "mean"), best_rows(table, "paper")
     head = ["row", "networks"]
     for metric in table["metrics"]:
-        head += [f"{heading(metric)}: ours", "paper"]
+        head += [escape_markdown(f"{heading(metric)}: ours"), "paper"]
     lines = [head]
     for row in table["rows"]:
-        cells = [f"{row['label']} (proposed)" if row["ours"] else row["label"], pair(row)]
+        named = f"{row['label']} (proposed)" if row["ours"] else row["label"]
+        cells = [*map(escape_markdown, (named, pair(row)))]
         for metric in table["metrics"]:
             key = (row["id"], metric["name"])
             for shown, best in ((ours(row, metric), ours_best), (printed(row, metric), paper_best)):
                 cells.append(f"**{shown}**" if key in best else shown)
             cells[-2] += best_note(row, metric)
         lines.append(cells)
-    place = f"{record.document['paper']['title']}, {record.title}"
-    title, caption = title_of(record, table), record.table["caption"]
+    place = escape_markdown(f"{record.document['paper']['title']}, {record.title}")
+    title, caption = map(escape_markdown, (title_of(record, table), record.table["caption"]))
     text = [
-        f"# {record.name}{in_brackets(table)}",
+        f"# {escape_markdown(record.name + in_brackets(table))}",
         "",
         f"{place}: {caption}." if title == caption else f'{title}. After {place}: "{caption}".',
         "",
     ]
-    text += [f"**{table['banner']}**", "", *markdown_grid(lines, left=2), ""]
+    text += [f"**{escape_markdown(table['banner'])}**", "", *markdown_grid(lines, left=2), ""]
     notes = [*filter(None, [record.table.get("expect")]), *spread_notes(table)]
-    text += [*notes, ""] if notes else []
-    text += [" ".join(life_notes(table)), ""]
+    text += [*map(escape_markdown, notes), ""] if notes else []
+    text += [escape_markdown(" ".join(life_notes(table))), ""]
     if found := differing(table):
-        text += [f"Other than the table's own at scale=paper: {'; '.join(found)}.", ""]
-    text += [
-        f"- **{each['verdict']}** {each['id']}: {_clean(each['claim'])}. {_clean(each['evidence'])}"
-        for each in table["claims"]
-    ]
+        text += [escape_markdown(f"Other than the table's own at scale=paper: {'; '.join(found)}."), ""]
+    for claim in table["claims"]:
+        told = escape_markdown("{id}: {claim}. {evidence}".format_map(claim))
+        text.append(f"- **{claim['verdict']}** {told}")
     if note := open_note(table):
-        text += ["", f"{note}."]
+        text += ["", f"{escape_markdown(note)}."]
     return "\n".join(text).rstrip() + "\n"
 
 
@@ -311,7 +300,7 @@ def as_csv(table: Mapping[str, Any]) -> str:
         columns += [f"{name}_paper", f"{name}_paper_spread"] if printed else []
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([*columns, *whole])
+    writer.writerow(map(_no_formula, (*columns, *whole)))
     for row in table["rows"]:
         line = [row[key] for key in own] + ([row["ours"], " ".join(row["differs"])] if printed else [])
         line += [row["axes"].get(key) for key in axes]
@@ -322,8 +311,13 @@ def as_csv(table: Mapping[str, Any]) -> str:
             if printed:
                 paper = row["paper"][name]
                 line += paper if isinstance(paper, list) else [paper, None]
-        writer.writerow([*line, *whole.values()])
+        writer.writerow(map(_no_formula, (*line, *whole.values())))
     return buffer.getvalue()
+
+
+def _no_formula(value: Any) -> Any:
+    """A value of a CSV file that no spreadsheet takes for a formula."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 _LATEX = {
@@ -335,13 +329,17 @@ _LATEX = {
     "↓": r"$\downarrow$",
     "→": r"$\rightarrow$",
     "–": "--",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    **{sign: f"{{{sign}}}" for sign in "[]*"},  # or a line's end before them takes them for its own
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
 }
 
 
 def escape_latex(text: str) -> str:
-    """Text that LaTeX prints as it is."""
-    return "".join(_LATEX.get(character, character) for character in text)
+    """Text that LaTeX prints as it is, in one line."""
+    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
 
 
 def as_latex(record: TableRecord, table: Mapping[str, Any]) -> str:
@@ -373,30 +371,11 @@ def as_latex(record: TableRecord, table: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-@functools.lru_cache(maxsize=2)
-def template(name: str) -> jinja2.Template:
-    """A page's template."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["place"] = _place
-    return environment.get_template(name)
-
-
 def shown_number(row: Mapping[str, Any], metric: Mapping[str, Any], best: set[tuple[str, str]]) -> Json:
     """A measured number as a page sets it: value, spread, and whether it is among the best."""
     value, _, spread = ours(row, metric).partition(" ± ")
     marked = (row["id"], metric["name"]) in best
     return {"value": value, "spread": spread, "best": marked, "note": best_note(row, metric)}
-
-
-def linked_cells(row: Mapping[str, Any], output_root: str | os.PathLike[str], folder: Path) -> list[Json]:
-    """A row's cells with where their folders are, seen from the page."""
-    return [{**cell, "href": _link(output_root, cell["id"], folder)} for cell in row["cells"]]
 
 
 def as_html(
@@ -442,22 +421,8 @@ def as_html(
             **facts_of(table["rows"], output_root),
         },
         command=command,
+        up=link_to_overview(output_root, folder),
     )
-
-
-def by_class(rows: Sequence[Mapping[str, Any]]) -> list[Json]:
-    """What there is of each class, a table for each metric: its `title`, `heads` and `lines`, a class in each."""
-    found = []
-    for metric in dict.fromkeys(metric for row in rows for metric in row["classes"]):
-        measured = [row for row in rows if metric in row["classes"]]
-        names = dict.fromkeys(name for row in measured for name in row["classes"][metric])
-        lines = []
-        for name in names:
-            values = (row["classes"][metric].get(name) for row in measured)
-            lines.append([name, *("–" if value is None else f"{value:.1f}" for value in values)])
-        heads = [{"label": row["label"], "network": row["student"] or row["teacher"]} for row in measured]
-        found.append({"title": CLASS_METRICS[metric], "heads": heads, "lines": lines})
-    return found
 
 
 def life_notes(table: Mapping[str, Any]) -> list[str]:
@@ -472,76 +437,22 @@ def open_note(table: Mapping[str, Any]) -> str:
     return f"More seeds would decide: {', '.join(needed)}; run with seed=0,1,…" if needed else ""
 
 
-def _place(name: str) -> str:
-    """Where a claim is made: `Table 1`, `Figure 5`, `section 3.2`."""
-    kind = re.fullmatch(r"(table|figure)(\d+)", name)
-    if kind:
-        return f"{kind[1].capitalize()} {kind[2]}"
-    return name.removeprefix("text ").replace("text_sec", "section ").replace("_", ".")
-
-
-def _link(output_root: str | os.PathLike[str], cell_id: str, folder: Path) -> str:
-    """A cell's folder, seen from the page."""
-    return Path(os.path.relpath(folder_of(output_root, cell_id), folder)).as_posix() + "/"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds >= 7200 else f"{seconds / 60:.1f} min"
-
-
-def facts_of(rows: Sequence[Mapping[str, Any]], output_root: str | os.PathLike[str]) -> dict[str, str]:
-    """How many cells of the rows are done and how these were made, where all or any of them say so."""
-    every = {cell["id"] for row in rows for cell in row["cells"]}
-    ids = sorted({cell["id"] for row in rows for cell in row["cells"] if cell["status"] == "done"})
-    results = read_results(output_root, ids).values()
-    facts = {"cells": f"{len(ids)} of {len(every)} done"}
-    hardware = [result["hardware"] for result in results if isinstance(result.get("hardware"), dict)]
-    devices = {name for each in hardware for name in (each.get("gpus") or [each.get("cpu")]) if name}
-    if devices:
-        facts["device"] = ", ".join(sorted(map(str, devices)))
-    seconds = sum(result.get("seconds") or 0 for result in results)
-    if seconds:
-        facts["training time"] = _duration(seconds)
-    waited: dict[str, float] = {}
-    for cell_id in every:
-        for reason, seconds in read_queue(folder_of(output_root, cell_id)).get("waited", {}).items():
-            waited[reason] = waited.get(reason, 0.0) + seconds
-    if waited:
-        facts["cells waited for"] = ", ".join(f"{reason} {_duration(waited[reason])}" for reason in sorted(waited))
-    sizes = {(result.get("train_size"), result.get("test_size")) for result in results}
-    if len(sizes) == 1 and all(next(iter(sizes))):
-        train, test = next(iter(sizes))
-        facts["images"] = f"{train:,} train, {test:,} test"
-    commits = {str(result["commit"])[:10] for result in results if result.get("commit")}
-    if commits:
-        facts["commit"] = ", ".join(sorted(commits))
-    return facts
-
-
 def _write_curves(
     record: TableRecord, table: Mapping[str, Any], output_root: str | os.PathLike[str], folder: Path
 ) -> list[Json]:
-    """Draws the figures into `curves/`, drops older ones, and returns what the page shows of them."""
+    """Draws the paper's figures and learning curves into `curves/`, and returns what the page shows of them."""
     ids = {cell["id"] for row in table["rows"] for cell in row["cells"] if cell["status"] == "done"}
     context = Context(record, table["rows"], read_results(output_root, ids), Path(output_root))
-    return write_drawings(drawings(context), folder)
+    scores = {SYNONYMS.get(each["name"], each["name"]): heading(each)[:-2] for each in table["metrics"]}
+    rows = [row for row in table["rows"] if row["cells"]]
+    groups = ["teachers" if row["role"] == "teacher" else row["student"] for row in rows]
+    if len(rows) <= LINES:
+        groups = [""] * len(rows)
+    learners = [Learner(row["label"], done_records(row, output_root), of) for row, of in zip(rows, groups, strict=True)]
+    learning = learning_curves(learners, {**scores, "top1": f"{metric_label('top1')} (%)"}, "Learning curves")
+    return write_drawings([*drawings(context), *([learning] if learning else [])], folder)
 
 
-def write_drawings(found: Sequence[Drawing], folder: Path) -> list[Json]:
-    """Draws figures into `<folder>/curves/`, drops older ones, and returns what the page shows of them."""
-    shown, kept = [], set()
-    for drawing in found:
-        images = []
-        for panel in drawing.panels:
-            png, svg = plot(panel)
-            file = f"{drawing.figure['id']}_{panel.id}.png"
-            kept.add(file)
-            write_bytes(folder / "curves" / file, png)
-            images.append(Markup(svg))
-        title = drawing.title or f"Figure {drawing.figure['id'].removeprefix('figure')} of the paper"
-        text = {"title": title, "plots": drawing.figure["plots"], "caption": drawing.caption}
-        shown.append({**text, "images": images})
-    for old in (folder / "curves").glob("*.png"):
-        if old.name not in kept:
-            old.unlink(missing_ok=True)
-    return shown
+def done_records(row: Mapping[str, Any], output_root: str | os.PathLike[str]) -> list[Path]:
+    """The records of a row's finished cells."""
+    return [records_file(folder_of(output_root, cell["id"])) for cell in row["cells"] if cell["status"] == "done"]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kt.files import read_json
-from tables.judging import tally
+from kt.store import read_evaluation, read_result
+from tables.folders import NotWritten
+from tables.records import numbers_in_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,9 +40,58 @@ def open_grid() -> tuple[Console, Table]:
     return console, Table(box=None, pad_edge=False, header_style="bold")
 
 
+def scores_in_words(folder: Path, evaluation: str | None) -> list[str]:
+    """What a finished cell has scored, in words: on its own data, and on those that an evaluation names."""
+    result = read_result(folder)
+    if result is None:
+        return []
+    told = [numbers_in_words(result["metrics"], result)]
+    if evaluation is not None and (scores := read_evaluation(folder, evaluation)) is not None:
+        told.append(f"evaluation={evaluation}: {numbers_in_words(scores, result)}")
+    return told
+
+
+def show(render: Callable[[], Path]) -> tuple[Path | None, int]:
+    """Prints a table that has yet to be rendered; one that cannot be written as well.
+
+    Returns:
+        Its folder, if it is there, and an exit status: 3 where the disk is full.
+    """
+    try:
+        folder = render()
+    except NotWritten as error:
+        print(f"\n{error.text.strip()}\n")
+        print(f"kt: not written: {error}", file=sys.stderr)
+        return None, error.status
+    show_rendering(folder)
+    return folder, 0
+
+
+def show_rendering(folder: Path) -> None:
+    """Prints the table or sweep that a folder has been rendered into, and where its page is."""
+    markdown = (folder / "table.md").read_text(encoding="utf-8")
+    show_collected(read_json(folder / "table.json") or {}, markdown, folder / "index.html")
+
+
+def show_collected(table: Mapping[str, Any], markdown: str, page: Path | None = None) -> None:
+    """Prints a collected table or sweep: drawn on a terminal, elsewhere as its Markdown."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        from tables.terminal import draw, draw_sweep
+
+        (draw_sweep if "sweep" in table else draw)(Console(highlight=False), table, page)
+        return
+    print("\n" + markdown.strip() + "\n")
+    if page is not None:
+        print(page)
+
+
 def summarise(ran: Sequence[Ran]) -> None:
     """Prints a line for each table: rows done, how long it took, its verdicts, whether it is alive, what went wrong."""
     from rich.text import Text
+
+    from tables.judging import tally  # with numpy, which planning does without
 
     console, shown = open_grid()
     for title in ("table", "rows", "minutes", "claims", "alive", ""):

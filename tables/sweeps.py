@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,41 +13,37 @@ import numpy as np
 
 from kt.errors import UserError
 from kt.files import read_json, write_text
-from kt.store import folder_of, read_evaluation, read_results, records_file
-from tables.collect import measured_row
-from tables.curves import Array, Curve, read_curve
-from tables.plotting import COLOURS, Drawing, Level, Line, Panel, mean_line
+from kt.store import folder_of, read_evaluation, read_results
+from tables.cell_page import write_cell_pages
+from tables.collect import measured_row, warnings_of
+from tables.figures import write_drawings
+from tables.folders import rendering
+from tables.learning import LINES, Learner, learning_curves
+from tables.overview import write_overview
+from tables.pages import SWEEPS, facts_of, link_to_overview, linked_cells, pair, template
+from tables.panels import Level, Line, Panel
+from tables.plotting import Drawing
 from tables.records import all_tables, metric_label
 from tables.render import (
     as_csv,
     as_json,
-    facts_of,
+    best_of,
+    done_records,
+    escape_markdown,
     heading,
-    linked_cells,
     markdown_grid,
     ours,
     own_command,
-    pair,
     shown_number,
     spread_notes,
-    template,
-    write_drawings,
 )
 
 Json = dict[str, Any]
 Row = Mapping[str, Any]
 
-FOLDER = "sweeps"
 BANNER = "These numbers belong to no table of a paper: nothing printed stands beside them."
 NEEDED = "needed"  # the role of cells that are no points of the sweep
 PLOTTED = 4  # scores against swept numbers at most
-LINES = len(COLOURS)  # a panel's at most
-# Records of the training that are plotted, where a run has them, and what they are.
-RECORDS = {
-    "loss": "Training loss",
-    "accuracy": "Training accuracy (%)",
-    "balance": "Balance of the hybrid losses",
-}
 
 
 def write_sweep(
@@ -69,23 +66,41 @@ def write_sweep(
         The folder.
 
     Raises:
-        UserError: The folder cannot be written.
+        NotWritten: The folder cannot be written.
     """
     command = command or own_command()
-    folder = Path(output_root) / FOLDER / name
+    folder = Path(output_root) / SWEEPS / name
     sweep = collect_sweep(name, keys, points, output_root)
     stored = {"keys": list(keys), "points": list(points), "command": command}
-    try:
-        (folder / "curves").mkdir(parents=True, exist_ok=True)
+    with rendering(folder, as_markdown(sweep)):
+        write_cell_pages(output_root, (cell["id"] for row in sweep["rows"] for cell in row["cells"]))
         plots = write_drawings(_drawings(sweep, output_root), folder)
         page = _as_html(sweep, output_root, folder, plots, command)
-        texts = {"table.md": as_markdown(sweep), "table.csv": as_csv(sweep), "index.html": page}
-        texts |= {"table.json": as_json(sweep), "rows.json": as_json(stored)}
+        texts = {
+            "table.csv": as_csv(sweep),
+            "index.html": page,
+            "table.json": as_json(sweep),
+            "rows.json": as_json(stored),
+        }
         for file, text in texts.items():
             write_text(folder / file, text)
-    except OSError as error:
-        raise UserError(f"{folder}: expected a folder to write to ({error.strerror})") from None
+    with contextlib.suppress(OSError):  # of all results, among which it stands without being listed
+        write_overview(output_root)
     return folder
+
+
+def stored_points(name: str, output_root: Path) -> Json:
+    """What `write_sweep` was last given for a sweep.
+
+    Raises:
+        UserError: There is no such sweep.
+    """
+    path = output_root / SWEEPS / name / "rows.json"
+    stored = (read_json(path) if Path(name).name == name else None) or {}
+    if not {"keys", "points"} <= stored.keys():
+        known = ", ".join(sorted(each.parent.name for each in path.parent.parent.glob("*/rows.json"))) or "none"
+        raise UserError(f"{name}: there is no such sweep in {path.parent.parent}; it has {known}")
+    return stored
 
 
 def render_again(name: str, output_root: Path) -> Path:
@@ -93,17 +108,14 @@ def render_again(name: str, output_root: Path) -> Path:
 
     Raises:
         UserError: There is no such sweep.
+        NotWritten: The folder cannot be written.
     """
-    path = output_root / FOLDER / name / "rows.json"
-    stored = read_json(path) or {}
-    if not {"keys", "points"} <= stored.keys():
-        known = ", ".join(sorted(each.parent.name for each in path.parent.parent.glob("*/rows.json"))) or "none"
-        raise UserError(f"{name}: there is no such sweep in {path.parent.parent}; it has {known}")
+    stored = stored_points(name, output_root)
     return write_sweep(name, stored["keys"], stored["points"], output_root, stored.get("command"))
 
 
 def collect_sweep(name: str, keys: Sequence[str], points: Sequence[Row], output_root: str | os.PathLike[str]) -> Json:
-    """The content of a sweep's `table.json`: sweep, keys, banner, metrics and rows."""
+    """The content of a sweep's `table.json`: sweep, keys, banner, metrics, rows and warnings."""
     ids = {cell["id"] for point in points for cell in point["cells"]}
     results = read_results(output_root, ids)
     scores = []
@@ -112,14 +124,16 @@ def collect_sweep(name: str, keys: Sequence[str], points: Sequence[Row], output_
             result, asked = results.get(cell["id"]), point.get("evaluation")
             content = read_evaluation(folder_of(output_root, cell["id"]), asked) if asked else result
             if content is not None:
-                scores.append((content.get("metrics", content), content.get("labels") or {}))
+                own = (results.get(cell["id"]) or {}).get("labels") or {}
+                scores.append((content.get("metrics", content), {**own, **(content.get("labels") or {})}))
     metrics = _metrics(scores)
     names = [metric["name"] for metric in metrics]
     rows: list[Json] = []
     for point in points:
         axes = {key: point["axes"].get(key) for key in keys}
         rows.append({**measured_row(point, names, output_root, results), "axes": axes})
-    return {"sweep": name, "keys": list(keys), "banner": BANNER, "metrics": metrics, "rows": rows}
+    found = {"sweep": name, "keys": list(keys), "banner": BANNER, "metrics": metrics, "rows": rows}
+    return {**found, "warnings": warnings_of(rows)}
 
 
 def _metrics(scores: Sequence[tuple[Mapping[str, Any], Mapping[str, str]]]) -> list[Json]:
@@ -141,51 +155,51 @@ def _metrics(scores: Sequence[tuple[Mapping[str, Any], Mapping[str, str]]]) -> l
     return list(found.values())
 
 
-def _place(row: Row, keys: Sequence[str]) -> list[str]:
+def place(row: Row, keys: Sequence[str]) -> list[str]:
     """What stands in a row's columns of keys: its values, or what it was needed as."""
     values = [str(row["axes"][key] or "") for key in keys] or [str(row["method"])]
     return [row["label"], *values[1:]] if row["role"] == NEEDED else values
 
 
-def _best(sweep: Json) -> set[tuple[str, str]]:
+def best_points(sweep: Mapping[str, Any]) -> set[tuple[str, str]]:
     """(row id, metric) of the best points."""
     best = set()
     points = [row for row in sweep["rows"] if row["role"] != NEEDED]
     for metric in sweep["metrics"]:
-        name, sign = metric["name"], 1 if metric["better"] == "higher" else -1
-        values = {row["id"]: sign * row["mean"][name] for row in points if (row["mean"] or {}).get(name) is not None}
-        top = max(values.values(), default=None)
-        best |= {(row_id, name) for row_id, value in values.items() if len(values) > 1 and value == top}
+        name = metric["name"]
+        scores = {row["id"]: row["mean"][name] for row in points if (row["mean"] or {}).get(name) is not None}
+        best |= {(row_id, name) for row_id in best_of(scores, metric)}
     return best
 
 
 def as_markdown(sweep: Json) -> str:
     """The points by swept keys."""
-    best = _best(sweep)
-    lines = [[*(sweep["keys"] or ["point"]), "networks", *map(heading, sweep["metrics"]), "seeds"]]
+    best = best_points(sweep)
+    heads = [*(sweep["keys"] or ["point"]), "networks", *map(heading, sweep["metrics"]), "seeds"]
+    lines = [[*map(escape_markdown, heads)]]
     for row in sweep["rows"]:
         numbers = []
         for metric in sweep["metrics"]:
             text = ours(row, metric)
             numbers.append(f"**{text}**" if (row["id"], metric["name"]) in best else text)
-        lines.append(
-            [*_place(row, sweep["keys"]), pair(row), *numbers, ", ".join(str(cell["seed"]) for cell in row["cells"])]
-        )
+        words = map(escape_markdown, (*place(row, sweep["keys"]), pair(row)))
+        lines.append([*words, *numbers, ", ".join(str(cell["seed"]) for cell in row["cells"])])
     grid = markdown_grid(lines, left=len(lines[0]) - len(sweep["metrics"]) - 1)
-    parts = [f"# {sweep['sweep']}", "", f"**{sweep['banner']}**", "", *grid, "", *spread_notes(sweep)]
+    notes = map(escape_markdown, spread_notes(sweep))
+    parts = [f"# {sweep['sweep']}", "", f"**{sweep['banner']}**", "", *grid, "", *notes]
     return "\n".join(parts).rstrip() + "\n"
 
 
 def _as_html(
     sweep: Json, output_root: str | os.PathLike[str], folder: Path, plots: Sequence[Json], command: str | None
 ) -> str:
-    best = _best(sweep)
+    best = best_points(sweep)
     rows = [
         {
             **row,
             "numbers": [shown_number(row, metric, best) for metric in sweep["metrics"]],
             "cells": linked_cells(row, output_root, folder),
-            "place": _place(row, sweep["keys"]),
+            "place": place(row, sweep["keys"]),
         }
         for row in sweep["rows"]
     ]
@@ -197,6 +211,7 @@ def _as_html(
         notes=spread_notes(sweep),
         plots=plots,
         command=command,
+        up=link_to_overview(output_root, folder),
     )
 
 
@@ -219,7 +234,14 @@ def _named(row: Row, keys: Sequence[str]) -> str:
 
 def _drawings(sweep: Json, output_root: str | os.PathLike[str]) -> list[Drawing]:
     found = [_against(sweep, key) for key in sweep["keys"]]
-    return [drawing for drawing in (*found, _trainings(sweep, output_root)) if drawing is not None]
+    learners = [
+        Learner(_named(row, sweep["keys"]) or str(row["method"]), done_records(row, output_root))
+        for row in sweep["rows"]
+        if row["role"] != NEEDED
+    ]
+    scores = {metric["name"]: heading(metric)[:-2] for metric in sweep["metrics"]}
+    found.append(learning_curves(learners, scores, "Training, point by point"))
+    return [drawing for drawing in found if drawing is not None]
 
 
 def _against(sweep: Json, key: str) -> Drawing | None:
@@ -274,31 +296,3 @@ def _line(label: str, points: Sequence[tuple[float, Row]], metric: str) -> Line:
     y = np.array([row["mean"][metric] for _, row in points])
     spread = np.array([(row["std"] or {}).get(metric) or 0.0 for _, row in points])
     return Line(label, x, y, x, y, spread if spread.any() else None)
-
-
-def _trainings(sweep: Json, output_root: str | os.PathLike[str]) -> Drawing | None:
-    """What the main phases of all points recorded, side by side."""
-    curves: list[tuple[str, list[Curve]]] = []
-    for row in sweep["rows"]:
-        done = [each["id"] for each in row["cells"] if each["status"] == "done"]
-        paths = [records_file(folder_of(output_root, cell_id)) for cell_id in done]
-        found = [curve for path in paths if (curve := read_curve(path)) is not None]
-        if found and row["role"] != NEEDED:
-            curves.append((_named(row, sweep["keys"]) or str(row["method"]), found))
-    panels = []
-    for record, title in RECORDS.items():
-        read = _reader(record)
-        having = [(label, found) for label, found in curves if all(record in curve.values for curve in found)]
-        for start in range(0, len(having), LINES):
-            lines = [mean_line(label, found, read) for label, found in having[start : start + LINES]]
-            part = f" ({start // LINES + 1})" if len(having) > LINES else ""
-            panels.append(Panel(f"{record}_{start // LINES + 1}", title + part, lines))
-    if not panels:
-        return None
-    figure = {"id": "training", "plots": "records of the training"}
-    averaged = ", averaged over seeds" if any(len(found) > 1 for _, found in curves) else ""
-    return Drawing(figure, f"Bold lines are epoch means{averaged}.", panels, "Training, point by point")
-
-
-def _reader(record: str) -> Callable[[Curve], Array]:
-    return lambda curve: curve.values[record]

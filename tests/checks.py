@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import importlib
@@ -32,6 +33,20 @@ def flat(value: Any) -> dict[str, Tensor]:
         return {"": value}
     items = value.items() if isinstance(value, Mapping) else ()
     return {f"{key} {rest}".rstrip(): each for key, one in items for rest, each in flat(one).items()}
+
+
+@contextlib.contextmanager
+def keeping() -> Iterator[dict[int, int]]:
+    """Within, the bytes that are kept for a pass backward, by where they lie; parameters are among them."""
+    sizes: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield sizes
 
 
 def step_each_phase(

@@ -50,7 +50,7 @@ def settings(name: str, *arguments: str) -> dict[str, list[Setting]]:
 def table(name: str, *arguments: str, rows: dict[str, Any] | None = None) -> Table:
     """A table, with other rows than its own if given; its data give way to their stand-in where the scale says so."""
     master = _master(name, *(line for line in arguments if line.startswith("scale=")))
-    own, given = master.hydra.runtime.choices, rows
-    if given is None:
-        given = table_sweeper.rows_of(master)
-    return Table(name, given, normalise([f"+table={name}", *arguments]), load, own, master.scale.stand_in)
+    own = master.hydra.runtime.choices
+    given = rows or table_sweeper.rows_of(master)
+    printed = rows or table_sweeper.rows_of(_master(name, "scale=paper"))
+    return Table(name, given, normalise([f"+table={name}", *arguments]), load, own, master.scale, printed)

@@ -12,7 +12,7 @@ from kt.evaluation.depth import depth_spread
 from kt.evaluation.outcomes import keep_outcomes
 from kt.store import folder_of, outcomes_file
 from results import make_row, write_cell
-from tables.alive import commonest, flat
+from tables.alive import commonest, flat, reach
 from tables.collect import collect
 from tables.folders import table_folder
 from tables.render import as_json, life_notes
@@ -91,6 +91,20 @@ def test_a_student_is_not_its_own_teacher(tmp_path: Path) -> None:
     assert alive["verdict"] == "alive" and "no teacher has a score" in alive["evidence"]
 
 
+def test_a_baseline_with_a_method_is_not_untaught(tmp_path: Path) -> None:
+    scores = {"finetune_cub200": {"top1": 20.0}, "scratch_cub200": {"top1": 50.0}}
+    alive = life(tmp_path, "mas_limited", scores, num_classes=10, test_size=1000)["alive"]
+    assert alive["verdict"] == "alive" and "FINETUNE" not in alive["evidence"]
+
+
+def test_seeds_count_together(tmp_path: Path) -> None:
+    row = make_row("imagenet_compression", "baseline", seeds=(0, 1))
+    for cell, top1 in zip(row["cells"], (20.0, 41.0), strict=True):
+        write_cell(tmp_path, cell["id"], {"top1": top1}, num_classes=10, test_size=1000)
+    alive = collect("imagenet_compression", [row], tmp_path, "mini", "scenes")["alive"]
+    assert alive["verdict"] == "alive" and "30.5, 3.05 times chance" in alive["evidence"]
+
+
 def test_taught_students_stand_in_for_untaught_ones(tmp_path: Path) -> None:
     scores = {"bipartite": {"top1": 50.0}, "greedy": {"top1": 20.0}}
     alive = life(tmp_path, "kcd_strategies", scores, {"top1": 0.0}, num_classes=10, test_size=1000)["alive"]
@@ -164,4 +178,5 @@ def test_what_a_scale_can_decide(tmp_path: Path) -> None:
     assert mini["reach"].startswith("With at most 3,000 training images and one seed a row, scale=mini shows")
     rows = [make_row("imagenet_compression", "baseline")]
     assert collect("imagenet_compression", rows, tmp_path, "paper", "imagenet")["reach"] == ""
+    assert reach("mini", [{"train_size": 400}, {"train_size": 3000}, {}], 1).startswith("With at most 3,000 ")
     assert folder_of(tmp_path, rows[0]["cells"][0]["id"]).exists()

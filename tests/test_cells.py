@@ -79,6 +79,7 @@ def test_identity_forgets_what_is_of_no_account(tmp_path: Path) -> None:
         ["method=kd", *PAIR, "method.temperature=4", "student.network.width=0.25", "schedule.epochs=8"],
         ["method=kd", *PAIR, "scale=paper", "dataset=scenes", "scale.width=0.25"],
         ["method=kd", *PAIR, "rehearse=synthetic", "activation_checkpointing=true"],
+        ["method=kd", *PAIR, "teacher.precision=fp32"],
     )
     for overrides in same:
         assert identity(composed(*overrides)) == base, overrides
@@ -87,11 +88,21 @@ def test_identity_forgets_what_is_of_no_account(tmp_path: Path) -> None:
 def test_identity_sees_what_matters() -> None:
     changes = ("method.temperature=3", "seed=1", "teacher.seed=1", "schedule.lr=0.123", "dataset.subset=100")
     changes += ("teacher.schedule.epochs=9", "precision=bf16", "teacher.norm=batch", "student=resnet8", "method=at")
+    changes += ("teacher.precision=bf16",)
     ids = [identity(composed("method=kd", *PAIR))]
     for change in changes:
         overrides = [line for line in ("method=kd", *PAIR) if line.split("=")[0] != change.split("=")[0]]
         ids.append(identity(composed(*overrides, change)))
     assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize(
+    "cell", [["precision=bf16", "method=kd", *PAIR], ["method=finetune", *PAIR[:1]], ["method=none"]]
+)
+def test_identity_sees_a_teachers_precision_only_where_it_decides(cell: list[str]) -> None:
+    """Not beside a student in the same precision, nor where no teacher answers."""
+    same = [composed(*cell, *more) for more in ((), ("teacher.precision=bf16",))]
+    assert identity(same[0]) == identity(same[1])
 
 
 @pytest.mark.parametrize("name", DATASETS)

@@ -5,8 +5,15 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import pickle
+import sys
+import types
+import uuid
 import zipfile
+import zlib
 from collections import defaultdict, deque
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +112,7 @@ def test_files_of_torchvision(tmp_path: Path) -> None:
         ({"state_dict": 0, "ema_state_dict": 1}, "ema_state_dict"),
         ({"state_dict": 1, "ema_state_dict": 0, "meta": {"mmengine_version": "0.10"}}, "state_dict"),
         ({"state_dict": 1, "state_dict_ema": None}, None),
+        ({"state_dict": 1, "state_dict_ema": {}}, None),
         ({"model": 1}, None),
     ],
 )
@@ -126,7 +134,9 @@ def test_prefixes_and_missing_counters(prefix: str, tmp_path: Path) -> None:
     assert loaded(small(1), tmp_path / "file.pth") == bits(source.state_dict())
 
 
-def test_harmless_objects_beside_weights(tmp_path: Path) -> None:
+def test_harmless_objects_beside_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    newer = type("PosixPath", (), {"__module__": "pathlib._local", "__reduce__": lambda path: (type(path), ())})
+    monkeypatch.setitem(sys.modules, "pathlib._local", types.SimpleNamespace(PosixPath=newer))  # Python 3.13's
     beside = {
         "best": np.float32(0.5),
         "when": np.arange(3),
@@ -135,11 +145,17 @@ def test_harmless_objects_beside_weights(tmp_path: Path) -> None:
         "last": deque([1.0, 2.0], maxlen=2),
         "where": tmp_path,
         "args": argparse.Namespace(lr=np.float64(0.1)),
+        "torch": torch.__version__,
+        "begun": datetime.now(timezone.utc),
+        "took": timedelta(1),
+        "id": uuid.uuid4(),
+        "frozen": frozenset({"stem"}),
+        "epochs": range(3),
+        "more": types.SimpleNamespace(a=1),
+        "there": newer(),
     }
-    allowed = torch.serialization.get_safe_globals()
     torch.save({"state_dict": small().state_dict(), **beside}, tmp_path / "file.pth")
     assert loaded(small(1), tmp_path / "file.pth") == bits(small().state_dict())
-    assert set(torch.serialization.get_safe_globals()) == set(allowed)
 
 
 class Evil:
@@ -155,8 +171,19 @@ class Evil:
         """What pickle demands of a function."""
 
 
+@pytest.fixture
+def allowed() -> Iterator[None]:
+    """Something that other code of this process lets torch run."""
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals([os.mkdir])
+    yield
+    assert os.mkdir in torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(before)
+
+
 @pytest.mark.parametrize("zipped", [True, False])
-def test_no_code_in_a_file_is_run(zipped: bool, tmp_path: Path) -> None:
+def test_no_code_in_a_file_is_run(zipped: bool, tmp_path: Path, allowed: None) -> None:
     calls = [
         ("holds posix.mkdir, code .* meant to do harm", Evil(os.mkdir, str(tmp_path / "made"))),
         ("holds exec, code .* meant to do harm", Evil(exec, f"import os; os.mkdir({str(tmp_path / 'made')!r})")),
@@ -182,10 +209,15 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 45
         (b"\n<!DOCTYPE html><html><title>404</title></html>", "this is a web page"),
         (zipfile, "this is a zip archive"),
         (b"PK\x03\x04 the rest is missing", "this is a zip archive"),
+        (zlib, "this is a zip archive that torch.save has not written, or a damaged one"),
+        (b'{"metadata": {}, "weight_map": {}}', "this is a JSON file; .*index"),
+        (torch.jit, "this is a TorchScript archive; save the state_dict"),
+        (pickle, "expected a file of torch.save or safetensors$"),  # and not torch's advice to run its code
         (b"weights", "expected a file of torch.save or safetensors"),
         (b'\x20\x00\x00\x00\x00\x00\x00\x00{"weight":', "expected a file of torch.save or safetensors"),
         (None, "Is a directory"),
         ([1, 2], "expected a state dict, the file holds something else"),
+        ({"state_dict": {1: torch.zeros(1)}}, "expected a state dict, the file holds something else"),
     ],
 )
 def test_a_file_that_is_no_checkpoint_is_named(content: Any, what: str, tmp_path: Path) -> None:
@@ -195,6 +227,14 @@ def test_a_file_that_is_no_checkpoint_is_named(content: Any, what: str, tmp_path
     elif content is zipfile:
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("readme.txt", "weights are elsewhere")
+    elif content is zlib:  # names that are no UTF-8, though they say so
+        torch.save(small().state_dict(), path)
+        archived = path.read_bytes().replace(b"data.pkl", b"\xf4ata.pkl")
+        path.write_bytes(archived)
+    elif content is torch.jit:
+        torch.jit.save(torch.jit.trace(small().eval(), torch.zeros(1, 3, 4, 4)), str(path))
+    elif content is pickle:
+        path.write_bytes(pickle.dumps({"model": {"weight": np.zeros(3)}}))
     elif isinstance(content, bytes):
         path.write_bytes(content)
     else:

@@ -61,6 +61,19 @@ def test_any_other_setting_is_not(arguments: tuple[str, ...], rows: set[str] | N
     )
 
 
+def test_what_a_row_itself_says_at_another_scale_is_told() -> None:
+    found = differs("nyuv2_distpro")["distpro"]
+    assert found["method.factor"] == [0.5, "pathways"]
+    assert found["search.method.alpha_lr"] == [0.2, 0.05]
+    assert found["search.schedule.iterations"] == [60, None]
+    assert differs("nyuv2_distpro", "scale=paper") == {}
+
+
+def test_mini_has_its_lengths_on_real_data_too() -> None:
+    shown = table("nyuv2_distpro", "dataset=nyuv2", "rows=[kd]").shown[0]
+    assert [shown.config["teacher"]["schedule"][key] for key in ("epochs", "iterations")] == [None, 600]
+
+
 def test_another_teacher_is_told_once_and_seeds_are_none(tmp_path: Path) -> None:
     (keys,) = {
         tuple(sorted(keys))

@@ -60,7 +60,7 @@ def test_an_epoch_is_a_pure_function_of_its_number() -> None:
         ({"name": "scnes"}, "dataset.name=scnes: expected one of .*did you mean 'scenes'"),
         ({"name": ...}, "dataset.name: missing; expected a text"),
         ({"task": ...}, "dataset.task: missing; expected one of classification, "),
-        ({"image_size": ...}, "dataset.image_size: missing; expected an integer >= 8 or a list of integer >= 1"),
+        ({"image_size": ...}, "dataset.image_size: missing; expected an integer >= 8 or a list of integer >= 8"),
         ({"image_size": "32"}, "dataset.image_size=32: expected an integer >= 8 or"),
         ({"subst": 10}, "dataset.subst: unknown key .did you mean 'subset'"),
         ({"validation": 1}, "dataset.validation=1: expected a number >= 0 and < 1"),
@@ -119,10 +119,13 @@ def test_stretches_of_iterations_are_the_epochs_batches_in_order() -> None:
         by_iterations(stretches_of_nothing(), 9, 3)
 
 
-def test_an_interval_divides_the_iterations() -> None:
-    assert [epochs_of({"epochs": None, "iterations": 9, "interval": interval}) for interval in (3, None)] == [3, 1]
-    with pytest.raises(UserError, match=r"schedule.interval=4: expected a divisor of schedule.iterations=9"):
-        epochs_of({"epochs": None, "iterations": 9, "interval": 4})
+@pytest.mark.parametrize(
+    ("iterations", "interval", "epochs"),
+    [(9, 3, 3), (9, None, 1), (9, 9, 1), (50, 200, 1), (100, 40, 2), (50, 40, 1), (9, 4, 1), (7, 2, 1), (12, 5, 2)],
+)
+def test_an_interval_is_as_long_as_it_says_or_longer(iterations: int, interval: int | None, epochs: int) -> None:
+    assert epochs_of({"epochs": None, "iterations": iterations, "interval": interval}) == epochs
+    assert iterations % epochs == 0 and iterations // epochs >= min(interval or 1, iterations)
 
 
 def stretches_of_nothing() -> Any:
@@ -456,7 +459,7 @@ def test_mistakes_in_pickles_are_one_line(tmp_path: Path) -> None:
         build(tmp_path, name="cifar100")
     for name in ("train", "test", "meta"):
         (folder / name).write_bytes(pickle.dumps({b"data": np.zeros((2, 3072), np.uint8)}))
-    with pytest.raises(UserError, match="the pickles lack b'fine_labels'"):
+    with pytest.raises(UserError, match="the pickles lack 'fine_labels'"):
         build(tmp_path, name="cifar100")
 
 

@@ -29,7 +29,7 @@ from dense_settings import (
     make_network,
     make_teacher,
 )
-from experiments.build import build_student, build_teacher, describe_student
+from experiments.build import build_student, build_teacher, check_described, describe_student
 from kt.classifier import Classifier
 from kt.data.dense import AVERAGE_PRECISIONS
 from kt.dense import Backbone, DenseModel, Normaliser, as_teacher
@@ -470,6 +470,24 @@ def test_wrong_config_files_are_users_mistakes(path: str, options: Any, message:
 @pytest.mark.parametrize("name", ["retinanet_r50_fpn_1x_coco", "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"])
 def test_configs_of_the_libraries_go_by_name(name: str) -> None:
     assert read_config(name, SLIM, 8) == stock("retinanet/retinanet_r50_fpn_1x_coco.py", SLIM, 8)
+
+
+def test_a_described_network_has_to_learn_from_the_data() -> None:
+    student, data = (
+        DenseModel(build_dense(stock("_base_/models/faster-rcnn_r50_fpn.py", SLIM, 8))),
+        make_data("detection"),
+    )
+    before = bits(student.state_dict())
+    check_described(student, data, "own.py")
+    assert bits(student.state_dict()) == before and student.training
+    words = "student.network.config=own.py: describes no network for"
+    with pytest.raises(
+        UserError, match=f"^{words} segmentation that could be trained [(]AttributeError: [^\n]*gt_inst"
+    ):
+        check_described(student, make_data("segmentation"), "own.py")
+    student.network.rpn_head.rpn_conv = nn.Conv2d(9, 9, 1)
+    with pytest.raises(UserError, match=f"^{words} detection that could be trained [(]RuntimeError: [^\n]*channels"):
+        check_described(student, data, "own.py")
 
 
 def test_a_model_that_cannot_be_built_is_a_users_mistake() -> None:

@@ -16,7 +16,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader, Runner
 from torch.utils.data import Dataset
 
-from checks import bits
+from checks import bits, keeping
 from configs import composed
 from dense_settings import CLASSES, NORMALISATION, SIZE, WIDTH, make_data, make_network
 from kt.errors import UserError
@@ -123,6 +123,22 @@ def test_a_teachers_checkpoint_comes_before_the_weights_that_its_config_names(
         with pytest.raises(UserError, match="^teacher.config=mmdet::retinanet/retinanet_r51.py: there is no such file"):
             teacher = {"config": "mmdet::retinanet/retinanet_r51.py", "checkpoint": "teacher.pth"}
             KnowledgeTransfer(model.student, model.method, teacher)
+
+
+def test_activation_checkpointing_keeps_less_and_changes_no_loss(tmp_path: Path) -> None:
+    model, batch = write(tmp_path).model, next(make_data("detection").train.epoch(0))
+    losses, kept = [], []
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        for on in (False, True):
+            torch.manual_seed(0)
+            made: Any = KnowledgeTransfer(model.student, model.method, model.teacher, activation_checkpointing=on)
+            with keeping() as sizes:
+                found = made.train()(batch["inputs"], batch["data_samples"], mode="loss")
+            found["loss"].backward()
+            losses.append(bits({name: each for name, each in found.items() if isinstance(each, torch.Tensor)}))
+            losses[-1] |= bits({name: each.grad for name, each in made.named_parameters() if each.grad is not None})
+            kept.append(sum(sizes.values()))
+    assert losses[0] == losses[1] and kept[1] < kept[0] / 1.5
 
 
 class Evil:

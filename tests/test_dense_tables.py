@@ -21,7 +21,7 @@ from tables.__main__ import run
 from tables.collect import collect
 from tables.judging import Context
 from tables.papers.hybrid_forward.claims import middle_steps
-from tables.plotting import drawings, plot
+from tables.plotting import as_svg, drawings
 from tables.records import all_tables, find_table
 from tables.render import write_table
 
@@ -436,9 +436,9 @@ def test_every_table_renders_with_and_without_results(tmp_path: Path, record: An
 
 
 def files(folder: Path) -> list[str]:
-    """Names of the drawn files."""
-    paths = sorted((folder / "curves").iterdir())
-    assert all(path.read_bytes().startswith(b"\x89PNG\r\n") for path in paths)
+    """Names of the pictures of the paper's figures, which have their data beside them."""
+    paths = sorted((folder / "curves").glob("figure*.png"))
+    assert all(path.read_bytes().startswith(b"\x89PNG\r\n") and path.with_suffix(".csv").exists() for path in paths)
     return [path.name for path in paths]
 
 
@@ -520,7 +520,7 @@ def test_pictures_in_the_page_are_whole(tmp_path: Path) -> None:
     table = collect("citypersons_pose", rows, tmp_path, "mini")
     for drawing in drawings(Context(find_table("citypersons_pose"), table["rows"], {}, tmp_path)):
         for panel in drawing.panels:
-            _, svg = plot(panel)
+            svg = as_svg(panel)
             root = ET.fromstring(svg)
             assert root.attrib["role"] == "img"
             assert "nan" not in svg.lower().replace("nanum", "")

@@ -339,6 +339,34 @@ def test_depthfolder_is_in_millimetres_and_zero_is_no_reading(tmp_path: Path) ->
     assert samples_of(small.test.epoch(0))[0].gt_depth.shape == (12, 12)
 
 
+def test_images_and_depth_are_cut_and_mirrored_together(tmp_path: Path) -> None:
+    settings = {**depthfolder(tmp_path), "image_size": [24, 24], "augmentation": "flip"}
+    truth, found = plain_depth(24, 32, 0)[:, 4:28].astype(np.float32) / 1000, set()
+    grey = np.repeat((truth * 40).astype(np.uint8)[..., None], 3, axis=2)
+    whole = np.pad(grey, ((0, 0), (4, 4), (0, 0)))
+    for path in (tmp_path / "rooms" / "images" / "train").glob("0.*"):
+        path.unlink()
+    picture(tmp_path / "rooms" / "images" / "train" / "0.png", whole)
+    data = build(tmp_path, **settings)
+    for epoch in range(6):
+        for batch in data.train.epoch(epoch):
+            for (index, sample), image in zip(pairs(batch), batch["inputs"], strict=True):
+                if index == 0:
+                    mirrored = not np.array_equal(sample.gt_depth, truth)
+                    step = -1 if mirrored else 1
+                    assert np.array_equal(sample.gt_depth, truth[:, ::step])
+                    assert np.array_equal(image[0], grey[:, ::step, 0])
+                    found.add(mirrored)
+    assert found == {True, False}
+
+
+def test_without_augmentation_the_same_pixels_are_measured(tmp_path: Path) -> None:
+    data = build(tmp_path, **depthfolder(tmp_path), depth_samples=50)
+    first, second = ({i: each for b in data.train.epoch(epoch) for i, each in pairs(b)} for epoch in (0, 1))
+    assert all(torch.equal(first[i].sparse_depth, second[i].sparse_depth) for i in range(4))
+    assert (first[0].sparse_depth > 0).any()
+
+
 def spoil(root: Path, what: str) -> dict[str, Any]:
     settings = depthfolder(root)
     path = root / "rooms" / "depth" / "train" / "1.png"
@@ -406,6 +434,18 @@ def test_arrays_of_nyuv2_have_their_form(wrong: dict[str, np.ndarray], told: str
     expected = f"{path}: holds {told}; expected rgb uint8 (3, h, w) and depth (h, w) of floats"
     with pytest.raises(UserError, match=f"^{re.escape(expected)}$"):
         list(data.test.epoch(0))
+
+
+def test_depth_that_is_no_number_is_not_known(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py", reason="the files of nyuv2 are HDF5")
+    data = build(tmp_path, **nyuv2(tmp_path))
+    (path,) = (tmp_path / "nyudepthv2" / "val" / "official").iterdir()
+    with h5py.File(path, "r+") as file:
+        file["depth"][14, 18:20] = np.nan, np.inf
+    (batch,) = data.test.epoch(0)
+    depth = batch["data_samples"][0].gt_depth
+    assert depth[2, 2:4].tolist() == [0, 0] and (depth > 0).sum() > 100
+    assert torch.isfinite(depth_error(torch.ones_like(depth)[None], depth[None]))
 
 
 def test_nyuv2_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

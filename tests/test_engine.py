@@ -7,6 +7,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from kt.engine import Engine, PhaseLoop, measured_loop, seed_everything
 from kt.errors import UserError
 from kt.functional import hint
 from kt.methods.base import METHODS, Method, build_method
+from kt.models import build_network
 from kt.phase import Batch, Loop, Phase, Trained, only, student_alone
 from kt.settings import Schedule, defaults
 from kt.stages import Head, Piece, Stage, head_of, stages_of
@@ -563,3 +565,33 @@ def test_the_best_score_is_the_main_phase_s_and_the_lowest_of_miss_rates(tmp_pat
     records = [{"kind": k, "phase": p, "step": 1, "epoch": 1, "top1": a, "mr_all": m} for k, p, a, m in lines]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
     assert best_metrics(tmp_path) == {"top1": 60.0, "mr_all": 20.0}
+
+
+@pytest.mark.parametrize(
+    ("student", "changes", "words"),
+    [
+        (
+            "resnet18",
+            {"batch_size": 1},
+            "schedule.batch_size=1: student.network.layer3.0.bn1 sees one value of each channel in passes of 1",
+        ),
+        (
+            "resnet18",
+            {"device_batch": 1},
+            "schedule.batch_size=2: student.network.layer3.0.bn1 sees one value of each channel in passes of 1",
+        ),
+        ("vgg16", {}, "dataset.image_size=16: no size for the student, a VGG "),
+    ],
+)
+def test_images_too_small_or_too_few_are_refused_before_the_first_update(
+    student: str, changes: dict[str, int], words: str, tmp_path: Path
+) -> None:
+    batches = {"batch_size": 2, **changes}
+    data = build_data({**DATASET, "image_size": 16, "train_size": 4, "test_size": 2}, tmp_path, seed=0, **batches)
+    network = Classifier(build_network(student, num_classes=data.spec.num_classes, width=0.125, image_size=16))
+    model = TransferModel(network, build_method("none", network, None))
+    before = bits(network.state_dict())
+    with pytest.raises(UserError, match=f"^{re.escape(words)}"):
+        fit(model, data, tmp_path, {**SCHEDULE, **batches})
+    after = bits(network.state_dict())
+    assert all(after[name] == before[name] for name, _ in network.named_parameters())

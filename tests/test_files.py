@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kt import files
-from kt.files import checksum, read_json, replacing, write_json
+from kt import command, files
+from kt.files import checksum, read_json, replacing, write_json, write_text
 
 
 def test_an_error_in_between_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -46,3 +49,19 @@ def test_what_is_no_object_reads_as_an_empty_one_and_no_file_as_none(tmp_path: P
     for text in ("", '{"top1": 1', "[1, 2]"):
         (tmp_path / "damaged.json").write_text(text)
         assert read_json(tmp_path / "damaged.json") == {}
+
+
+def test_a_terminal_that_lacks_letters(
+    monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    for name in ("stdout", "__stdout__"):
+        monkeypatch.setattr(sys, name, terminal)
+    assert command.run(lambda: print("resnet50 → resnet18") or 0) == 0
+    assert capfdbinary.readouterr().out == b"resnet50 ? resnet18\n"
+
+
+def test_names_of_files_that_are_no_text(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    write_text(tmp_path / "table.md", name)
+    assert (tmp_path / "table.md").read_bytes() == b"caf\xe9"

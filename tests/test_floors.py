@@ -38,7 +38,8 @@ def _imports(tree: ast.AST) -> Iterator[str]:
                 yield inner if inner in MODULES else str(node.module)
 
 
-IMPORTS = {name: set(_imports(ast.parse(path.read_text()))) for name, path in MODULES.items()}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+IMPORTS = {name: set(_imports(tree)) for name, tree in TREES.items()}
 
 
 def circles(edges: Mapping[str, set[str]]) -> list[set[str]]:
@@ -121,3 +122,17 @@ def test_no_test_imports_another() -> None:
     names = {path.stem for path in tests if path.stem.startswith("test_")}
     found = {path.stem: names.intersection(_imports(ast.parse(path.read_text()))) for path in tests}
     assert {name: imports for name, imports in found.items() if imports} == {}
+
+
+def test_text_is_utf8_whatever_the_locale() -> None:
+    """Who opens a file of text says so."""
+    for name, tree in TREES.items():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call):
+                continue
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            opens = called == "open" and isinstance(node.func, ast.Name)
+            opens &= not any(isinstance(each, ast.Constant) and "b" in str(each.value) for each in node.args[1:2])
+            if opens or (called in ("read_text", "write_text") and isinstance(node.func, ast.Attribute)):
+                said = any(each.arg == "encoding" for each in node.keywords)
+                assert said, f"{name}:{node.lineno} leaves the encoding to the locale"

@@ -331,9 +331,13 @@ def test_only_segmentors_with_the_same_classes() -> None:
             build_method("ifvd", *pair)
     with pytest.raises(UserError, match=r"^method\.base\.name=hybrid_forward: its loss is no sum"):
         build_method("ifvd+hybrid_forward", student, student)
-    for connections, wrong in (([[4, 1], [5, 1]], r"\[5, 1\]"), ([[4]], r"\[4\]"), ([], r"\[\]")):
+    for connections, wrong in (([[4, 1], [5, 1]], r"\[5, 1\]"), ([[4]], r"\[4\]")):
         with pytest.raises(UserError, match=rf"^method\.connections={wrong}: expected pairs .* of 1 to 4 and 1 to 4"):
             build_method("distpro", student, student, connections=connections, process="equal")
+    with pytest.raises(
+        UserError, match=r"^method\.connections=\[\]: expected one of all, rising or a list .* length >= 1"
+    ):
+        build_method("distpro", student, student, connections=[], process="equal")
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from kt.transfer import TransferModel
 from method_settings import SCHEDULE, make_classifier, make_data, make_model, make_teacher
 from results import write_cell
 from tables.judging import Context, judge_all
-from tables.plotting import HeatMaps, drawings, plot
+from tables.plotting import HeatMaps, as_png, as_svg, drawings
 from tables.records import find_table
 from tables.stated import network_key
 
@@ -616,7 +616,7 @@ def test_figure_1_is_drawn_from_the_maps_that_analyses_left(tmp_path: Path) -> N
         "S1 - S2": -1,
     }
     assert maps.pictures["T"].shape == (4, 4)
-    png, svg = plot(differences)
+    png, svg = as_png(differences), as_svg(differences)
     assert png.startswith(b"\x89PNG") and svg.startswith("<svg") and "width=" not in svg.split(">")[0]
     assert "class boy" in drawing.caption
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import kt.methods
-from checks import Interrupt, bits, rows, without_speed
+from checks import Interrupt, bits, rows, step_each_phase, without_speed
 from dense_settings import SETTINGS as DENSE
 from kt.data import build_data
 from kt.engine import Engine, measured_loop
@@ -28,7 +28,7 @@ from kt.phase import MAIN, phase_folder
 from kt.settings import METHODS as METHOD_SETTINGS
 from kt.settings import Dataset, Schedule, accumulates, defaults, fits, kinds
 from kt.train import fit
-from method_settings import DATASET, SCHEDULE, SETTINGS, make_cell, make_data, make_model
+from method_settings import DATASET, SCHEDULE, SETTINGS, make_cell, make_classifier, make_data, make_model
 
 NAMES = sorted(SETTINGS)
 TAUGHT = [name for name in NAMES if SETTINGS[name].teacher]
@@ -342,3 +342,23 @@ def test_whose_losses_are_means_over_images(means: bool, method: dict[str, Any])
 def test_who_needs_the_whole_batch_refuses_to_accumulate(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^schedule\.device_batch: an update would take 4 passes, .*; expected null"):
         fit(make_model(name, 10), make_data(device_batch=4), tmp_path, SCHEDULE)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "key"),
+    [
+        ("kd", {}, "method=kd"),
+        ("fitnet", {"init_fraction": 0.5}, "method=kd"),
+        ("ab", {"after": "kd"}, "method.after=kd"),
+    ],
+)
+def test_soft_targets_are_of_the_students_classes(name: str, options: dict[str, Any], key: str) -> None:
+    student, teacher = make_classifier("resnet8", 10, 0), make_classifier("resnet8", 12, 0)
+    with pytest.raises(UserError, match=f"^{key}: the teacher knows 12 classes, the student 10; soft targets need"):
+        build_method(name, student, teacher, **options)
+
+
+def test_relations_are_between_two_images(data: Any, tmp_path: Path) -> None:
+    batch = {key: value[:1] for key, value in next(iter(data.train.epoch(0))).items()}
+    with pytest.raises(UserError, match="^schedule.batch_size: method=rkd compares the images of a pass; expected two"):
+        step_each_phase(make_model("rkd", data.spec.num_classes), batch, tmp_path)

@@ -422,7 +422,8 @@ def test_a_cell_on_an_outside_dataset(site: Path, tmp_path: Path) -> None:
     done = run(site, "student=tiny", "dataset=bands", "evaluation=bands", *common)
     assert done.returncode == 0, done.stderr
     (scores,) = tmp_path.glob("cells/*/evaluations/bands.json")
-    assert f"\nevaluation=bands: top1 100.00, top5 100.00; all of it: {scores}\n" in done.stdout
+    told = "evaluation=bands: top-1 accuracy 100.00, top-2 of 2 classes 100.00\nall of it:"
+    assert f"\n{told} {scores}\n" in done.stdout
     (result,) = [json.loads(path.read_text()) for path in tmp_path.glob("cells/*/result.json")]
     assert (result["num_classes"], result["train_size"], result["test_size"]) == (2, 60, 20)
     schedule = result["config"]["schedule"]

@@ -1,4 +1,4 @@
-"""The README's examples: every Python block runs, every command of its shell blocks is one that the project takes."""
+"""The README and docs: Python blocks run, the commands of shell blocks are the project's, links lead somewhere."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shlex
 import stat
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +20,29 @@ import torchvision
 
 import kt
 from experiments.build import describe_student
+from experiments.cells import run as cells_command
 from experiments.run import main as run_command
 from kt.classifier import Classifier
 from kt.data import DataSpec
 from kt.engine import seed_everything
+from kt.errors import UserError
 from kt.methods import build_method
 from kt.models import build_network
 from kt.train import fit
 from kt.transfer import TransferModel
 from method_settings import SCHEDULE, SETTINGS, make_data
 from tables.__main__ import run as tables_command
+from tables.dashboards import run as dashboards_command
+from tables.records import all_tables
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
+PAGES = {path: path.read_text() for path in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")))}
 FULL = "mmdet and mmseg are not installed (bash install.sh full)"
 
 
-def blocks(language: str) -> list[str]:
-    """The README's blocks in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+def blocks(language: str, pages: Iterable[str] = PAGES.values()) -> list[str]:
+    """The blocks in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", "\n".join(pages), re.DOTALL | re.MULTILINE)
 
 
 def block_with(text: str) -> str:
@@ -85,15 +90,15 @@ def test_every_python_block_is_tested() -> None:
 
 @pytest.fixture(scope="module")
 def network_class() -> Any:
-    """The README's own network, cut as it says."""
+    """The network of one's own, cut as its page says."""
     # Annotations are read when stages are registered, so the block needs a module of its own.
-    space: dict[str, Any] = {"__name__": "readme"}
-    exec(compile(block_with("MyNetwork"), "README.md", "exec"), space)
+    space: dict[str, Any] = {"__name__": "your_own"}
+    exec(compile(block_with("MyNetwork"), "your-own.md", "exec"), space)
     return space["MyNetwork"]
 
 
 def test_a_package_of_ones_own(tmp_path: Path) -> None:
-    """Its method trains, and its dataset's key is checked; entry points are as the README has them."""
+    """Its method trains, and its dataset's key is checked; entry points are as their page has them."""
     points = re.sub(r'\[project.entry-points."(.*)"\]', r"[\1]", blocks("toml")[0])
     lines = dict(re.findall(r'^(\w+) = "(.*)"  #', points, re.MULTILINE))
     assert lines == {"bands": "my_package.names:BANDS", "tiny": "my_package.names:TINY"} | {
@@ -182,7 +187,7 @@ def test_the_student_comes_back(tmp_path: Path, name: str, width: float) -> None
     assert torch.equal(student(images), network(images))
 
 
-def test_the_readmes_ways_back(tmp_path: Path) -> None:
+def test_the_stated_ways_back(tmp_path: Path) -> None:
     network = write_classifier(tmp_path / "outputs" / "cells" / "0123", "resnet18", 100)
     torch.save(torch.rand(1, 3, 32, 32), tmp_path / "x.pth")
     shown = "\nprint(student.eval()(torch.load('x.pth')).sum().item())"
@@ -277,15 +282,18 @@ def commands(block: str, folder: Path) -> list[list[str]]:
     return [line.split("\036")[:-1] for line in log.read_text().split("\n")[:-1]]
 
 
-def found_commands() -> list[tuple[int, str]]:
-    return list(enumerate(blocks("bash")))
+PLANNED: set[str] = set()  # trainings planned so far: what pages repeat is planned once
 
 
-@pytest.mark.parametrize(
-    ("number", "block"), found_commands(), ids=lambda value: str(value) if isinstance(value, int) else ""
-)
+def found_commands() -> list[Any]:
+    """Every block by itself: what it needs of variables it sets."""
+    found = ((path.stem, blocks("bash", [page])) for path, page in PAGES.items())
+    return [pytest.param(block, id=f"{name}{number}") for name, own in found for number, block in enumerate(own)]
+
+
+@pytest.mark.parametrize("block", found_commands())
 def test_shell_blocks_in_shortened_form(
-    number: int, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Trainings are planned instead of run: every key, choice and row of theirs has to exist."""
     called = commands(block, tmp_path / "bin")
@@ -297,27 +305,67 @@ def test_shell_blocks_in_shortened_form(
     for words in called:
         program, *arguments = words
         if program == "python" and arguments[:2] == ["-m", "experiments.run"]:
-            short = [] if "--cfg" in arguments else ["plan=true"]
+            short = [] if {"--cfg", "--help"} & {*arguments} else ["plan=true"]
             # Other blocks have all the tables.
             words = [word.replace("+table=all", "+table=stage_count,kcd_dynamic") for word in words]
+            if shlex.join(words) in PLANNED:
+                continue
             status = run_command([*words[3:], *short])
             assert status == 0, (shlex.join(words), capsys.readouterr().err)
+            PLANNED.add(shlex.join(words))
         elif program == "python" and arguments[:2] == ["-m", "tables"]:
             assert tables_command(arguments[2:]) in (0, 3), words
+        elif program == "python" and arguments[:2] == ["-m", "experiments.cells"]:
+            (tmp_path / "outputs" / "cells").mkdir(parents=True, exist_ok=True)
+            assert cells_command(arguments[2:]) == 0
+        elif program == "python" and arguments[:2] == ["-m", "tables.dashboards"]:
+            with pytest.raises(UserError, match="imagenet_compression: no such table has been rendered"):
+                dashboards_command(arguments[2:])
         elif program == "python" and arguments[:2] == ["-m", "experiments.bench"]:
             from experiments.bench import parse_arguments
 
             parse_arguments(arguments[2:])
         else:
             known = ("wandb install.sh", "wandb install.sh full", "python -m pytest -n 2")
+            known += ("wandb leet outputs/wandb", "wandb sync --yes")
             assert " ".join(words) in known
 
 
 def test_stated_install_arguments_exist(tmp_path: Path) -> None:
-    named = set(re.findall(r"bash install\.sh((?: [a-z]+)*)[` ]", README))
+    named = set(re.findall(r"bash install\.sh((?: [a-z]+)*)[` ]", "\n".join(PAGES.values())))
     script = (ROOT / "install.sh").read_text()
     assert {"", " full", " full compiled"} == {name.rstrip() for name in named}
     assert all(name.strip() in script for name in named)
     # An unknown argument is refused before anything is installed.
     done = subprocess.run(["bash", str(ROOT / "install.sh"), "ful"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and "unknown arguments 'ful'" in done.stderr
+
+
+# -------------------------------------------------------------------------------------------------------------- links
+
+
+def prose(path: Path) -> str:
+    """A page without its blocks, whose comments look like headings."""
+    return re.sub(r"^```.*?^```$", "", PAGES[path], flags=re.DOTALL | re.MULTILINE)
+
+
+def links(path: Path) -> list[tuple[Path, str]]:
+    """Files and anchors of this project that a page links to."""
+    parts = (target.partition("#") for target in re.findall(r"\]\(([^)]+)\)", prose(path)) if "://" not in target)
+    return [((path.parent / name).resolve() if name else path, anchor) for name, _, anchor in parts]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_links_lead_somewhere(path: Path) -> None:
+    for aim, anchor in links(path):
+        assert aim.exists(), aim
+        titles = re.findall(r"^#+ (.*)$", prose(aim), re.MULTILINE) if anchor else []
+        assert not anchor or anchor in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+
+
+def test_the_readme_leads_to_every_page_and_table() -> None:
+    path = ROOT / "README.md"
+    assert len(PAGES[path].splitlines()) <= 200
+    assert {*PAGES} - {path} <= {aim for aim, _ in links(path)}
+    listed = re.findall(r"^\| \[(\w+)\]\(conf/table/\1\.yaml\) \| (.*?) \| (.*) \|$", PAGES[path], re.MULTILINE)
+    assert listed == [(record.name, record.title, record.table["caption"]) for record in all_tables()]

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import dense_settings
 import method_settings
-from checks import bits, step_each_phase
+from checks import bits, keeping, step_each_phase
 from kt.methods import build_method
 from kt.transfer import TransferModel
 
@@ -73,21 +73,17 @@ def test_a_step_of_dense_networks_is_the_same(name: str, tmp_path: Path) -> None
 
 def kept_for_backward(model: TransferModel, batch: dict[str, Any], folder: Path, on: bool) -> int:
     """Bytes that are kept between the passes forward and backward of a step, parameters included."""
-    sizes: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with keeping() as sizes:
         step_each_phase(model, batch, folder, activation_checkpointing=on)
     return sum(sizes.values())
 
 
-@pytest.mark.parametrize("name", ["none", "hybrid_forward"])
-def test_a_step_keeps_less(name: str, batch: dict[str, Any], tmp_path: Path) -> None:
-    """Of hybrid forward, this includes the teacher's stages through which gradients pass."""
+@pytest.mark.parametrize(("name", "factor"), [("none", 3), ("hybrid_forward", 2.75)])
+def test_a_step_keeps_less(name: str, factor: float, batch: dict[str, Any], tmp_path: Path) -> None:
+    """Of hybrid forward, this includes the teacher's stages through which gradients pass.
+
+    They keep less in any case: folded ones have no normalisations that would keep their inputs.
+    """
     model = method_settings.make_model(name, 10)
     kept = [kept_for_backward(copy.deepcopy(model), batch, tmp_path / str(on), on) for on in (False, True)]
-    assert kept[1] < kept[0] / 3, kept
+    assert kept[1] < kept[0] / factor, kept

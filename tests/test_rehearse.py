@@ -63,8 +63,36 @@ def test_what_is_linear_is_found_from_two_points() -> None:
 
 
 @pytest.mark.parametrize(
+    ("groups", "own", "free"),
+    [
+        ("0::/\n", {}, 20),  # a machine's own processes
+        ("0::/\n", {"": "max 9 3"}, 20),
+        ("0::/elsewhere/on/the/host\n", {"": "16 10 4"}, 10),  # a container, which does not see where it is
+        ("0::/job_1/step_0\n", {"": "max 9 0", "job_1": "12 5 1", "job_1/step_0": "max 5 1"}, 8),  # Slurm's
+        ("3:cpu,memory:/a:b\n1:cpu:/\n0::/\n", {"memory": "99 0 0", "memory/a:b": "9 7 5"}, 7),
+    ],
+)
+def test_free_memory_is_what_the_control_groups_leave(
+    tmp_path: Path, groups: str, own: dict[str, str], free: int
+) -> None:
+    """Sizes in GiB: of each group its limit, what it has taken, and what of that is files that may be given up."""
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable:    {20 << 20} kB\n")
+    (tmp_path / "proc/self/cgroup").write_text(groups)
+    for group, sizes in own.items():
+        folder = tmp_path / "sys/fs/cgroup" / group
+        folder.mkdir(parents=True, exist_ok=True)
+        limit, used, files = (each if each == "max" else str(int(each) << 30) for each in sizes.split())
+        names = ("limit_in_bytes", "usage_in_bytes", "total_") if group.startswith("memory") else ("max", "current", "")
+        (folder / f"memory.{names[0]}").write_text(f"{limit}\n")
+        (folder / f"memory.{names[1]}").write_text(f"{used}\n")
+        (folder / "memory.stat").write_text(f"active_file 77\n{names[2]}inactive_file {files}\n")
+    assert rehearse.free_memory(tmp_path) == (free - 1) << 30
+
+
+@pytest.mark.parametrize(
     "overrides",
-    [(*SMALL, "method=fitnet", "teacher=resnet20"), (*DENSE, "method=none")],
+    [(*SMALL, "method=kd_fixed_feature", "teacher=resnet20"), (*DENSE, "method=none")],
     ids=["classification", "segmentation"],
 )
 def test_a_rehearsal_foretells_what_a_training_leaves(tmp_path: Path, stage: Stage, overrides: Sequence[str]) -> None:
@@ -87,12 +115,12 @@ def test_a_rehearsal_foretells_what_a_training_leaves(tmp_path: Path, stage: Sta
     assert found["disk"] == numbers
 
 
-def faked(tmp_path: Path, *overrides: str, limit: float, **runs: Run) -> Case:
-    """A case of batch 8 of which so much is known: two phases of 10 and 5 updates, and 3 scores of 20 images."""
+def faked(tmp_path: Path, *overrides: str, limit: float, tested: int = 20, **runs: Run) -> Case:
+    """A case of batch 8 of which so much is known: two phases of 10 and 5 updates, and 3 scores of so many images."""
     case = case_of(tmp_path, *SMALL, *overrides)
     for run in runs.values():
         run.facts = {"phases": ["one", "train"], "device": "abacus", "limit": None}
-        run.lengths = [{"steps": [10, 5], "evaluations": 3, "test_size": 20}]
+        run.lengths = [{"steps": [10, 5], "evaluations": 3, "test_size": tested}]
     case.limit, case.runs = int(limit * 2**30), {run.images: run for run in runs.values()}
     return case
 
@@ -114,10 +142,51 @@ def test_seconds_and_memory_go_to_the_batch(tmp_path: Path) -> None:
     assert case.problem() == "does not fit: needs 9.0 GiB, 8.0 GiB are free" and case.fitting() == 4
     case.limit = 2 * 2**30
     assert case.fitting() == 1
+    assert faked(tmp_path, limit=8, tested=3, two=two, four=four).image_seconds() == 3.0 / 3  # more there are not
     whole = faked(tmp_path, "method=crd", "teacher=resnet20", limit=8, two=two, four=four)
     assert whole.fitting() is None  # its images depend on one another
     whole.limit *= 2
     assert whole.fitting() == 8 and whole.problem() == ""
+    halves = faked(tmp_path, "method=none", "schedule.device_batch=4", limit=8, two=two, four=four)
+    assert halves.step_seconds() == [pytest.approx(2 * 1.5), pytest.approx(2 * 4.0)] and halves.problem() == ""
+
+
+class Told:
+    """Takes the place of a stage: a process over so many images has this cost, in seconds and GiB, and these ends."""
+
+    def __init__(self, seconds: float, memory: float, limit: float, ends: dict[int, str]):
+        self.seconds, self.memory, self.limit, self.ends = seconds, memory, limit, ends
+
+    def measure(self, configs: Sequence[Any], images: int, seconds: float) -> Run:
+        found = run(images, 1 + self.memory * images, {0: [9.0, self.seconds * images]}, 0.0)
+        found.facts = {"phases": ["train"], "device": "abacus", "limit": int(self.limit * 2**30)}
+        found.lengths = [{"steps": [10], "evaluations": 0, "test_size": 20}] * (len(configs) - 1)
+        found.ended, found.seconds = self.ends.get(images, "done"), 3 * self.seconds * images
+        if found.ended != "done":
+            found.memory //= 9  # it has not come so far
+        return found
+
+
+@pytest.mark.parametrize(
+    ("seconds", "memory", "limit", "ends", "measured", "fitting"),
+    [
+        (0.1, 1, 9, {}, [2, 4, 8], 8),
+        (0.1, 1, 8.5, {}, [2, 4], 4),  # the device's memory, not the machine's
+        (3.0, 1, 99, {}, [2, 4], 8),  # a minute is over before eight images are
+        (9.0, 1, 99, {}, [2], 8),  # and here before four are
+        (2.2, 1, 99, {}, [2, 4], 8),  # what six images have taken counts as well
+        (0.1, 1, 9, {4: "memory"}, [2, 4], 2),
+        (0.1, 1, 9, {2: "memory"}, [2, 1], 1),
+    ],
+)
+def test_how_many_images_are_measured(
+    tmp_path: Path, seconds: float, memory: float, limit: float, ends: dict[int, str], measured: list[int], fitting: int
+) -> None:
+    case, told = case_of(tmp_path, *SMALL, "method=none"), Told(seconds, memory, limit, ends)
+    case.rehearse(told)  # type: ignore[arg-type]
+    assert ([*case.runs], case.fitting()) == (measured, fitting)
+    assert case.limit == limit * 2**30 and case.lengths["one"]["steps"] == [10]
+    assert case.memory(8) == (1 + 8 * memory) * 2**30
 
 
 def test_what_time_allows_is_said(tmp_path: Path) -> None:
@@ -137,12 +206,6 @@ def test_what_does_not_fit_is_named_and_leaves_the_machine_alive(
     assert [run.ended for run in case.runs.values()] == ["memory", "memory"], stage.log.read_text()
     assert case.problem().startswith("does not fit: 1 images need more than the ")
     assert case.fitting() is None and case.seconds() == {"one": None}
-
-
-def test_a_normalisation_of_one_value_is_named(tmp_path: Path, stage: Stage) -> None:
-    case = case_of(tmp_path, *SMALL, "student=resnet18", "schedule.batch_size=1")
-    case.rehearse(stage)
-    assert case.problem().startswith("student.network.layer3.0.bn1 sees one value per channel at 1 images")
 
 
 def test_cells_that_take_the_same_are_one_case() -> None:
@@ -168,6 +231,15 @@ def rehearsed(tmp_path: Path, capsys: pytest.CaptureFixture[str], *arguments: st
     assert lines == written["missing"]
     assert not list((tmp_path / "out").glob("cells/*"))  # nothing counts
     return status, lines, written["cases"]
+
+
+def test_a_normalisation_of_one_value_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: Stage
+) -> None:
+    one = ("student=resnet18", "schedule.batch_size=1", "rehearse=true")
+    status, lines, (case,) = rehearsed(tmp_path, capsys, *SMALL, *one)
+    assert (status, lines) == (3, [])
+    assert case["problem"].startswith("student.network.layer3.0.bn1 sees one value per channel at 1 images")
 
 
 @pytest.mark.parametrize("kind", ["true", "synthetic"])

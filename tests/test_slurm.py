@@ -21,7 +21,7 @@ from experiments import slurm
 from experiments.launch import Report
 from experiments.plan import Job
 from experiments.progress import Display
-from experiments.slurm import InQueue, Standing, interruptible, read_standings
+from experiments.slurm import InQueue, Standing, interruptible, read_standings, standings
 from kt.errors import UserError
 from kt.store import (
     cells_of,
@@ -201,10 +201,11 @@ def test_a_table_survives_its_cluster(tmp_path: Path, cluster: Cluster) -> None:
 
     first = begin()
     try:
-        wait_for(lambda: learns("kd") and learns("at"))
+        wait_for(lambda: learns("kd"))
         job = read_queue(cells(out)["kd"])["job"]
         cluster.ask("scancel", job)
         wait_for(lambda: read_status(cells(out)["kd"])["status"] == "interrupted")
+        wait_for(lambda: learns("at"))
         cluster.lose("slurmd")
         wait_for(lambda: cluster.node().startswith("down"))
         cluster.start("slurmd")
@@ -230,13 +231,19 @@ def test_a_table_survives_its_cluster(tmp_path: Path, cluster: Cluster) -> None:
 # ------------------------------------------------------------------------------------------- without a Slurm, anywhere
 
 
-def test_standings() -> None:
+def test_standings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listed = "4_1|PENDING|Resources\n4_0|RUNNING|None\n5|PENDING|Nodes required for job are DOWN|DRAINED\n"
     assert read_standings(listed) == {
         "4_1": Standing("PENDING", "Resources"),
         "4_0": Standing("RUNNING"),
         "5": Standing("PENDING", "Nodes required for job are DOWN|DRAINED"),
     }
+    queue = tmp_path / "squeue"
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for status, found in (0, {"5": Standing("TIMEOUT")}), (1, None):
+        queue.write_text(f"#!/bin/sh\necho '5|TIMEOUT|None'\nexit {status}\n")
+        queue.chmod(0o755)
+        assert standings() == found
 
 
 RUNNING, LOST, DONE = "RUNNING", "NODE_FAIL", "COMPLETED"

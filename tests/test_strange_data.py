@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pickle
 import re
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,7 @@ from PIL import ExifTags, Image
 from kt.data import DATASETS, build_data, fingerprint, unlabelled
 from kt.data.images import Labelled, check_split
 from kt.errors import UserError
+from kt.settings import defaults
 
 MM = "mmdet and mmseg are not installed (bash install.sh full)"
 Json = dict[str, Any]
@@ -97,6 +102,57 @@ def test_arrays_that_are_no_images(spoil: Callable[[Json], Any], words: str, tmp
     assert re.search(words, refusal(tmp_path, settings))
 
 
+class Harm:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+HARM: list[tuple[Callable[[Path], Any], str]] = [
+    (lambda path: Harm(path), "it names posix.mkdir, code"),
+    (
+        lambda path: {b"data": np.zeros((1, 3072), np.uint8), b"fine_labels": [0], b"more": Harm(path)},
+        "it names posix.mkdir",
+    ),
+    (lambda path: {b"data": np.array([Harm(path)], object)}, "an array of O8, which are no numbers"),
+    (lambda path: {b"data": print}, r"it names \w+\.print"),
+    (lambda path: [1], "has no attribute"),
+]
+
+
+@pytest.mark.parametrize("name", ["train", "meta"])
+@pytest.mark.parametrize(("content", "words"), HARM, ids=[words for _, words in HARM])
+def test_nothing_in_a_pickle_is_run(content: Callable[[Path], Any], words: str, name: str, tmp_path: Path) -> None:
+    settings, trace = layouts.cifar100(tmp_path), tmp_path / "trace"
+    for protocol in (0, 2, 5):
+        (tmp_path / "cifar-100-python" / name).write_bytes(pickle.dumps(content(trace), protocol))
+        told = refusal(tmp_path, settings)
+        assert re.search(rf"/{name}: is no pickle of .*{words}", told) and "expected the official" in told
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("is_text", [True, False])
+def test_pickles_of_every_protocol(is_text: bool, protocol: int, tmp_path: Path) -> None:
+    settings, folder = layouts.cifar100(tmp_path), tmp_path / "cifar-100-python"
+    wanted = build(tmp_path, settings)
+    for name in ("train", "test", "meta"):
+        content = pickle.loads((folder / name).read_bytes())
+        if b"data" in content:
+            content[b"data"] = np.asfortranarray(content[b"data"].astype(">i2"))
+            content[b"fine_labels"] = list(np.array(content[b"fine_labels"]))
+        if is_text:
+            content = {key.decode(): value for key, value in content.items()}
+        (folder / name).write_bytes(pickle.dumps(content, protocol))
+    found = build(tmp_path, settings)
+    assert found.spec == wanted.spec and all(map(torch.equal, images_of(found).values(), images_of(wanted).values()))
+    assert by_index(found, "labels") == by_index(wanted, "labels")
+
+
 def test_whole_numbers_of_any_type_are_pixels(tmp_path: Path) -> None:
     settings = layouts.cifar100(tmp_path)
     wanted, path = images_of(build(tmp_path, settings)), tmp_path / "cifar-100-python" / "train"
@@ -120,6 +176,98 @@ def test_what_readers_give_is_checked(images: Any, labels: list[int], words: str
     part = [(Path("x.png"), label) for label in labels] if images is None else Labelled(images, np.array(labels))
     with pytest.raises(UserError, match=f"^{words}"):
         check_split(part, 2, "ours")
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_set_without_images_is_refused(part: str, tmp_path: Path) -> None:
+    settings = layouts.cifar100(tmp_path)
+    path = tmp_path / "cifar-100-python" / part
+    content = pickle.loads(path.read_bytes())
+    path.write_bytes(pickle.dumps({**content, b"data": content[b"data"][:0], b"fine_labels": []}))
+    words = {"train": "dataset: there are no training images", "test": "dataset.name=cifar100: has no test images"}
+    assert words[part] in refusal(tmp_path, settings)
+
+
+# -------------------------------------------------------------------------------------------------------------- files
+
+FILES = {"imagefolder": "pets/train/cat/0.png", "segfolder": "street/images/train/0.jpg", "coco": "pets/train/0.jpg"}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_is_named_whoever_reads_it(name: str, workers: int, tmp_path: Path) -> None:
+    (task,) = DATASETS[name].readers
+    if task != "classification":
+        pytest.importorskip("mmdet", reason=MM)
+    settings = {**layouts.make(name, task, tmp_path), "resident": False, "augmentation": "none"}
+    path = tmp_path / FILES[name]
+    Image.fromarray(DEEP.astype(np.uint8)).convert("RGB").resize((64, 32)).save(path)
+    path.write_bytes(path.read_bytes()[:-300])
+    data = build_data(settings, tmp_path, batch_size=2, seed=0, workers=workers)
+    with pytest.raises(UserError) as caught:
+        list(data.train.plain().epoch(0))
+    assert re.fullmatch(rf"{path}: cannot be read as an image \([^\n]+\)", str(caught.value)), str(caught.value)
+
+
+def bomb(path: Path, side: int = 100_000) -> None:
+    """Writes the head of a PNG of far more pixels than there are bytes."""
+    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    parts = [(b"IHDR", head), (b"IDAT", zlib.compress(b"\0")), (b"IEND", b"")]
+    made = [struct.pack(">I", len(x)) + kind + x + struct.pack(">I", zlib.crc32(kind + x)) for kind, x in parts]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(made))
+
+
+BOMBS = {
+    "imagefolder": "pets/train/cat/0.png",
+    "segfolder": "street/labels/train/1.png",
+    "depthfolder": "rooms/depth/train/1.png",
+    "gta5": "gta5/images/00001.png",
+}
+
+
+@pytest.mark.parametrize("resident", [None, False])
+@pytest.mark.parametrize("name", BOMBS)
+def test_an_image_that_would_fill_the_memory_is_refused(name: str, resident: bool | None, tmp_path: Path) -> None:
+    (task,) = DATASETS[name].readers
+    if task != "classification":
+        pytest.importorskip("mmdet", reason=MM)
+    settings = {**layouts.make(name, task, tmp_path), "resident": resident}
+    bomb(tmp_path / BOMBS[name])
+    told = refusal(tmp_path, {"augmentation": "none", **settings}, "train")
+    assert str(tmp_path / BOMBS[name]) in told and ("decompression bomb" in told or "pixels" in told), told
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [("imagefolder", "pets/train/cat"), ("unlabelled", "web/b"), ("cityscapes", "cityscapes/leftImg8bit/train/ulm")],
+)
+def test_a_folder_that_may_not_be_read_is_named(
+    name: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "unlabelled":
+        for path in ("web/a/0.png", "web/b/1.png"):
+            layouts.picture(tmp_path / path)
+        settings: Json = {"name": name, "task": "classification", "folder": "web", "image_size": 24}
+    else:
+        task = next(iter(DATASETS[name].readers))
+        if task != "classification":
+            pytest.importorskip("mmdet", reason=MM)
+        settings = layouts.make(name, task, tmp_path)
+    scan = os.scandir
+
+    def forbidden(path: Any) -> Any:
+        if Path(path) == tmp_path / place:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    whole = {**defaults(DATASETS[name].settings), "augmentation": "none", **settings}
+    for look in (
+        lambda: unlabelled(whole, 1.0, tmp_path, batch_size=2, seed=0),
+        lambda: fingerprint.state_of(whole, tmp_path, tmp_path / "cache"),
+    ):
+        with pytest.raises(UserError, match=rf"^{tmp_path / place}: cannot be read \(Permission denied\)$"):
+            look()
 
 
 # -------------------------------------------------------------------------------------------------- maps and depth
@@ -256,6 +404,92 @@ def test_depth_is_as_large_as_its_image(spoil: Any, words: str, tmp_path: Path) 
     assert re.search(words, refusal(tmp_path, settings))
 
 
+@pytest.mark.parametrize("how", [3, 6])
+def test_depth_is_turned_by_its_own_tag(how: int, tmp_path: Path) -> None:
+    pytest.importorskip("mmdet", reason=MM)
+    settings, found = layouts.depthfolder(tmp_path), []
+    pair = (tmp_path / "rooms/images/train/1.png", label_of(tmp_path, folder="rooms/depth"))
+    for change in (lambda path: turn(path, how), lambda path: rewrite(path, lambda x: np.rot90(x, {3: 2, 6: -1}[how]))):
+        for path in pair:
+            change(path)
+        data = build(tmp_path, settings)
+        found.append((images_of(data)[1], by_index(data, "data_samples")[1].gt_depth))
+    assert all(torch.equal(*both) for both in zip(*found, strict=True))
+
+
+def test_depth_that_nobody_has_measured(tmp_path: Path) -> None:
+    pytest.importorskip("mmdet", reason=MM)
+    settings = layouts.depthfolder(tmp_path)
+    for number in range(4):
+        rewrite(label_of(tmp_path, number=number, folder="rooms/depth"), lambda x: x * 0)
+    assert "rooms/depth/train: no pixel has a depth; expected millimetres" in refusal(tmp_path, settings)
+
+
+def test_depth_that_is_no_distance(tmp_path: Path) -> None:
+    pytest.importorskip("mmdet", reason=MM)
+    settings = layouts.nyuv2(tmp_path)
+    import h5py
+
+    (path,) = tmp_path.glob("nyudepthv2/train/kitchen*/*")
+    with h5py.File(path, "r+") as file:
+        file["depth"][20, 30] = -1.0
+    assert f"{path}: holds depth below 0 (-1.0)" in refusal(tmp_path, settings, "train")
+
+
+def test_pedestrians_of_larger_images(tmp_path: Path) -> None:
+    pytest.importorskip("mmdet", reason=MM)
+    settings = layouts.citypersons(tmp_path)
+    for path in tmp_path.glob("cityscapes/leftImg8bit/train/*/*.png"):
+        rewrite(path, lambda x: x[::4, ::4])
+    words = r"anno_train.mat: 4 of 6 pedestrians are outside images of 8 x 16 pixels, as \S*ulm"
+    assert re.search(words, refusal(tmp_path, settings))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_ids_of_few_bits_are_what_they_are(bits: int, tmp_path: Path) -> None:
+    """Pillow's reader of PNGs makes the largest of 2 and 4 bits white; its writer has no such files."""
+    read_ids = pytest.importorskip("kt.data.dense_source", reason=MM).read_ids
+    ids = np.arange(12, dtype=np.uint8).reshape(3, 4) % 2**bits
+    lines = ["".join(f"{each:0{bits}b}" for each in line).ljust(16, "0") for line in ids]
+    parts = {
+        b"IHDR": struct.pack(">IIBBBBB", 4, 3, bits, 0, 0, 0, 0),
+        b"IDAT": zlib.compress(
+            b"".join(b"\0" + int(line, 2).to_bytes(2, "big")[: -(-4 * bits // 8)] for line in lines)
+        ),
+        b"IEND": b"",
+    }
+    chunks = (struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in parts.items())
+    (tmp_path / "ids.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    assert read_ids(str(tmp_path / "ids.png")).tolist() == ids.tolist()
+
+
+def test_label_maps_of_which_no_pixel_counts(tmp_path: Path) -> None:
+    pytest.importorskip("mmdet", reason=MM)
+    settings = layouts.segfolder(tmp_path)
+    for path in tmp_path.glob("street/labels/val/*"):
+        rewrite(path, lambda x: x * 0 + np.uint8(255))
+
+    class Student(torch.nn.Module):
+        def predict(self, batch: Any) -> Any:
+            for sample in batch["data_samples"]:
+                sample.pred_sem_seg = sample.gt_sem_seg
+            return batch["data_samples"]
+
+    with pytest.raises(UserError, match="^dataset: no pixel of the test images' label maps counts$"):
+        build(tmp_path, settings).score(Student())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"classes": ["a"] * 12}, {"ignore_index": 254.5}, {"ignore_index": float("inf")}, {"ignore_index": None}],
+    ids=str,
+)
+def test_classes_that_are_none(changes: Json, tmp_path: Path) -> None:
+    pytest.importorskip("mmdet", reason=MM)
+    settings = layouts.segfolder(tmp_path, {"classes": [*"abcdefghijkl"], **changes})
+    assert re.search(r"classes.json: cannot be read \(two classes have one name, or", refusal(tmp_path, settings))
+
+
 def test_dense_images_of_16_bits_and_of_no_known_range(tmp_path: Path) -> None:
     pytest.importorskip("mmdet", reason=MM)
     settings, path, found = layouts.segfolder(tmp_path), tmp_path / "street/images/train/1.png", []
@@ -325,8 +559,8 @@ def test_files_of_other_hands_that_mean_the_same(what: str, tmp_path: Path) -> N
     assert boxes_of(build(tmp_path, change_coco(tmp_path, SAME[what], "val"))) == wanted
 
 
-def test_boxes_are_those_that_mmdet_reads(tmp_path: Path) -> None:
-    """Which leaves out what is smaller than a pixel, lies outside, or is marked so."""
+def test_boxes_are_those_that_mmdet_reads(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Which leaves out what is smaller than a pixel or lies outside, as is told, or is marked so."""
     pytest.importorskip("mmdet", reason=MM)
     from mmdet.datasets import CocoDataset
 
@@ -342,6 +576,7 @@ def test_boxes_are_those_that_mmdet_reads(tmp_path: Path) -> None:
         ann_file=str(file), data_prefix={"img": str(folder)}, metainfo={"classes": ("cat", "dog")}, test_mode=True
     )
     ours = build(tmp_path, settings).train.dataset
+    assert re.search(r"instances_train.json: 4 of 1\d boxes are left out", caplog.text)
     assert len(ours) == len(theirs) == 3 and len(ours.get_data_info(1)["instances"]) == 5
     for number in range(3):
         wanted = theirs.get_data_info(number)
@@ -362,6 +597,8 @@ FAULTS: list[tuple[Callable[[Json], Any], str]] = [
     (lambda c: c["annotations"][1].update(category_id=5), r"id=1 image_id=8 category_id=5, not an image and a categ"),
     (lambda c: c["annotations"][1].update(image_id=77), r"id=1 image_id=77 category_id=9, not an image and a categ"),
     (lambda c: c["images"][1].update(id=7), r"image id=7 file_name='1.jpg', not an id of its own"),
+    (lambda c: c["images"][1].update(file_name="0.jpg"), r"image id=8 file_name='0.jpg', not a file of its own"),
+    (lambda c: c["annotations"][1].update(area=10**400), r"id=1 area=10+\.\.\.0+, not a number"),
     (lambda c: c["images"][1].pop("id"), r"image id=None file_name='1.jpg', not an id of its own"),
     (lambda c: c["images"][1].pop("width"), r"id=8 file_name='1.jpg' height=32 width=None, not a name and a size"),
     (lambda c: c["images"][1].update(height=0), r"height=0 width=64, not a name and a size"),
@@ -378,6 +615,31 @@ def test_files_that_are_not_in_cocos_form(change: Any, words: str, split: str, t
     pytest.importorskip("mmdet", reason=MM)
     told = refusal(tmp_path, change_coco(tmp_path, change, split))
     assert f"instances_{split}.json: " in told and re.search(words.replace("{split}", split), told), told
+
+
+def test_boxes_of_none_of_a_datasets_classes(tmp_path: Path) -> None:
+    pytest.importorskip("mmdet", reason=MM)
+    settings = layouts.cityscapes(tmp_path, "instanceIds")
+    images = [{"id": 1, "file_name": "ulm/ulm_000000_000019_leftImg8bit.png", "height": 32, "width": 64}]
+    boxes = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [2, 3, 20, 12], "area": 240}]
+    path = tmp_path / "cityscapes" / "annotations" / "instances_train.json"
+    path.parent.mkdir()
+    for name, is_known in (("Car", False), ("car", True)):
+        content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": name}]}
+        path.write_text(json.dumps(content))
+        if is_known:
+            build(tmp_path, settings)
+        else:
+            assert f"{path}: holds no boxes of person, rider, car" in refusal(tmp_path, settings)
+
+
+def test_instances_are_turned_with_their_image(tmp_path: Path) -> None:
+    pytest.importorskip("mmdet", reason=MM)
+    settings = layouts.cityscapes(tmp_path, "instanceIds")
+    for path in tmp_path.rglob("*ulm*.png"):
+        turn(path, 3)
+    boxes = by_index(build(tmp_path, settings), "data_samples")[1].gt_instances.bboxes.tensor
+    assert boxes[0].tolist() == [48, 12, 56, 28]
 
 
 def test_boxes_are_of_images_of_that_size(tmp_path: Path) -> None:

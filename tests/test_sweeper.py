@@ -105,7 +105,7 @@ def test_overrides_reach_the_rows_that_have_them() -> None:
         return {name for name in IDS if found[name] != base[name]}
 
     students = set(IDS) - {"teacher"}
-    assert moved("method.temperature=2") == {"kd", "ab"}
+    assert moved("method.temperature=2") == {"kd"}  # by default none follows AB
     assert moved("+method.balance=dynamic") == {"hybrid_forward"}
     assert moved("teacher=resnet56") == set(IDS) - {"baseline"}
     assert moved("student=resnet20") == students
@@ -113,6 +113,27 @@ def test_overrides_reach_the_rows_that_have_them() -> None:
     assert moved("seed=1") == students
     assert moved("teacher.seed=1") == set(IDS) - {"baseline"}
     assert moved("device=cpu", "wandb.mode=disabled") == set()
+
+
+def _loss_weights(*arguments: str) -> dict[str, Any]:
+    """Row -> the weight of its method's loss, or of that around which the method is."""
+    shown = table("kcd_strategies", "rows=[baseline,bipartite]", *arguments).shown
+    methods = {each.id: each.config["method"] for each in shown}
+    return {row: method.get("base", method)["weight"] for row, method in methods.items()}
+
+
+def test_only_stand_ins_have_the_weights_that_were_tuned_on_them() -> None:
+    assert _loss_weights() == {"baseline": 1.0, "bipartite": 1.0}
+    assert _loss_weights("scale=paper") == _loss_weights("dataset=cifar100") == {"baseline": None, "bipartite": None}
+    ours = table("kcd_strategies", "rows=[bipartite]")
+    assert ours.differs(ours.shown[0])["method.base.weight"] == [1.0, None] and ours.settings == {}
+
+
+def test_the_command_line_goes_before_tuned_weights() -> None:
+    assert _loss_weights("method.weight=7") == {"baseline": 7, "bipartite": 1.0}
+    assert _loss_weights("method.base={weight: 5.0}") == {"baseline": 1.0, "bipartite": 5.0}
+    assert table("kcd_strategies", "method.base.weight=7").settings == {"method.base.weight": ["7"]}
+    assert table("kcd_strategies", "method.base.weight=1").settings == {}
 
 
 def test_several_tables_share_cells_and_a_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,6 +212,14 @@ def test_rows_take_teachers_files_of_their_own(tmp_path: Path) -> None:
             table("cityscapes_teachers", wrong)
 
 
+@pytest.mark.parametrize(("row", "key"), [("teacher", "teacher"), ("baseline", "student"), ("kd", "teacher")])
+def test_a_file_that_is_missing_is_named_by_its_key(row: str, key: str) -> None:
+    with pytest.raises(UserError, match=rf"^{key}\.checkpoint=/none\.pth: expected a readable file"):
+        table(NAME, f"rows={row}", f"{key}.checkpoint=/none.pth")
+    with pytest.raises(UserError, match=rf"^{key}\.checkpoint=/dev/zero: expected a file"):
+        table(NAME, f"rows={row}", f"{key}.checkpoint=/dev/zero")
+
+
 def test_commands_for_separate_rows_end_in_one_table(tmp_path: Path) -> None:
     weights = [tmp_path / "a.pth", tmp_path / "b.pth"]
     for path in weights:
@@ -202,7 +231,7 @@ def test_commands_for_separate_rows_end_in_one_table(tmp_path: Path) -> None:
         for shown in found.shown:
             for cell_id in shown.cells:
                 write_cell(tmp_path, cell_id, {"top1": 50.0})
-        folder = found.write(str(tmp_path), "mini")
+        folder = found.renderer(str(tmp_path), "mini")()
         rows = json.loads((folder / "rows.json").read_text())["rows"]
         return folder.name, {row["id"]: [cell["id"] for cell in row["cells"]] for row in rows}
 
@@ -213,6 +242,8 @@ def test_commands_for_separate_rows_end_in_one_table(tmp_path: Path) -> None:
     name, other = done("rows=baseline", "schedule.lr=0.5")
     assert re.fullmatch("mini-[0-9a-f]{8}", name) and list(other) == ["baseline"]
     assert done("rows=at", "schedule.lr=0.5", "threads=1")[0] == name
+    both_ways = ["schedule.lr=0.5", "schedule.weight_decay=0.1"]
+    assert len({done("rows=at", *lines)[0] for lines in (both_ways, both_ways[::-1])}) == 1
     # What is done stays when its file has gone.
     weights[0].unlink()
     name, whole = done("rows=baseline")
@@ -312,6 +343,7 @@ def test_a_whole_table_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[s
     began = time.perf_counter()
     assert run(tmp_path, TABLE) == 0
     assert time.perf_counter() - began < 10
+    assert "nothing to train: all 7 cells are done" in capsys.readouterr().out
     assert all((path / "calls").read_text() == "x" for path in (tmp_path / "out" / "cells").iterdir())
     assert run(tmp_path, TABLE, "plan=true") == 0
     assert "7 done, 0 to train: nothing to train" in capsys.readouterr().out
@@ -383,11 +415,25 @@ def test_a_single_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str], monke
     assert run(tmp_path, *pair, "plan=true") == 0
     assert "2 cells, 0 done" in capsys.readouterr().out
     assert run(tmp_path, *pair) == 0
-    assert "top1 50.00" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "top-1 accuracy 50.00, top-2 of 4 classes 90.00" in out and "trained in 0 s" in out
+    assert run(tmp_path, *pair, "evaluation=scenes_small") == 0
+    out = capsys.readouterr().out
+    assert "trained nothing: done on" in out and "evaluation=scenes_small: mIoU 12.00" in out
     monkeypatch.setenv("FAKE_TRAINING", json.dumps({"at": "error"}))
     assert run(tmp_path, "method=at", *pair[1:]) == 3
     err = capsys.readouterr().err
     assert err.startswith("kt: error: cell ") and "error.txt" in err and err.count("\n") == 1
+
+
+def test_a_table_is_mirrored_with_the_cells_that_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("table", "mirror"):
+        monkeypatch.setattr(f"experiments.{module}.fault", lambda: "no network")
+    for given, meant in (("disabled", "disabled"), ("online", "offline")):  # trained, and done already
+        assert run(tmp_path, TABLE, "rows=kd", f"wandb.mode={given}") == 0
+        (mirrored,) = (json.loads(path.read_text()) for path in tmp_path.rglob("mirrored.json"))
+        cells = {path.name for path in (tmp_path / "out" / "cells").iterdir()}
+        assert mirrored["mode"] == meant and set(mirrored["cells"]) == cells and len(cells) == 2
 
 
 def test_second_run_needs_no_torch(tmp_path: Path) -> None:

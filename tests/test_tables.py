@@ -608,7 +608,7 @@ class Page(HTMLParser):
             self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "data")]
         if tag == "tr" and "tbody" in self.open:
             self.rows.append([])
-        elif tag == "td":
+        elif tag == "td" or (tag == "th" and "tbody" in self.open):
             self.rows[-1].append("")
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -618,7 +618,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if "td" in self.open:
+        if "tbody" in self.open and {"td", "th"} & {*self.open}:
             self.rows[-1][-1] += data.strip() and " ".join(data.split())
 
 
@@ -630,7 +630,7 @@ def test_page_is_whole_and_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     text = (folder / "index.html").read_text()
     page = Page(text)
     assert "<script" not in text
-    assert page.rows[2][0] == "<script>alert('&')</script>"
+    assert page.rows[2][0] == "<script>alert('&')</script>resnet50 → mobilenet_v1"
     assert page.rows[6][2:6] == ["75.10± 0.10", "71.39", "85.00± 0.00", "90.47"]
     assert not re.search(r"url\(\s*['\"]?(?!#)|@import", text)
     cells = [link for link in page.links if "cells/" in link]
@@ -638,20 +638,39 @@ def test_page_is_whole_and_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for link in page.links:
         assert not re.match(r"[a-z]+:|//|/", link), link
         assert (folder / link).exists(), link
-    assert page.pictures == 4
+    assert page.pictures == 4 + 3 * 2  # the paper's, and of seven rows the teacher's and those of six students
     assert all("NaN" not in part and "nan," not in part for part in re.findall(r'd="([^"]*)"', text))
-    names = sorted(path.name for path in (folder / "curves").iterdir())
-    assert names == [f"figure{n}_{kind}.png" for n in (5, 6) for kind in ("accuracy", "loss")]
-    assert all((folder / "curves" / name).read_bytes().startswith(b"\x89PNG\r\n") for name in names)
+    names = {path.stem for path in (folder / "curves").glob("*.png")}
+    assert {path.stem for path in (folder / "curves").glob("*.csv")} == names
+    figures = {f"figure{n}_{kind}" for n in (5, 6) for kind in ("accuracy", "loss")}
+    assert names == figures | {f"training_{kind}_{n}" for n in (1, 2) for kind in ("accuracy", "loss", "score")}
+    assert all((folder / "curves" / f"{name}.png").read_bytes().startswith(b"\x89PNG\r\n") for name in names)
     assert not [path for path in folder.rglob("*") if path.suffix == ".tmp"]
 
 
 def test_curves_go_when_their_results_go(tmp_path: Path) -> None:
     rows = make_run(tmp_path)
     folder = write_table(NAME, rows, tmp_path, "mini", "scenes")
-    assert len(list((folder / "curves").iterdir())) == 4
+    assert len(list((folder / "curves").glob("figure*.png"))) == 4
     write_table(NAME, rows[:2], tmp_path, "mini", "scenes")
-    assert not list((folder / "curves").iterdir())
+    assert not list((folder / "curves").glob("figure*"))
+
+
+def test_what_users_write_is_shown_as_it_is(tmp_path: Path) -> None:
+    """A label in every rendering: no markup of it takes effect, no spreadsheet computes it, no formula is drawn."""
+    label = "=1+1 *b* _i_ a_b `c` <img src=x> [t](u) | $\\frac{$ \nnext"
+    rows = make_run(tmp_path)
+    rows[2]["label"] = label
+    folder = write_table(NAME, rows, tmp_path, "mini", "scenes")
+    text = (folder / "table.md").read_text()
+    assert r"| =1+1 \*b\* \_i\_ a_b \`c\` \<img src=x> \[t\](u) \| $\\frac{$ next " in text
+    assert len({line.count(" | ") for line in text.splitlines() if line.startswith("| ")}) == 1
+    read = csv.reader(io.StringIO((folder / "table.csv").read_text()))
+    assert f"'{label}" in [row[1] for row in read]
+    for begins in "=+-@":
+        assert not re.search(rf"(^|,)\"?{re.escape(begins)}[^\d]", (folder / "table.csv").read_text(), re.MULTILINE)
+    assert r"=1+1 {*}b{*} \_i\_ a\_b `c` \textless{}img" in (folder / "table.tex").read_text()
+    assert "<img src=x>" not in (folder / "index.html").read_text()
 
 
 def test_latex_is_escaped_and_balanced(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from kt.data.names import CLASSIFICATION, DATASETS, DatasetSpec, check_dataset, settings_of
 from kt.data.spec import Data, DataSpec
 from kt.errors import needs_mm
+from kt.files import at_home
 from kt.settings import as_lists, check_settings, defaults
 
 if TYPE_CHECKING:
@@ -75,11 +76,11 @@ def build_data(
     if dataset["task"] == CLASSIFICATION:
         from kt.data.images import image_data
 
-        return image_data(dataset, Path(data_root), cache_root, device=device, **options)
+        return image_data(dataset, at_home(data_root), cache_root, device=device, **options)
     needs_mm(f"dataset.task={dataset['task']}")
     from kt.data.dense import dense_data
 
-    return dense_data(dataset, Path(data_root), cache_root, **options)
+    return dense_data(dataset, at_home(data_root), cache_root, **options)
 
 
 def unlabelled(
@@ -110,4 +111,4 @@ def unlabelled(
 
     options: dict[str, Any] = {"batch_size": batch_size, "device": device, "seed": seed, "rank": rank, "world": world}
     options["workers"] = min(8, os.cpu_count() or 1) if workers is None else workers
-    return unlabelled_loader(dataset, share, Path(data_root), cache_root, **options)
+    return unlabelled_loader(dataset, share, at_home(data_root), cache_root, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import zipfile
@@ -44,16 +45,17 @@ def kept(path: Path | None, draw: Callable[[], Arrays]) -> Arrays:
     found = _read(path)
     if found is not None:
         return found
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        found = _read(path)
-        if found is None:
-            if path.exists():
-                logger.warning("%s is damaged: its images are drawn again", path)
-            found = draw()
-            with replacing(path) as file:
-                np.savez(file, **found)  # type: ignore[arg-type]
-    return found
+    with contextlib.suppress(OSError):  # a disk that is full, or a cache that is another user's
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            found = _read(path)
+            if found is None:
+                if path.exists():
+                    logger.warning("%s is damaged: its images are drawn again", path)
+                found = draw()
+                with replacing(path) as file:
+                    np.savez(file, **found)  # type: ignore[arg-type]
+    return draw() if found is None else found
 
 
 def _read(path: Path) -> Arrays | None:

@@ -22,6 +22,9 @@ LAYOUT = (
     "cityscapes/leftImg8bit/{train,val}/<city>/*_leftImg8bit.png (https://www.cityscapes-dataset.com)"
 )
 PEDESTRIAN = 1
+STRAYS = (
+    0.1  # share of pedestrians that may have their middle outside the image, if their boxes are of images of its size
+)
 
 
 def read_annotations(path: Path) -> list[tuple[str, list[tuple[list[float], float, bool]]]]:
@@ -74,7 +77,14 @@ def read_citypersons(dataset: Mapping[str, Any], root: Path, cache: Path | None)
             raise no_images(root, path, LAYOUT)
         check_images(root, folder, names, path, LAYOUT, CITY_IMAGES)
         with opened(folder / names[-1]) as image:
-            height = image.height
+            width, height = image.size
+        boxes = [box for _, found in annotated[part] for box, _, ignored in found if not ignored]
+        strays = sum(x1 + x2 >= 2 * width or y1 + y2 >= 2 * height for x1, y1, x2, y2 in boxes)
+        if strays > STRAYS * len(boxes):
+            raise UserError(
+                f"{path}: {strays} of {len(boxes)} pedestrians are outside images of {height} x {width} pixels, as "
+                f"{folder / names[-1]} is; expected the official images, or boxes scaled with them"
+            )
     unit = height / CITYSCAPES_HEIGHT
 
     def open_split(part: str, pipeline: list[Any], training: bool) -> BaseDataset:

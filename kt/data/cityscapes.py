@@ -16,6 +16,7 @@ from mmdet.datasets.transforms import LoadAnnotations as LoadBoxes
 from mmengine.dataset import BaseDataset
 from mmseg.datasets import CityscapesDataset as CityscapesMaps
 from numpy.typing import NDArray
+from PIL import ImageOps
 
 from kt.data.dense_source import (
     DetectionList,
@@ -31,7 +32,8 @@ from kt.data.dense_source import (
 )
 from kt.data.images import opened
 from kt.data.names import CITY_IMAGES
-from kt.files import checksum, find, read_sealed, write_sealed
+from kt.errors import UserError
+from kt.files import checksum, find, read_sealed, write_sealed, writing
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +84,7 @@ def city_images(root: Path, split: str) -> list[Path]:
     folder = root / "cityscapes" / "leftImg8bit" / split
     if not folder.is_dir():
         raise missing(root, folder, LAYOUT)
-    found = sorted(find(folder, CITY_IMAGES))
+    found = sorted(path for path in find(folder, CITY_IMAGES) if path.is_file())
     if not found:
         raise no_images(root, folder, LAYOUT)
     return found
@@ -151,7 +153,10 @@ def _annotations(root: Path, split: str, images: list[Path], place: Path) -> lis
             _, found = read_coco_form(folder / name, LAYOUT)
             listed = (image["file_name"] for image in found)
             check_images(root, of_images, listed, folder / name, LAYOUT, CITY_IMAGES)
-            return labelled(found, THINGS, of_images)
+            samples = labelled(found, THINGS, of_images)
+            if not any(sample["instances"] for sample in samples):
+                raise UserError(f"{folder / name}: holds no boxes of {', '.join(THINGS)}; expected {LAYOUT}")
+            return samples
     for image in images:
         if not (path := _truth(root, image, "instanceIds")).exists():
             raise missing(root, path, f"{LAYOUT} (or {folder}/instances_{split}.json in COCO's form)")
@@ -161,8 +166,9 @@ def _annotations(root: Path, split: str, images: list[Path], place: Path) -> lis
     if not read_sealed(path):
         if path.exists():
             logger.warning("%s is damaged: its boxes are taken from the images again", path)
-        place.mkdir(parents=True, exist_ok=True)
-        write_sealed(path, coco_form(root, images))
+        with writing(place):
+            place.mkdir(parents=True, exist_ok=True)
+            write_sealed(path, coco_form(root, images))
     return labelled(read_coco_form(path, LAYOUT)[1], THINGS, of_images)
 
 
@@ -177,7 +183,7 @@ def coco_form(root: Path, images: list[Path]) -> dict[str, Any]:
     for number, image in enumerate(images):
         path = _truth(root, image, "instanceIds")
         with opened(path) as truth:
-            ids = np.asarray(truth).astype(np.int64)
+            ids = np.asarray(ImageOps.exif_transpose(truth)).astype(np.int64)
         name = "/".join(image.parts[-2:])
         described.append({"id": number, "file_name": name, "height": ids.shape[0], "width": ids.shape[1]})
         for value in np.unique(ids):

@@ -12,6 +12,7 @@ import functools
 import itertools
 import math
 import random
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from kt.data.dense_scenes import HEATMAP_STRIDE, PackKeypoints, mirrored_keypoin
 from kt.data.dense_source import Source, quiet
 from kt.data.depth import Approach, CutMiddle, PackDepth
 from kt.data.loaders import _mix, epoch_order, told_in_one_line
-from kt.data.names import read_dataset
+from kt.data.names import check_share, read_dataset
 from kt.data.spec import Data, DataSpec
 from kt.errors import UserError
 from kt.evaluation import pictures
@@ -246,16 +247,8 @@ def dense_data(
 
 def _choose(size: int, subset: int | None, validation: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rising numbers of the training samples and of those held out, both out of the first `subset` of a permutation."""
-    if subset is not None and not 0 < subset <= size:
-        raise UserError(f"dataset.subset={subset}: expected 1 to {size}, the number of training images")
-    if not 0 <= validation < 1:
-        raise UserError(
-            f"dataset.validation={validation}: expected a share of the training set, at least 0 and below 1"
-        )
+    held = check_share(size, subset, validation)
     order = np.random.default_rng(0).permutation(size)[:subset]
-    held = max(1, round(validation * len(order))) if validation else 0
-    if held >= len(order):
-        raise UserError(f"dataset.validation={validation}: of {len(order)} training images none would be left")
     return np.sort(order[: len(order) - held]), np.sort(order[len(order) - held :])
 
 
@@ -471,11 +464,14 @@ def _score(
         every = sorted(itertools.chain(*gathered(shown)), key=lambda picture: picture.index)
         coloured = source.class_names if task == "segmentation" else ()
         outcomes.sheet = pictures.Sheet(every, pictures.KEYS[task], coloured)
-    with quiet():
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # means of no class
         found = {
             key.removeprefix("kt/"): float(value) for key, value in evaluator.evaluate(len(loader.indices)).items()
         }
     if task == "segmentation":
+        if math.isnan(found["mIoU"]):
+            raise UserError("dataset: no pixel of the test images' label maps counts")
         return {"miou": found["mIoU"]}
     if outcomes is not None and task == "detection":
         values = {name: 100.0 * found.get(f"{name}_precision", 0.0) for name in source.class_names}

@@ -157,9 +157,13 @@ def read_segfolder(dataset: Mapping[str, Any], root: Path, cache: Path | None) -
     described = folder / "classes.json"
     if described.exists():
         try:
-            read = json.loads(described.read_text())
-            names, ignore = tuple(str(name) for name in read["classes"]), int(read.get("ignore_index", 255))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            read = json.loads(described.read_text(encoding="utf-8-sig"))
+            if not isinstance(read["classes"], list):
+                raise TypeError("the classes are no list")
+            names, ignore = tuple(str(name) for name in read["classes"]), read.get("ignore_index", 255)
+            if len(set(names)) < len(names) or type(ignore) is not int:
+                raise TypeError(f"two classes have one name, or ignore_index={ignore} is no whole number")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())
             form = '{"classes": ["road", ...], "ignore_index": 255}'
             raise UserError(f"{described}: cannot be read ({reason}); expected {form}") from None

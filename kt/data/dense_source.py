@@ -6,8 +6,8 @@ import contextlib
 import io
 import json
 import logging
-import math
 import reprlib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +21,13 @@ from mmengine.logging import MMLogger
 from mmseg.datasets import BaseSegDataset
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngImageFile
 
 from kt.data.images import is_deep, opened, orientation
 from kt.data.names import ANY, unseen
 from kt.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 SCALE_HINT = "or use scale=mini"
 
@@ -109,6 +112,10 @@ def _pixels(size: Sequence[Any]) -> str:
     return f"{size[0]} x {size[1]} pixels"
 
 
+# By what Pillow multiplies the grey of PNGs of 2 and 4 bits, so that the brightest is white.
+SPREAD = {"L;2": 85, "L;4": 17}
+
+
 def read_ids(path: str) -> NDArray[np.uint8]:
     """A label map, (h, w), turned by its EXIF tag as images are; of one with a palette the numbers of its colours.
 
@@ -116,7 +123,8 @@ def read_ids(path: str) -> NDArray[np.uint8]:
         UserError: It cannot be read, or is none of 8 bit ids.
     """
     with opened(path) as image:
-        ids = np.asarray(ImageOps.exif_transpose(image))
+        spread = SPREAD.get(str(image.tile[0].args), 1) if isinstance(image, PngImageFile) else 1
+        ids = np.asarray(ImageOps.exif_transpose(image)) // spread
     if ids.ndim != 2:
         cure = "colours of classes have to be replaced by ids first"
         raise UserError(f"{path}: has {ids.shape[-1]} channels; expected one, the class ids ({cure})")
@@ -214,6 +222,8 @@ def check_images(root: Path, folder: Path, names: Iterable[str], listed: Path, l
 
 # Faults of a file that are told.
 TOLD = 3
+# So large a share of its boxes may be left out without a word: real files have a few below a pixel. Our choice.
+SILENT = 0.01
 
 
 def read_coco_form(path: Path, layout: str) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
@@ -234,7 +244,7 @@ def read_coco_form(path: Path, layout: str) -> tuple[tuple[str, ...], list[dict[
 
     try:
         read = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise refused([" ".join(str(error).split())]) from None
     parts: dict[str, list[dict[str, Any]]] = read if isinstance(read, dict) else {}
     if faults := [
@@ -251,6 +261,7 @@ def read_coco_form(path: Path, layout: str) -> tuple[tuple[str, ...], list[dict[
         else:
             names[key] = name
     images: dict[str, dict[str, Any]] = {}
+    files: set[str] = set()
     whole = all(type(row.get("id")) is int for row in parts["images"])
     for number, row in enumerate(parts["images"]):
         key, sides = _identifier(row, "id"), (row.get("height"), row.get("width"))
@@ -258,7 +269,10 @@ def read_coco_form(path: Path, layout: str) -> tuple[tuple[str, ...], list[dict[
             faults.append(f"image {_of(row, 'id', 'file_name', 'height', 'width')}, not a name and a size")
         elif key is None or key in images:
             faults.append(f"image {_of(row, 'id', 'file_name')}, not an id of its own")
+        elif row["file_name"] in files:
+            faults.append(f"image {_of(row, 'id', 'file_name')}, not a file of its own")
         else:
+            files.add(row["file_name"])
             images[key] = {"img_id": row["id"] if whole else number, "file_name": row["file_name"]}
             images[key] |= {"height": sides[0], "width": sides[1], "instances": []}
     count = 0
@@ -282,6 +296,12 @@ def read_coco_form(path: Path, layout: str) -> tuple[tuple[str, ...], list[dict[
         raise refused(faults)
     if not count:
         raise UserError(f"{path}: holds no boxes that count; expected {layout}")
+    rows, kept = parts["annotations"], sum(len(image["instances"]) for image in images.values())
+    left = sum(not row.get("ignore") for row in rows) - kept
+    if left > SILENT * len(rows):
+        logger.warning(
+            "%s: %d of %d boxes are left out, outside of their images or below a pixel", path, left, len(rows)
+        )
     return tuple(names.values()), list(images.values())
 
 
@@ -299,7 +319,7 @@ def _identifier(row: dict[str, Any], key: str) -> str | None:
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def labelled(images: Iterable[dict[str, Any]], classes: Sequence[str], folder: Path) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from mmcv.transforms import BaseTransform
 from mmengine.dataset import BaseDataset
 from mmseg.structures import SegDataSample
 from numpy.typing import NDArray
+from PIL import ImageOps
 
 from kt.data import scenes
 from kt.data.cache import drawn as cached
@@ -25,6 +26,7 @@ from kt.data.dense_scenes import ReadScene, ReadSemantic, scene_seed
 from kt.data.dense_source import ReadImage, SegmentationList, Source, missing, no_images
 from kt.data.images import opened
 from kt.errors import UserError
+from kt.files import find
 
 NAMES = ("depth",)
 MILLIMETRES = 1000
@@ -47,7 +49,7 @@ NYU_LAYOUT = (
 
 
 class ReadDepth(BaseTransform):
-    """Reads a depth map of 16 bit in millimetres."""
+    """Reads a depth map of 16 bit in millimetres, turned by its EXIF tag as images are."""
 
     def transform(self, results: dict) -> dict:
         """Adds `gt_seg_map`.
@@ -57,7 +59,7 @@ class ReadDepth(BaseTransform):
         """
         path = results["depth_path"]
         with opened(path) as image:
-            mode, depth = image.mode, np.asarray(image)
+            mode, depth = image.mode, np.asarray(ImageOps.exif_transpose(image))
         if not mode.startswith("I"):
             raise UserError(f"{path}: is an image of the kind {mode}; expected 16 bit and one channel, millimetres")
         if depth.shape != results["img"].shape[:2]:
@@ -91,9 +93,12 @@ class ReadPair(BaseTransform):
                 f"{name} {each.dtype} {each.shape}" for name, each in (("rgb", image), ("depth", depth))
             )
             raise UserError(f"{path}: holds {found}; expected rgb uint8 (3, h, w) and depth (h, w) of floats")
+        if (depth < 0).any():
+            raise UserError(f"{path}: holds depth below 0 ({depth[depth < 0].min()}); expected metres, or 0")
         inner = tuple(slice(each, -each) for each in FRAME)
         results["img"] = np.ascontiguousarray(image[::-1].transpose(1, 2, 0)[inner])
-        results["gt_seg_map"] = depth[inner].astype(np.float32)
+        # What is no number has no depth either: 0, as where nothing was measured.
+        results["gt_seg_map"] = np.nan_to_num(depth[inner].astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
         results["img_shape"] = results["ori_shape"] = results["img"].shape[:2]
         return results
 
@@ -240,7 +245,16 @@ def read_depthfolder(dataset: Mapping[str, Any], root: Path, cache: Path | None)
     """
     layout = "images/<split>/*.png|jpg and depth/<split>/*.png of the same names, 16 bit in millimetres (your own)"
     samples = pairs_of(dataset, root, layout, ("depth", "depth_path"))
+    if not any(_is_known(sample["depth_path"]) for sample in samples["train"]):
+        place = Path(samples["train"][0]["depth_path"]).parent
+        raise UserError(f"{place}: no pixel has a depth; expected millimetres, 0 only where there is no reading")
     return _source(samples, ReadImage(), [ReadDepth()])
+
+
+def _is_known(path: str) -> bool:
+    """Whether any pixel of a depth map has a depth."""
+    with opened(path) as image:
+        return bool(np.asarray(image).any())
 
 
 def read_nyuv2(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> Source:
@@ -258,7 +272,7 @@ def read_nyuv2(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> So
         place = root / "nyudepthv2" / split
         if not place.is_dir():
             raise missing(root, place, NYU_LAYOUT)
-        samples[part] = [{"img_path": str(path)} for path in sorted(place.glob("*/*.h5"))]
+        samples[part] = [{"img_path": str(path)} for path in sorted(find(place, "*/*.h5"))]
         if not samples[part]:
             raise no_images(root, place, NYU_LAYOUT)
     return _source(samples, ReadPair(), [])

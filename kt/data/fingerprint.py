@@ -23,7 +23,7 @@ from typing import Any
 
 from kt.data.names import DATASETS, IMAGE_ENDS, PACKED_ENDS, folder_of
 from kt.errors import UserError
-from kt.files import checksum, find, read_json, write_bytes
+from kt.files import at_home, checksum, find, read_json, write_bytes
 from kt.settings import Dataset, kinds
 
 Listing = dict[str, dict[str, Any]]
@@ -85,7 +85,7 @@ def state_of(dataset: Mapping[str, Any], data_root: str | os.PathLike[str], cach
         data_root: The folder that holds it.
         cache: A folder that keeps checksums; used only where the folder above it exists.
     """
-    root = Path(data_root).expanduser().absolute()
+    root = at_home(data_root).absolute()
     spec = DATASETS[dataset["name"]]
     folder = folder_of(dataset)
     given = {**dataset, "folder": folder or dataset["name"]}
@@ -146,7 +146,7 @@ def changes(state: State, before: Mapping[str, Any] | None, cache: Path) -> str 
         return None
     if "digests" not in now or "digests" not in before:
         return f"{state}: the code that draws it differs"
-    new, old = (read_json(_listing_file(cache, summary)) for summary in (now, before))
+    new, old = (_kept(_listing_file(cache, summary)) for summary in (now, before))
     if not new or not old:
         parts = [part for part, digest in now["digests"].items() if before["digests"].get(part) != digest]
         counts = ", ".join(f"{now[part]} {part}, {before[part]} before" for part in ("images", "labels"))
@@ -176,7 +176,7 @@ def _differ(new: Mapping[str, Any], old: Mapping[str, Any], name: str) -> bool:
 def _look(root: Path, images: Iterable[str], labels: Iterable[str], cache: Path) -> tuple[Listing, int]:
     """What there is: of images the sizes (None for a folder), of labels and sampled images the checksums, by name."""
     known = cache / "checksums.json"
-    sums: ChainMap[str, Any] = ChainMap({}, read_json(known) or {})  # what is read anew comes into the first
+    sums: ChainMap[str, Any] = ChainMap({}, _kept(known) or {})  # what is read anew comes into the first
 
     def mark(path: Path) -> str:
         return checksum(path, sums)[:32]
@@ -192,7 +192,7 @@ def _look(root: Path, images: Iterable[str], labels: Iterable[str], cache: Path)
                 elif path.suffix.lower() in (*IMAGE_ENDS, *PACKED_ENDS) and name not in seen:
                     sizes[name] = path.stat().st_size
         files = [name for name, size in sizes.items() if size is not None]
-        sample = heapq.nsmallest(SAMPLE, files, key=lambda name: (zlib.crc32(name.encode()), name))
+        sample = heapq.nsmallest(SAMPLE, files, key=_order)
         listing: Listing = {
             "images": dict(sorted(sizes.items())),
             "labels": {name: mark(seen[name]) for name in sorted(seen)},
@@ -201,16 +201,29 @@ def _look(root: Path, images: Iterable[str], labels: Iterable[str], cache: Path)
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
     if news := sums.maps[0]:
-        _keep(known, {**(read_json(known) or {}), **news}, again=True)
+        _keep(known, {**(_kept(known) or {}), **news}, again=True)
     return listing, len(news)
+
+
+def _order(name: str) -> tuple[int, str]:
+    """By what the files of a sample come first: at random, and the same everywhere."""
+    return zlib.crc32(name.encode(errors="surrogateescape")), name
 
 
 def _keep(path: Path, content: Any, again: bool = False) -> None:
     """Keeps what can be had again, where a run writes anyway and the disk allows it."""
-    if path.parent.parent.is_dir() and (again or not path.exists()):
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):
+        if path.parent.parent.is_dir() and (again or not path.exists()):
             path.parent.mkdir(exist_ok=True)
             write_bytes(path, json.dumps(content).encode())
+
+
+def _kept(path: Path) -> dict[str, Any] | None:
+    """What `_keep` has kept, unless only another user can read it."""
+    try:
+        return read_json(path)
+    except UserError:
+        return None
 
 
 def _listing_file(cache: Path, summary: Mapping[str, Any]) -> Path:

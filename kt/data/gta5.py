@@ -55,7 +55,8 @@ def read_gta5(dataset: Mapping[str, Any], root: Path, cache: Path | None) -> Sou
         raise no_images(root, folder / "images", LAYOUT)
     validation, listed = None, folder / "val.txt"
     if listed.exists():
-        validation = [Path(line.strip()).stem + ".png" for line in listed.read_text().splitlines() if line.strip()]
+        text = listed.read_text(encoding="utf-8-sig", errors="replace")
+        validation = [Path(line.strip()).stem + ".png" for line in text.splitlines() if line.strip()]
         strangers = sorted(set(validation) - set(names))
         if strangers or not validation:
             problem = f"names {strangers[0]}, which is not in {folder / 'images'}" if strangers else "is empty"

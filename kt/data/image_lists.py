@@ -12,6 +12,7 @@ from typing import Any
 from kt.data.images import Images
 from kt.data.names import is_image, unseen
 from kt.errors import UserError
+from kt.files import find
 from kt.settings import shown
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class _Folder:
     def lines(self, name: str) -> list[str]:
         """The lines of a list."""
         try:
-            text = (self.path / name).read_text("utf-8")
+            text = (self.path / name).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             reason = "there is no" if isinstance(error, FileNotFoundError | NotADirectoryError) else "cannot read"
             raise self.wrong(f"{reason} {self.path / name}") from None
@@ -211,7 +212,7 @@ def read_tiny_imagenet(dataset: Mapping[str, Any], root: Path, cache: Path | Non
     trained = []
     for name in names:
         place = f"train/{name}/images"
-        files = sorted(path.name for path in (folder.path / place).glob("*") if is_image(path))
+        files = sorted(path.name for path in find(folder.path / place, "*") if is_image(path))
         if not files:
             raise folder.wrong(f"there are no images in {folder.path / place}")
         trained += [(f"{place}/{file}", name) for file in files]

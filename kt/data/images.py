@@ -6,7 +6,6 @@ import contextlib
 import functools
 import logging
 import os
-import pickle
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,8 @@ from torchvision.transforms import v2
 from kt.data import scenes
 from kt.data.cache import Arrays, drawn
 from kt.data.loaders import Loader, ResidentLoader, StreamingLoader
-from kt.data.names import ANY, folder_of, is_hidden, is_image, read_dataset
+from kt.data.names import ANY, check_share, folder_of, is_hidden, is_image, read_dataset
+from kt.data.pickles import as_text, read_pickle
 from kt.data.spec import Data, DataSpec
 from kt.errors import UserError
 from kt.evaluation.accuracy import evaluate_accuracy
@@ -138,27 +138,31 @@ def image_data(
     labels, test_labels = _labels(source.train), _labels(source.test)
     classes = len(source.class_names)
     if not len(test_labels):
-        raise UserError(f"dataset.name={dataset['name']}: has no test images; it is of use as method.source only")
+        raise UserError(
+            f"dataset.name={dataset['name']}: has no test images; without any it is of use as method.source only"
+        )
+    held = check_share(len(labels), dataset["subset"], dataset["validation"])
     chosen = _chosen(labels, dataset, classes)
     held_out: NDArray[np.int64] = np.empty(0, np.int64)
-    if dataset["validation"]:
-        size = max(1, round(dataset["validation"] * len(chosen)))
-        held_out = chosen[balanced_subset(labels[chosen], size, classes, last=True)]
+    if held:
+        held_out = chosen[balanced_subset(labels[chosen], held, classes, last=True)]
         chosen = np.setdiff1d(chosen, held_out)
     size = dataset["image_size"]
     common: dict[str, Any] = {"batch_size": batch_size, "device_batch": device_batch, "seed": seed}
     common |= {"device": torch.device(device), "rank": rank, "world": world}
     resident = dataset["resident"]
     train = _loader(source.train, labels, chosen, size, dataset["augmentation"], True, resident, workers, common)
-    held = (source.train, labels) if len(held_out) else (source.test, test_labels)
-    tested = held_out if len(held_out) else np.arange(len(test_labels))
-    test = _loader(*held, tested, size, "none", False, resident, workers, common)
+    scored = (source.train, labels) if held else (source.test, test_labels)
+    tested = held_out if held else np.arange(len(test_labels))
+    test = _loader(*scored, tested, size, "none", False, resident, workers, common)
     numbers = (len(chosen), len(tested))
     facts = (dataset["name"], classes, size, source.mean, source.std, *numbers, source.class_names)
     classes_of = np.full(chosen.max() + 1, -1)
     classes_of[chosen] = labels[chosen]
     spec = DataSpec(*facts, largest_index=int(chosen.max()), labels=classes_of)
-    return Data(spec, train, test, functools.partial(evaluate_accuracy, loader=test, num_classes=classes))
+    names = list(source.class_names)
+    score = functools.partial(evaluate_accuracy, loader=test, num_classes=classes, class_names=names)
+    return Data(spec, train, test, score)
 
 
 def unlabelled_loader(
@@ -174,6 +178,7 @@ def unlabelled_loader(
     """A loader of a share of a dataset's training images; see `kt.data.unlabelled`."""
     source = _read(dataset, data_root, cache_root)
     labels = _labels(source.train)
+    check_share(len(labels), dataset["subset"], 0.0, "method.source")
     chosen = _chosen(labels, dataset, len(source.class_names))
     count = round(share * len(chosen))
     if count < 2:  # batch normalisation needs two
@@ -228,13 +233,7 @@ def _chosen(labels: NDArray[np.int64], dataset: Mapping[str, Any], classes: int)
 
 
 def balanced_subset(labels: NDArray[np.int64], size: int, classes: int, last: bool = False) -> NDArray[np.int64]:
-    """Indices, rising, of the first (or last) samples of every class in turn, `size` in all.
-
-    Raises:
-        UserError: There are fewer samples.
-    """
-    if not 0 < size <= len(labels):
-        raise UserError(f"dataset.subset={size}: expected 1 to {len(labels)}, the number of training images")
+    """Indices, rising, of the first (or last) samples of every class in turn, `size` in all, of at least as many."""
     order = np.argsort(labels, kind="stable")
     counts = np.bincount(labels, minlength=classes)
     # The k-th sample of each class, class by class: rank within the class first, then the class.
@@ -405,20 +404,23 @@ def read_cifar100(dataset: Mapping[str, Any], root: Path, cache: Path | None) ->
     records = {}
     for name in ("train", "test", "meta"):
         try:
-            with open(folder / name, "rb") as file:
-                records[name] = pickle.load(file, encoding="bytes")
-        except (FileNotFoundError, NotADirectoryError):
-            raise UserError(f"data_root={str(root)!r}: there is no {folder / name}; {CIFAR_LAYOUT}") from None
-        except Exception as error:  # a pickle can raise anything
-            reason = " ".join(str(error).split())
-            raise UserError(f"{folder / name}: is no pickle ({reason}); {CIFAR_LAYOUT}") from None
+            records[name] = read_pickle(folder / name)
+        except OSError as error:
+            missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+            reason = f"there is no {folder / name}" if missing else f"{folder / name}: {error.strerror}"
+            raise UserError(f"data_root={str(root)!r}: {reason}; {CIFAR_LAYOUT}") from None
+        except UserError as error:
+            raise UserError(f"{error}; {CIFAR_LAYOUT}") from None
     try:
         arrays = {
-            name: [np.asarray(records[name][key]) for key in (b"data", b"fine_labels")] for name in ("train", "test")
+            name: [np.asarray(records[name][key]) for key in ("data", "fine_labels")] for name in ("train", "test")
         }
-        names = tuple(value.decode() for value in records["meta"][b"fine_label_names"])
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        names = tuple(as_text(value) for value in records["meta"]["fine_label_names"])
+    except KeyError as error:
         raise UserError(f"{folder}: the pickles lack {error}; {CIFAR_LAYOUT}") from None
+    except (ValueError, TypeError, OverflowError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{folder}: the pickles hold no images, labels and names ({reason}); {CIFAR_LAYOUT}") from None
     parts = []
     for name, (images, labels) in arrays.items():
         whole = images.dtype.kind in "iu" and 0 <= images.min(initial=0) <= images.max(initial=0) <= 255

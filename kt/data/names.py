@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -359,14 +360,29 @@ def folder_of(dataset: Mapping[str, Any]) -> str | None:
     return str(PurePosixPath(dataset["folder"])) if dataset["folder"] else DATASETS[dataset["name"]].folder
 
 
+def _decisive_keys(spec: DatasetSpec) -> tuple[str, ...]:
+    return (*COMMON, *spec.keys, *(key for key in kinds(spec.settings) if key not in kinds(Dataset)))
+
+
 def content(dataset: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a dataset's config that decide its images; the others are of no account for one of its name."""
     spec = DATASETS[dataset["name"]]
-    added = [key for key in kinds(spec.settings) if key not in kinds(Dataset)]
-    found = {key: dataset[key] for key in (*COMMON, *spec.keys, *added)}
+    found = {key: dataset[key] for key in _decisive_keys(spec)}
     if "folder" in found:
         found["folder"] = None if (folder := folder_of(dataset)) == spec.folder else folder
     return found
+
+
+def idle(dataset: Mapping[str, Any]) -> dict[str, str]:
+    """Keys of a dataset's config that decide nothing of it, each with what they go with (`resident` is about memory).
+
+    Which dataset stands in for another one is told by the file of a choice alone.
+    """
+    spec = DATASETS[dataset["name"]]
+    others = kinds(spec.settings).keys() - {*_decisive_keys(spec), "resident", "stand_in"}
+    able = {key: [name for name, other in DATASETS.items() if key in other.keys] for key in others}
+    found = {key: f"dataset={' or '.join(names)}, not {dataset['name']}" for key, names in able.items()}
+    return {**found, "stand_in": "the file of a dataset; choose another one by dataset="}
 
 
 def is_hidden(path: Path) -> bool:
@@ -448,6 +464,9 @@ def check_dataset(dataset: Mapping[str, Any], key: str = "dataset") -> None:
     for part in SPLIT_SIZES:
         if DATASETS[dataset["name"]].code and dataset[part] is None:
             raise UserError(f"{key}.{part}=null: expected how many images to draw, for {dataset['name']}")
+    known = dataset["train_size"] if DATASETS[name].code else dataset["subset"]
+    if known is not None:
+        check_share(known, dataset["subset"], dataset["validation"], key)
     size, crop, task = dataset["image_size"], dataset["crop_size"], dataset["task"]
     if task == CLASSIFICATION and not isinstance(size, int):
         raise UserError(f"{key}.image_size={size}: expected pixels a side, for {task}")
@@ -459,8 +478,35 @@ def check_dataset(dataset: Mapping[str, Any], key: str = "dataset") -> None:
         raise UserError(f"{key}.crop_size={crop}: expected {expected}, for {task}")
 
 
+def check_share(size: int, subset: int | None, validation: float, key: str = "dataset") -> int:
+    """How many training images are held out.
+
+    Args:
+        size: Images of the training set.
+        subset: How many of them take part; None: all.
+        validation: Share of these to hold out.
+        key: What the error calls the dataset.
+
+    Raises:
+        UserError: There are fewer images, or none is left to train on.
+    """
+    if not size:
+        raise UserError(f"{key}: there are no training images")
+    if subset is not None and subset > size:
+        raise UserError(f"{key}.subset={subset}: expected 1 to {size}, the number of training images")
+    taken = size if subset is None else subset
+    held = max(1, round(validation * taken)) if validation else 0
+    if held >= taken:
+        raise UserError(f"{key}.validation={validation}: of {taken} training images none would be left")
+    return held
+
+
 def _is_pair(size: Any) -> bool:
     return isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
+
+
+# Errors that somebody's files cause: missing, not to be read by us, of another kind, links in a circle.
+_OF_FILES = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 
 def read_dataset(dataset: Mapping[str, Any], data_root: Path, cache_root: Path | None) -> Any:
@@ -471,7 +517,13 @@ def read_dataset(dataset: Mapping[str, Any], data_root: Path, cache_root: Path |
     """
     name = dataset["name"]
     module, _, function = DATASETS[name].readers[dataset["task"]].partition(":")
-    source = getattr(importlib.import_module(module), function)(content(dataset), data_root, cache_root)
+    reader = getattr(importlib.import_module(module), function)
+    try:
+        source = reader(content(dataset), data_root, cache_root)
+    except OSError as error:
+        if error.errno not in _OF_FILES:
+            raise  # of the machine: a full disk, a broken one
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
     classes = len(source.class_names)
     if dataset["num_classes"] not in (None, classes):
         raise UserError(f"dataset.num_classes={dataset['num_classes']}: {name} has {classes} classes (leave it null)")

@@ -23,10 +23,11 @@ class Outcomes:
     """What a score leaves beside its numbers; a score fills one that it is given.
 
     Attributes:
-        images: `indices`, int64 (n,), rising, and beside it arrays of n rows: `top1` and `top5`, bool (n,); or
+        images: `indices`, int64 (n,), rising, and beside it arrays of n rows: `top1` and `top5`, bool (n,), and
+            `label` and `found`, int32 (n,), the true class and the one found; or
             `intersect`, `union` and `truth`, int32 (n, classes), in pixels; or in metres `rmse`, and of the true depth
             `depth_mean` and `depth_std`, float32 (n,), NaN for an image of which no depth is known.
-        classes: `iou` or `ap` -> class -> percent, None for a class that the test set lacks.
+        classes: `top1`, `iou` or `ap` -> class -> percent, None for a class that the test set lacks.
         sheet: Pictures of the first test images.
     """
 

@@ -1,10 +1,9 @@
-"""Observers of a phase: records, evaluation, checkpoints, progress, Weights & Biases."""
+"""Observers of a phase: records, evaluation, checkpoints, progress."""
 
 from kt.hooks.checkpoint import CheckpointHook
 from kt.hooks.evaluate import EvaluateHook, SyncBuffersHook
 from kt.hooks.progress import ProgressHook
 from kt.hooks.records import RecordHook
-from kt.hooks.wandb import WandbRun
 
 __all__ = [
     "CheckpointHook",
@@ -12,5 +11,4 @@ __all__ = [
     "ProgressHook",
     "RecordHook",
     "SyncBuffersHook",
-    "WandbRun",
 ]

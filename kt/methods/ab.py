@@ -10,6 +10,7 @@ from kt.features import Features
 from kt.functional import activation_boundary, soft_target
 from kt.methods.base import METHODS, Method
 from kt.methods.blocks import as_it_is, choose_pairs, initialisation, match_size
+from kt.methods.kd import check_classes
 from kt.phase import Batch, Phase, only, student_alone
 from kt.stages import as_map
 from kt.transfer import TransferModel
@@ -56,6 +57,7 @@ class ActivationBoundary(Method):
         self.weight, self.margin, self.init_fraction = weight, margin, init_fraction
         self.after, self.temperature = after, temperature
         if after == "kd":
+            check_classes(student, teacher, "method.after=kd")
             self.weights = {"task": 0.0, "soft": 1.0}
         self.pairs = choose_pairs(student, teacher, stages)
         self.connectors = nn.ModuleList()

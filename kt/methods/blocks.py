@@ -76,8 +76,6 @@ def choose_pairs(
             raise UserError(f"{key}={stages}: expected {', '.join(named)} or numbers of stages{nearest(stages, named)}")
         return named[stages]
     found = dict(pairs)
-    if not stages:
-        raise UserError(f"{key}=[]: expected some of {sorted(found)}, or {', '.join(named)}")
     for index in stages:
         if index not in found:
             raise UserError(

@@ -43,16 +43,13 @@ from kt.features import Features, Transformed
 from kt.functional import channel_consistency, match_channels
 from kt.methods.base import METHODS, Compare, Compared, Method, Student, Teacher, build_method, find_method, task_alone
 from kt.phase import CONSTANT, TRAIN, Batch, Loop, Loss, Phase, everything, only, student_alone
-from kt.settings import shown
+from kt.settings import FIXED, LEARNED, MATCHED
 from kt.stages import as_map
 from kt.transfer import TransferModel, evaluating
 
 if TYPE_CHECKING:
     from kt.data import DataSpec
 
-MATCHED = ("bipartite", "greedy")
-FIXED = ("random", "identity")
-LEARNED = ("subnet_fc", "subnet_res")
 SOLO, SOURCE = "solo", "source"
 FILE = "transform.pth"
 
@@ -182,12 +179,6 @@ class KnowledgeConsistent(Method):
         self.groups = shrunk_groups(groups, groups_for, self.classes)
         if not 1 <= self.groups <= max(1, self.classes):
             raise UserError(f"method.groups={groups}: expected 1 to {self.classes}, the number of classes")
-        if self.groups > 1 and (strategy in LEARNED or update_every is not None):
-            raise UserError(
-                f"method.groups={groups}: expected 1 with strategy={strategy}, update_every={shown(update_every)}"
-            )
-        if update_every is not None and strategy not in MATCHED:
-            raise UserError(f"method.update_every={update_every}: expected null with strategy={strategy}")
         self.channels = channels = theirs if match == "adapter" else ours
         self.transform: ChannelTransform | LearnedTransform
         if strategy in LEARNED:

@@ -15,6 +15,24 @@ from kt.methods.base import METHODS, Method, Student, Teacher
 from kt.phase import Batch
 
 
+def check_classes(student: Classifier, teacher: Classifier, key: str) -> None:
+    """Refuses a teacher whose scores are of other classes than the student's.
+
+    Args:
+        student: The student.
+        teacher: Its teacher.
+        key: What asks for soft targets.
+
+    Raises:
+        UserError: Says how many there are.
+    """
+    ours, theirs = (network.head.classifier.out_features for network in (student, teacher))
+    if ours != theirs:
+        raise UserError(
+            f"{key}: the teacher knows {theirs} classes, the student {ours}; soft targets need the same ones"
+        )
+
+
 @METHODS.register_module(name="kd")
 class KnowledgeDistillation(Method):
     """The task's loss and the soft targets of the teacher.
@@ -49,11 +67,7 @@ class KnowledgeDistillation(Method):
                 raise UserError("method=kd: the teacher gives no depth; expected a depth network, as the student is")
             return
         # Or a view of one, as knowledge consistent distillation has it.
-        ours, theirs = student.head.classifier.out_features, cast(Classifier, teacher).head.classifier.out_features
-        if ours != theirs:
-            raise UserError(
-                f"method=kd: the teacher knows {theirs} classes, the student {ours}; soft targets need the same ones"
-            )
+        check_classes(student, cast(Classifier, teacher), "method=kd")
 
     def terms(self, ours: Features, theirs: Features, batch: Batch) -> dict[str, Tensor]:
         """The soft targets."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from kt.classifier import Classifier
+from kt.errors import UserError
 from kt.features import Features
 from kt.functional import rkd_angle, rkd_distance
 from kt.methods.base import METHODS, Method
@@ -34,7 +35,13 @@ class RelationalKnowledge(Method):
         return len(model.teacher.stages)
 
     def terms(self, ours: Features, theirs: Features, batch: Batch) -> dict[str, Tensor]:
-        """Of distances and of angles."""
+        """Of distances and of angles.
+
+        Raises:
+            UserError: There is one image, and nothing to compare it with.
+        """
+        if len(batch["inputs"]) < 2:
+            raise UserError("schedule.batch_size: method=rkd compares the images of a pass; expected two or more")
         feature, target = ours.pooled.float(), theirs.pooled.float()
         return {"distance": rkd_distance(feature, target), "angle": rkd_angle(feature, target)}
 

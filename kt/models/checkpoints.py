@@ -106,14 +106,14 @@ def read_state(path: Path, key: str) -> dict[str, Tensor]:
     for part in PARTS:
         if isinstance(state, dict) and isinstance(state.get(part), dict):
             state = state[part]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise UserError(f"{key}={str(path)!r}: expected a state dict, the file holds something else")
     return state
 
 
 def _averaged(content: dict[str, Any], path: Path) -> dict[str, Any]:
     """The part of a checkpoint with averaged weights, or all of it if it has none; says so."""
-    part = next((name for name in AVERAGED if isinstance(content.get(name), dict)), None)
+    part = next((name for name in AVERAGED if content.get(name) and isinstance(content[name], dict)), None)
     if part is None:
         return content
     meta = content.get("meta")
@@ -148,7 +148,8 @@ def read_file(path: Path, key: str) -> Any:
         if name := refused_code(error):
             raise UserError(f"{named}: {_conversion(path, name)}") from None
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{named}: expected a file of torch.save or safetensors ({reason})") from None
+        told = "" if "weights_only" in reason else f" ({reason})"  # torch would have the file's code run
+        raise UserError(f"{named}: expected a file of torch.save or safetensors{told}") from None
 
 
 def _no_checkpoint(path: Path, head: bytes) -> str | None:
@@ -159,17 +160,25 @@ def _no_checkpoint(path: Path, head: bytes) -> str | None:
         return "a Git LFS pointer; fetch the file itself with `git lfs pull`"
     if head.lstrip().startswith(b"<"):
         return "a web page (HTML); download the file itself"
-    if head.startswith(b"PK") and not _has_pickle(path):
-        return "a zip archive that torch.save has not written, or a damaged one"
+    if head.lstrip().startswith(b"{"):
+        return "a JSON file; of a checkpoint in several files it may be the index, join them first"
+    if head.startswith(b"PK"):
+        held = _names_in(path)
+        if any(name.endswith("/constants.pkl") for name in held):
+            return "a TorchScript archive; save the state_dict() of what torch.jit.load gives"
+        if not any(name.endswith("/data.pkl") for name in held):
+            return "a zip archive that torch.save has not written, or a damaged one"
     return None
 
 
-def _has_pickle(path: Path) -> bool:
+def _names_in(path: Path) -> list[str]:
+    """The files in a zip archive; none if it is damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/data.pkl") for name in archive.namelist())
-    except zipfile.BadZipFile:
-        return False
+            return archive.namelist()
+    # It may stumble over anything: a name that is no UTF-8, a version that does not exist, a size beyond the end.
+    except Exception:
+        return []
 
 
 def refused_code(error: Exception) -> str | None:
@@ -222,16 +231,21 @@ STAND_INS = [
             "argparse.Namespace",
             "builtins.dict",  # of a defaultdict
             "builtins.float",
+            "builtins.frozenset",
             "builtins.getattr",  # of a HistoryBuffer's methods
             "builtins.int",
             "builtins.list",
+            "builtins.range",
             "builtins.slice",
+            *(f"datetime.{name}" for name in ("date", "datetime", "time", "timedelta", "timezone")),
             "mmengine.logging.history_buffer.HistoryBuffer",
             "numpy.dtype",
             "numpy.ndarray",
             *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
-            "pathlib.PosixPath",
-            "pathlib.WindowsPath",
+            *(f"pathlib.{place}{name}Path" for place in ("", "_local.") for name in ("Posix", "Windows")),
+            "torch.torch_version.TorchVersion",
+            "types.SimpleNamespace",
+            "uuid.UUID",
         )
     ),
     _stand_in("collections.defaultdict", dict),

@@ -38,10 +38,9 @@ class Projection(nn.Conv2d):
     if they read 8 channels from maps of 46 pixels a side or more.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The projection of a map (n, c, h, w)."""
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         down, right = self.stride
-        return F.conv2d(x[:, :, ::down, ::right], self.weight, self.bias)
+        return F.conv2d(x[:, :, ::down, ::right], weight, bias)
 
 
 class CifarResNet(nn.Module):
@@ -186,6 +185,7 @@ class ShuffleUnit(nn.Module):
         return self.relu(self.preactivation(x))
 
 
+@torch.fx.wrap  # its branches are nothing for a tracer
 def shuffle(x: Tensor, groups: int) -> Tensor:
     """Channels (g, c/g) of a map (n, c, h, w) in the order (c/g, g); the memory format stays."""
     n, c, h, w = x.shape

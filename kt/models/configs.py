@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
 from kt.errors import UserError, nearest
+from kt.files import at_home
 
 
 def read_config_file(name: str, key: str) -> Any:
@@ -22,10 +24,10 @@ def read_config_file(name: str, key: str) -> Any:
     """
     from mmengine.config import Config
 
-    path = Path(name) if Path(name).is_file() else _stock(name, key)
+    path = at_home(name) if os.path.isfile(at_home(name)) else _stock(name, key)
     try:
         config = Config.fromfile(path)
-    except Exception as error:  # a config is a program: anything may go wrong in it
+    except (Exception, SystemExit) as error:  # a config is a program: anything may go wrong in it
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{key}={name}: cannot be read as a config of mmdet or mmseg ({reason})") from None
     if "model" not in config:

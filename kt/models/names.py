@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kt.files import at_home
+
 
 class Normalisation(NamedTuple):
     """How a network wants its input: `(image - mean) / std` per channel for RGB images in 0..1."""
@@ -164,14 +166,14 @@ def folder_of_weights(name: str, weights: str) -> Path | None:
         weights: The library's name of them.
     """
     spec = NETWORKS[DENSE_NETWORKS[name].backbone if name in DENSE_NETWORKS else name]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    cache = at_home(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     if spec.family.startswith("timm"):
-        home = Path(os.environ.get("HF_HOME") or cache / "huggingface")
+        home = at_home(os.environ.get("HF_HOME") or cache / "huggingface")
         folder, pattern = (
-            Path(os.environ.get("HF_HUB_CACHE") or home / "hub"),
+            at_home(os.environ.get("HF_HUB_CACHE") or home / "hub"),
             f"models--timm--{spec.library}.{weights}",
         )
     else:
-        home = Path(os.environ.get("TORCH_HOME") or cache / "torch")
+        home = at_home(os.environ.get("TORCH_HOME") or cache / "torch")
         folder, pattern = home / "hub" / "checkpoints", f"{spec.library}-*.pth"
     return None if any(folder.glob(pattern)) else folder

@@ -8,8 +8,9 @@ import numpy as np
 
 from kt.settings import METHODS, defaults
 from tables.judging import Context, Missing
+from tables.panels import Level, Line, Panel
 from tables.papers.distpro.claims import DRAWN, STUDENTS, gains, levels_of, searches
-from tables.plotting import Figures, Level, Line, Panel, bold, decay_step, step_line
+from tables.plotting import Figures, bold, decay_step, step_line
 
 
 def fast_distillation(context: Context) -> tuple[str, Sequence[Panel]] | None:

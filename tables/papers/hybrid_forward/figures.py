@@ -9,8 +9,9 @@ import numpy as np
 
 from tables.curves import Curve
 from tables.judging import Context, Row, needed
+from tables.panels import Level, Line, Panel
 from tables.papers.hybrid_forward.claims import PATHS, SWEEP, TEACHERS, fixed_rows, hybrid_rows, is_fixed, middle_steps
-from tables.plotting import Figures, Level, Line, Panel, bold, decay_epoch, decay_step, mean_line, step_line
+from tables.plotting import Figures, bold, decay_epoch, decay_step, mean_line, step_line
 
 
 def _hybrid(context: Context) -> tuple[Mapping[str, Any], list[Curve]] | None:

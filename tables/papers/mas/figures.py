@@ -13,7 +13,8 @@ import numpy as np
 
 from tables.curves import Curve
 from tables.judging import Context, Row
-from tables.plotting import Drawing, Line, Panel, bold, decay_epoch, mean_line
+from tables.panels import Line, Panel
+from tables.plotting import Drawing, bold, decay_epoch, mean_line
 
 METHODS = ("as", "mas", "m2as", "m2a2s")
 LOSSES = {

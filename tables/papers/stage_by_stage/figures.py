@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from kt.store import folder_of, read_records, records_file
+from kt.store import folder_of, records_file
 from tables.curves import Array, read_curve
 from tables.judging import Context, Row, count_seeds
-from tables.plotting import Drawing, Line, Panel, mean_line
+from tables.learning import score_line
+from tables.panels import Line, Panel
+from tables.plotting import Drawing, mean_line
 
-SCORES = {"top1": "top-1 accuracy (%)", "ap": "AP (%)", "miou": "mIoU (%)"}
+SCORES = ("top1", "ap", "miou")
 
 
 def _cells(context: Context, row: Row) -> list[tuple[Path, Mapping[str, Any]]]:
@@ -48,19 +50,8 @@ def _joined(label: str, lines: Sequence[Line]) -> Line:
 
 def _scores(paths: Sequence[Path], start: float) -> Line | None:
     """Scores of the student on the test set in the last phase, mean over seeds."""
-    found = []
-    for path in paths:
-        rows = list(read_records(path, "eval"))
-        name = next((name for name in SCORES if rows and name in rows[-1]), None)
-        if name is None:
-            return None
-        found.append({row["epoch"]: row[name] for row in rows if row["phase"] == "train"})
-    epochs = sorted(set.intersection(*(set(each) for each in found)))
-    if not epochs:
-        return None
-    x = start + np.array(epochs, dtype=float)
-    y = np.array([np.mean([each[epoch] for each in found]) for epoch in epochs])
-    return Line("on the test set", x, y, x, y)
+    found = (score_line("on the test set", paths, name, start) for name in SCORES)
+    return next((line for line in found if line is not None), None)
 
 
 def phases_of_row(context: Context, row: Row) -> Drawing | None:
