@@ -153,6 +153,8 @@ def run(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     root = at_home(options.output_root)
     found = {path.parent: path.parts[-3] for path in sorted(root.glob("tables/*/*/table.json"))}
+    if not (found or options.names):
+        raise UserError(f"--output-root={root}: no table has been rendered there")
     for name in options.names:
         if name not in found.values():
             known = ", ".join(dict.fromkeys(found.values())) or "none"

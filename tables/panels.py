@@ -118,7 +118,7 @@ def as_svg(panel: Panel | HeatMaps) -> str:
     found = re.sub(r' (width|height)="[^"]*pt"', "", found, count=2)
     described = html.escape(f"{panel.title}: {', '.join(names)}")
     found = found.replace("<svg", f'<svg role="img" aria-label="{described}"', 1)
-    found = re.sub(r' id="[a-z.]*[a-z]2?d?_\d+"', "", found)  # a page has several pictures
+    found = re.sub(r' id="[A-Za-z.]+(?:2d)?_\d+"', "", found)  # a page has several pictures
     for number, (colour, name) in enumerate(zip(COLOURS, names, strict=False), 1):
         found = found.replace(f'<g id="line-{number}">', f"<g><title>{html.escape(name)}</title>")
         found = found.replace(colour, f"var(--line-{number})")

@@ -136,7 +136,7 @@ def test_a_cell_has_a_page(tmp_path: Path) -> None:
     assert [float(share) for share in re.findall(r'<td style="--share: ([\d.]+)%">', text)] == [100, 0, 100, 0]
     assert "&lt;dog&gt;" in text and "<dog>" not in text
     assert {"Top-1 accuracy", "loss"} <= {*re.findall("<figcaption>(.*?)</figcaption>", text)}
-    for link in re.findall(r'href="([^"]+)"', text):
+    for link in re.findall(r' href="([^"]+)"', text):
         assert (folder / link).exists() or link == "../../index.html", link
     assert not folder_of(tmp_path, "not-begun").exists()
 

@@ -263,7 +263,7 @@ def build_method(
     """
     kind, inner, schema = find_method(name), name.partition("+")[2], settings_of(name)
     for role, network in (("student", student), ("teacher", teacher)):
-        if not isinstance(network, Classifier | DenseModel | Backbone | None):
+        if network is not None and not hasattr(network, "stages"):
             raise UserError(
                 f"{role}={type(network).__name__}: expected a network with its normalisation, such as "
                 "kt.classifier.Classifier(network, (mean, std))"
