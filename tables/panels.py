@@ -32,6 +32,7 @@ CHARACTER = 6.6  # width of most characters, in the widest of the page's fonts
 LINE = 14  # height of a line of text
 FINE = 160  # points of a fine line
 MARKED = 30  # points of a bold line at most that are marked
+LARGEST = 1e100  # that an axis shows
 STEPS = (1, 2, 2.5, 5, 10)  # between values on an axis, times a power of ten
 
 
@@ -163,7 +164,7 @@ def _style(panel: Panel | HeatMaps) -> contextlib.ExitStack:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # a home without room for its cache is no news
     stack = contextlib.ExitStack()
     stack.enter_context(warnings.catch_warnings())
-    warnings.filterwarnings("ignore", "Glyph")  # that the PNG's font lacks
+    warnings.simplefilter("ignore")  # of signs that the PNG's font lacks, or of what no axis can show
     options: dict[Any, Any] = {
         "font.size": TEXT,
         "axes.titlesize": TEXT,
@@ -246,9 +247,10 @@ def _plot(panel: Panel, figure: Any) -> None:
 def _draw_line(axes: Any, line: Line, number: int) -> None:
     """A line with what its means are of, its points if they are few, and its spreads."""
     known: dict[str, Any] = {"color": COLOURS[number], "clip_on": False}
+    y, means_y = (np.where(np.abs(each) < LARGEST, each, np.nan) for each in (line.y, line.means_y))
     if len(line.x) > len(line.means_x):
-        axes.plot(*downsample(line.x, line.y, FINE), alpha=0.3, linewidth=0.8, **known)
-    means, marker = (line.means_x, line.means_y), "o" if len(line.means_x) <= MARKED else ""
+        axes.plot(*downsample(line.x, y, FINE), alpha=0.3, linewidth=0.8, **known)
+    means, marker = (line.means_x, means_y), "o" if len(line.means_x) <= MARKED else ""
     axes.plot(
         *means,
         linewidth=1.9,

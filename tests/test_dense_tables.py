@@ -26,6 +26,8 @@ from tables.plotting import drawings
 from tables.records import all_tables, find_table
 from tables.render import write_table
 
+pytestmark = pytest.mark.usefixtures("no_cell_pages")
+
 Json = dict[str, Any]
 Balance = Callable[[np.ndarray], np.ndarray]  # share of the training done, (n,) -> (n,)
 

@@ -24,7 +24,7 @@ from tables.collect import collect
 from tables.figures import write_drawings
 from tables.overview import write_overview
 from tables.pages import CLASSES, PAGE, by_class
-from tables.panels import CHARACTER, HEIGHT, LINE, TEXT, WIDTH, Level, Line, Panel, as_svg
+from tables.panels import CHARACTER, HEIGHT, LINE, TEXT, WIDTH, Level, Line, Panel, as_png, as_svg
 from tables.plotting import Drawing
 from tables.render import best_of, write_table
 from tables.sweeps import write_sweep
@@ -278,6 +278,14 @@ def test_axes_have_ticks_whatever_the_range(log: bool, low: float, times: float)
     assert all(a.y - b.y > LINE - 4 for a, b in zip(upright, upright[1:], strict=False))
     assert all(label.x - CHARACTER * len(label.text) > 0 for label in upright)
     assert "nan" not in svg
+
+
+@pytest.mark.parametrize("values", [(), (0.0, -1.0), (np.inf, 1.0), (1e300, 1e-300), (np.nan, np.nan)])
+def test_what_no_axis_can_show_is_drawn_without(values: tuple[float, ...]) -> None:
+    y = np.array(values)
+    x = np.arange(float(len(y)))
+    drawn = panel(lines=[Line("猫 <b>", x, y, x, y)], levels=[], log_y=True, borders=[(0.0, "all"), (0.0, "")])
+    assert "&lt;b&gt;" in as_svg(drawn) and as_png(drawn).startswith(b"\x89PNG")
 
 
 def test_names_of_phases_stand_in_lines_of_their_own() -> None:

@@ -27,6 +27,8 @@ from tables.curves import Curve, _read_curve, downsample, first_decay, read_curv
 from tables.records import TableRecord, all_tables, find_table, load_paper
 from tables.render import escape_latex, write_table
 
+pytestmark = pytest.mark.usefixtures("no_cell_pages")
+
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "imagenet_compression"
 ROWS = ("teacher", "baseline", "kd", "at", "ft", "ab", "hybrid_forward")
