@@ -80,7 +80,7 @@ def test_python_users_get_the_checks_of_the_command_line(changes: dict[str, Any]
 
 def test_a_name_is_enough_from_python() -> None:
     """What is left out is as the choice of the command line has it."""
-    data = build_data({"name": "scenes", "train_size": 80, "test_size": 16})
+    data = build_data({"name": "scenes", "train_size": 65, "test_size": 8})
     assert data.spec.image_size == 48 and len(next(iter(data.train.epoch(0)))["labels"]) == 64
     own = DATASETS["scenes"].defaults
     assert _checked("scenes") == {**_checked({**own, "name": "scenes"})} and _checked("scenes")["train_size"] == 3000
