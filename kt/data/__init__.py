@@ -87,7 +87,7 @@ def build_data(
         from kt.data.images import image_data
 
         return image_data(config, at_home(data_root), cache_root, device=device, **options)
-    needs_mm(f"dataset.task={dataset['task']}")
+    needs_mm(f"dataset.task={config['task']}")
     from kt.data.dense import dense_data
 
     return dense_data(config, at_home(data_root), cache_root, **options)
