@@ -249,7 +249,8 @@ def _draw_line(axes: Any, line: Line, number: int) -> None:
     known: dict[str, Any] = {"color": COLOURS[number], "clip_on": False}
     y, means_y = (np.where(np.abs(each) < LARGEST, each, np.nan) for each in (line.y, line.means_y))
     if len(line.x) > len(line.means_x):
-        axes.plot(*downsample(line.x, y, FINE), alpha=0.3, linewidth=0.8, **known)
+        faint = 0.3 if len(line.means_x) > 1 else 0.9  # one mean is no line
+        axes.plot(*downsample(line.x, y, FINE), alpha=faint, linewidth=0.8, **known)
     means, marker = (line.means_x, means_y), "o" if len(line.means_x) <= MARKED else ""
     axes.plot(
         *means,
