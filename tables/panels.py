@@ -145,7 +145,7 @@ def as_png(panel: Panel | HeatMaps, comment: str = "") -> bytes:
 
 def draw(panel: Panel | HeatMaps) -> Any:
     """The figure of matplotlib, a point a unit."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # late: not every command draws
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), dpi=72)
@@ -159,9 +159,9 @@ def draw(panel: Panel | HeatMaps) -> Any:
 
 def _style(panel: Panel | HeatMaps) -> contextlib.ExitStack:
     """Settings of matplotlib for one picture; its name makes the SVG's own names unique and repeatable."""
-    import matplotlib
-
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # a home without room for its cache is no news
+    import matplotlib  # late: not every command draws
+
     stack = contextlib.ExitStack()
     stack.enter_context(warnings.catch_warnings())
     warnings.simplefilter("ignore")  # of signs that the PNG's font lacks, or of what no axis can show
