@@ -33,7 +33,8 @@ def _checked(dataset: str | Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"dataset={shown(dataset)}: expected a dataset's name, or its settings")
     given = {"name": dataset} if isinstance(dataset, str) else {key: as_lists(each) for key, each in dataset.items()}
     schema = settings_of(given)
-    own = DATASETS[given["name"]].defaults if "name" in given else {}
+    own = dict(DATASETS[given["name"]].defaults) if "name" in given else {}
+    own.pop("num_classes", None)  # a check of the published data: own data may have others
     if given.get("task", own.get("task")) != own.get("task"):
         own = {}  # they are of another task
     whole = {**defaults(schema), **{key: as_lists(each) for key, each in own.items()}, **given}
