@@ -369,7 +369,7 @@ def prune(cells: Mapping[str, Cell], output_root: Path, names: Sequence[str], su
                 raise UserError(f"{cell.id}: a table uses it, or needs it for a cell that it shows")
         found = wanted
     if not found:
-        print(f"every cell in {cells_of(output_root)} is used by a table")
+        print(f"every cell in {cells_of(output_root)} is used by a table" if cells else "there are no cells")
         return
     if not sure:
         _print("Used by no table", ((cell.id, cell.what, megabytes(cell.size)) for cell in found))

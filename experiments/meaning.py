@@ -257,7 +257,7 @@ def settle(config: Mapping[str, Any]) -> Config:
             _check_task(teacher["network"], dataset, "teacher")
             _check_size(settled, "teacher", dataset if teacher["checkpoint"] else teacher_dataset(settled))
         teacher["network"] = _settled_network(teacher["network"], teacher_dataset(settled), settled)
-        teacher["pretrained"] = _settled_pretrained(teacher["pretrained"], teacher["network"], settled)
+        teacher["pretrained"] = teacher_of(settled)["student"]["pretrained"]
     if SOURCE in settled["method"]:
         settled["method"][SOURCE] = _settled_source(settled)
     student = settled["student"]

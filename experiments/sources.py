@@ -274,7 +274,7 @@ def print_settings(rows: Mapping[str, Sequence[Setting]], title: str) -> None:
     console, grid = open_grid()
     grid.title, grid.title_justify = title, "left"
     for name in ("setting", "value", "from", "source", "rows"):
-        grid.add_column(name, overflow="fold")
+        grid.add_column(name, overflow="fold", no_wrap=name == "setting")
     found: dict[tuple[str, str, str | None, str], list[str]] = {}
     for row_id, settings in rows.items():
         for each in settings:

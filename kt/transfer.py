@@ -11,6 +11,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from kt.errors import UserError
 from kt.folding import fold_norms
 from kt.phase import Phase
 from kt.precision import compute_in
@@ -125,7 +126,7 @@ class TransferModel(BaseModel):
         if "teacher" in self.teachers:
             return self.teachers["teacher"]
         if len(self.teachers) != 1:
-            raise ValueError(f"the method asks for one teacher; this model has {len(self.teachers)}")
+            raise UserError(f"teacher: the method asks for one; this model has {len(self.teachers)}")
         return next(iter(self.teachers.values()))
 
     def _apply(self, fn: Callable, recurse: bool = True) -> TransferModel:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from kt import command
 from kt.errors import Parser, UserError, nearest
 from kt.files import at_home
@@ -18,7 +20,7 @@ from tables import CONF
 from tables.collect import collect, shown_states
 from tables.folders import rendered_folders, stored_rows, table_folder
 from tables.papers import table_files
-from tables.records import TableRecord, all_tables, find_table
+from tables.records import TableRecord, all_tables, find_table, metric_label
 from tables.render import as_markdown, write_table
 from tables.summary import open_grid, show, show_collected
 from tables.sweeps import render_again, stored_points
@@ -55,17 +57,20 @@ def list_tables(output_root: Path) -> None:
     console, shown = open_grid()
     wide = console.width >= WIDE
     for title in ("table", "from", "dataset", *(("task", "metric") if wide else ()), *scales()):
-        shown.add_column(title, no_wrap=title == "table", overflow="fold")
+        shown.add_column(title, no_wrap=title in ("table", "from"), overflow="fold")
+    paper = None
     for record in all_tables():
+        if record.paper != paper:
+            paper = record.paper
+            shown.add_row(Text(paper.replace("_", " "), "bold"))
         kept = record.metrics if len(record.metrics) < 3 else record.metrics[:1]
-        metrics = ", ".join(f"{metric['name']} {ARROWS[metric['better']]}" for metric in kept)
+        metrics = ", ".join(f"{metric_label(metric['name'])} {ARROWS[metric['better']]}" for metric in kept)
         if len(record.metrics) > len(kept):
             metrics += f" (+{len(record.metrics) - len(kept)})"
         states = [state(record, output_root, scale) for scale in scales()]
         cells = [f"[{style}]{text}[/]" if style else text for text, style in states]
         task = str(record.table["task"]).split(" (")[0]
-        paper = record.paper if wide else record.paper.replace("_", " ")  # which folds between words
-        told = (record.name, f"{paper}, {record.title}", ", ".join(record.datasets))
+        told = (record.name, record.title, ", ".join(record.datasets))
         shown.add_row(*told, *((task, metrics) if wide else ()), *cells)
     console.print(shown)
     console.print(f"{len(all_tables())} tables. Run one: python -m experiments.run +table=<table>", highlight=False)

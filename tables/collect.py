@@ -330,7 +330,8 @@ def banner(record: TableRecord, differing: Sequence[Mapping[str, Any]], measured
     recipe = f" The paper does not print its {ours}: there the recipe is ours." if ours else ""
     if not differing:
         return f"These numbers are comparable with the paper: all settings are the table's own at scale=paper.{recipe}"
-    told = [f"{each['key']}={each['ours']} instead of {each['paper']}" for each in differing[:SHOWN]]
+    first = sorted(differing, key=lambda each: -len(each["rows"]))[:SHOWN]  # those of most rows
+    told = [f"{each['key']}={each['ours']} instead of {each['paper']}" for each in first]
     if len(differing) > SHOWN:
         told.append(f"and {len(differing) - SHOWN} more settings that are listed")
     return f"These numbers are not comparable with the paper: scale={scale}, {', '.join(told)}.{recipe}"

@@ -6,7 +6,6 @@ Written offline as `workspace.json` beside the table, it shows what `tables.mirr
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -14,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kt.errors import UserError
-from kt.files import read_json, write_text
+from kt import command
+from kt.errors import Parser, UserError
+from kt.files import at_home, read_json, write_text
 from kt.store import folder_of, read_records, read_results, records_file
 from kt.wandb import summary_of
 from tables.mirror import about_table, figures_of
@@ -67,7 +67,7 @@ def workspace(folder: Path, table: Mapping[str, Any], output_root: str | os.Path
 
     def bars(metric: Mapping[str, Any]) -> Any:
         chart = wr.CustomChart.from_table(
-            "results", {"label": "row", "value": metric["name"]}, {"title": heading(metric)}
+            "results", {"label": "row", "value": metric["label"]}, {"title": heading(metric)}
         )
         chart.chart_name = "wandb/bar/v0"
         return chart
@@ -144,15 +144,17 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         UserError: A mistake in the arguments.
     """
-    parser = argparse.ArgumentParser("python -m tables.dashboards", description=str(__doc__).split(": ", 1)[1])
+    parser = Parser("python -m tables.dashboards", description=str(__doc__).split(": ", 1)[1])
     parser.add_argument("names", nargs="*", metavar="table", help="by default all tables that have been rendered")
     parser.add_argument("--output-root", default="outputs", help="where results are (default: outputs)")
     parser.add_argument("--publish", action="store_true", help="save them in the project, once the runs are synced")
     parser.add_argument("--project", default="kt", help="the project of the runs (default: kt)")
     parser.add_argument("--entity", help="its user or team; by default the account's own")
     options = parser.parse_args(arguments)
-    root = Path(options.output_root)
+    root = at_home(options.output_root)
     found = {path.parent: path.parts[-3] for path in sorted(root.glob("tables/*/*/table.json"))}
+    if not (found or options.names):
+        raise UserError(f"--output-root={root}: no table has been rendered there")
     for name in options.names:
         if name not in found.values():
             known = ", ".join(dict.fromkeys(found.values())) or "none"
@@ -164,8 +166,4 @@ def run(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(run(sys.argv[1:]))
-    except UserError as error:
-        print(f"kt: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(command.run(lambda: run(sys.argv[1:])))

@@ -12,8 +12,8 @@ from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
 from kt.files import write_bytes, write_text
-from tables.panels import Panel
-from tables.plotting import Drawing, HeatMaps, as_csv, as_png, as_svg
+from tables.panels import HeatMaps, Panel, as_png, as_svg
+from tables.plotting import Drawing, as_csv
 
 Json = dict[str, Any]
 

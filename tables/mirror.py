@@ -90,11 +90,14 @@ def about_table(folder: Path, table: Mapping[str, Any]) -> Json:
 
 
 def results_of(table: Mapping[str, Any]) -> tuple[list[Any], list[list[Any]]]:
-    """Columns and lines of the results: a row, its networks, of each metric ours, its spread and the paper's, cells."""
+    """Columns and lines of the results: a row, its networks, of each metric ours, its spread and the paper's, cells.
+
+    A metric's column is called by its label: what the paper's top-5 is here may be top-2.
+    """
     names = [metric["name"] for metric in table["metrics"]]
     columns = ["row", "role", "networks"]
-    for name in names:
-        columns += [name, f"{name} spread", f"{name} paper"]
+    for label in (metric["label"] for metric in table["metrics"]):
+        columns += [label, f"{label} spread", f"{label} paper"]
     lines = []
     for row in table["rows"]:
         line = [row["label"], row["role"], pair(row)]

@@ -1,41 +1,22 @@
-"""What figures are made of (lines, levels, matrices), and how they become PNG, SVG that follows the page, and CSV."""
+"""Which figures a run has the curves for, lines of means over seeds, and a picture's data as CSV."""
 
 from __future__ import annotations
 
 import csv
-import html
 import io
 import itertools
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from tables import panels, papers
+from tables import papers
 from tables.curves import Array, Curve, downsample, epoch_means, first_decay
 from tables.judging import Context, count_seeds
-from tables.panels import GRID, INK, Line, Panel
+from tables.panels import HeatMaps, Line, Panel
 
 BOLD_POINTS = 60  # of a bold line over steps
-
-
-@dataclass(frozen=True)
-class HeatMaps:
-    """Some matrices side by side on one colour scale.
-
-    Attributes:
-        id: Names its file.
-        title: What is shown.
-        pictures: Label -> (channels, pixels): every row is one channel's map, row after row of it.
-        signed: Whether values below zero are shown, by a scale with white at zero.
-    """
-
-    id: str
-    title: str
-    pictures: Mapping[str, Array]
-    signed: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,17 +92,7 @@ def decay_epoch(curve: Curve) -> float | None:
     return None if index is None else float(curve.epoch[index - 1])
 
 
-# Pictures
-
-
-def as_svg(panel: Panel | HeatMaps) -> str:
-    """A panel as SVG to set into a page, in its colours."""
-    return panels.as_svg(panel) if isinstance(panel, Panel) else _maps_as_svg(panel)
-
-
-def as_png(panel: Panel | HeatMaps, comment: str = "") -> bytes:
-    """A panel as PNG; `comment` is kept in the file."""
-    return panels.as_png(panel, comment) if isinstance(panel, Panel) else _maps_as_png(panel, comment)
+# Data
 
 
 def as_csv(panel: Panel | HeatMaps) -> str:
@@ -145,77 +116,3 @@ def as_csv(panel: Panel | HeatMaps) -> str:
     for label, kind, *numbers in rows:
         writer.writerow([label, kind, *("" if value is None else f"{value:.6g}" for value in numbers)])
     return buffer.getvalue()
-
-
-def _drawn_maps(panel: HeatMaps) -> tuple[Any, dict[Any, Any], str]:
-    """A figure of matplotlib, the style to save it in, and what a screen reader says."""
-    import matplotlib  # late: most tables have none
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # A few outliers would leave the rest without contrast.
-    limit = max(float(np.percentile(np.abs(values), 99)) for values in panel.pictures.values()) or 1.0
-    scale: dict[str, Any] = {"vmin": -limit, "vmax": limit, "cmap": "RdBu_r"}
-    if not panel.signed:
-        scale = {"vmin": 0.0, "vmax": limit, "cmap": "viridis"}
-    style = _style_of(panel.id)
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(panels.WIDTH / 72, panels.HEIGHT / 72))
-        FigureCanvasAgg(figure)
-        axes = figure.subplots(1, len(panel.pictures), squeeze=False)[0]
-        figure.subplots_adjust(left=0.14, right=0.84, bottom=0.04, top=0.88, wspace=0.12)
-        image: Any = None
-        for number, (each, (name, values)) in enumerate(zip(axes, panel.pictures.items(), strict=True)):
-            image = each.imshow(values, aspect="auto", interpolation="nearest", **scale)
-            each.set_title(name, fontsize=panels.TEXT)
-            each.set_xticks([])
-            each.set_yticks([0, len(values) - 1] if number == 0 else [])
-            each.spines[:].set_visible(True)
-        axes[0].set_ylabel("channel")
-        figure.colorbar(image, cax=figure.add_axes((0.86, 0.04, 0.02, 0.84)))
-        return figure, style, f"{panel.title}: {', '.join(panel.pictures)}"
-
-
-def _style_of(picture: str) -> dict[Any, Any]:
-    """Settings of matplotlib for one picture; its name makes the SVG's own names unique and repeatable."""
-    return {
-        "font.size": panels.TEXT,
-        "font.family": "sans-serif",
-        "svg.fonttype": "none",
-        "svg.hashsalt": picture,
-        "text.parse_math": False,  # labels may hold what users have written
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "axes.edgecolor": GRID,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-
-
-def _maps_as_png(panel: HeatMaps, comment: str) -> bytes:
-    import matplotlib
-
-    (figure, style, _), file = _drawn_maps(panel), io.BytesIO()
-    with matplotlib.rc_context(style):
-        figure.suptitle(panel.title, y=1.0, va="bottom", fontweight="bold", fontsize=panels.TEXT)
-        options: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.06, "metadata": {"Comment": comment}}
-        figure.savefig(file, format="png", dpi=144, facecolor="white", **options)
-    return file.getvalue()
-
-
-def _maps_as_svg(panel: HeatMaps) -> str:
-    """No prolog, no metadata, no fixed size, and the page's colours."""
-    import matplotlib
-
-    (figure, style, description), text = _drawn_maps(panel), io.StringIO()
-    with matplotlib.rc_context(style):
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    found = text.getvalue()
-    found = re.sub(r"<metadata>.*?</metadata>", "", found[found.index("<svg") :], flags=re.DOTALL)
-    found = re.sub(r' (width|height)="[^"]*pt"', "", found, count=2)
-    found = found.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1)
-    for colour, variable in {INK: "currentColor", GRID: "var(--rule)"}.items():
-        found = found.replace(colour, variable)
-    return re.sub(r"'DejaVu Sans'[^;\"]*", "inherit", found).strip()

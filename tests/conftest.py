@@ -48,3 +48,10 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     from checks import two_processes
 
     yield from two_processes(tmp_path_factory.mktemp("processes"))
+
+
+@pytest.fixture
+def no_cell_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables and sweeps whose cells get no pages, which would take longer to draw than their own."""
+    for module in ("render", "sweeps"):
+        monkeypatch.setattr(f"tables.{module}.write_cell_pages", lambda *_: None)

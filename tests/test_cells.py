@@ -62,6 +62,18 @@ def test_weights_from_a_file_come_before_pretrained_ones() -> None:
     assert teacher_of(composed(*kd))["student"]["pretrained"] == "IMAGENET1K_V1"
 
 
+def test_a_cell_names_only_the_weights_that_its_teacher_takes() -> None:
+    kd = ("method=kd", "teacher=resnet50", "student=resnet18")
+    taken = {
+        "IMAGENET1K_V1": ("dataset=imagenet", "scale=paper"),
+        None: ("dataset=scenes",),
+    }
+    for weights, overrides in taken.items():
+        settled = settle(composed(*kd, *overrides))
+        assert settled["teacher"]["pretrained"] == weights == teacher_of(settled)["student"]["pretrained"]
+        assert settle(settled) == settled
+
+
 def test_a_backbone_with_pretrained_weights_is_trained() -> None:
     """Of a detector or segmentor they are where it starts, not all of it."""
     pair = ("teacher=deeplabv3_resnet101", "student=deeplabv3_resnet50")

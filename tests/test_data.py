@@ -18,7 +18,7 @@ from layouts import ODD, PETS, imagefolder, real
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
-from kt.data import build_data, images
+from kt.data import DATASETS, _checked, build_data, images
 from kt.data.cache import kept
 from kt.data.images import SCENES_MEAN, SCENES_STD, balanced_subset
 from kt.data.loaders import (
@@ -59,8 +59,11 @@ def test_an_epoch_is_a_pure_function_of_its_number() -> None:
     [
         ({"name": "scnes"}, "dataset.name=scnes: expected one of .*did you mean 'scenes'"),
         ({"name": ...}, "dataset.name: missing; expected a text"),
-        ({"task": ...}, "dataset.task: missing; expected one of classification, "),
-        ({"image_size": ...}, "dataset.image_size: missing; expected an integer >= 8 or a list of integer >= 8"),
+        ({"name": "cityscapes", "task": ...}, "dataset.task: missing; expected one of classification, "),
+        (
+            {"task": "segmentation", "image_size": ...},
+            "dataset.image_size: missing; expected an integer >= 8 or a list of integer >= 8",
+        ),
         ({"image_size": "32"}, "dataset.image_size=32: expected an integer >= 8 or"),
         ({"subst": 10}, "dataset.subst: unknown key .did you mean 'subset'"),
         ({"validation": 1}, "dataset.validation=1: expected a number >= 0 and < 1"),
@@ -73,6 +76,30 @@ def test_python_users_get_the_checks_of_the_command_line(changes: dict[str, Any]
     dataset = {key: value for key, value in {**DATASET, **changes}.items() if value is not ...}
     with pytest.raises(UserError, match=f"^{words}"):
         build_data(dataset, ".", batch_size=10, seed=0)
+
+
+def test_a_name_is_enough_from_python() -> None:
+    """What is left out is as the choice of the command line has it."""
+    data = build_data({"name": "scenes", "train_size": 65, "test_size": 8})
+    assert data.spec.image_size == 48 and len(next(iter(data.train.epoch(0)))["labels"]) == 64
+    own = DATASETS["scenes"].defaults
+    assert _checked("scenes") == {**_checked({**own, "name": "scenes"})} and _checked("scenes")["train_size"] == 3000
+    assert _checked({"name": "cifar100", "augmentation": "none"})["image_size"] == 32
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "words"),
+    [
+        ("scnes", {}, "dataset.name=scnes: expected one of"),
+        (["scenes"], {}, "dataset=.*: expected a dataset's name, or its settings"),
+        ("scenes", {"batch_size": 0}, "batch_size=0: expected an integer >= 1"),
+        ("scenes", {"batch_size": "64"}, "batch_size=64: expected an integer >= 1"),
+        ("scenes", {"device_batch": 0}, "device_batch=0: expected an integer >= 1"),
+    ],
+)
+def test_what_python_users_give_wrong_is_one_line(given: Any, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=f"^{words}"):
+        build_data(given, **options)
 
 
 def test_batches() -> None:

@@ -20,10 +20,13 @@ from results import make_row, write_cell
 from tables.__main__ import run
 from tables.collect import collect
 from tables.judging import Context
+from tables.panels import as_svg
 from tables.papers.hybrid_forward.claims import middle_steps
-from tables.plotting import as_svg, drawings
+from tables.plotting import drawings
 from tables.records import all_tables, find_table
 from tables.render import write_table
+
+pytestmark = pytest.mark.usefixtures("no_cell_pages")
 
 Json = dict[str, Any]
 Balance = Callable[[np.ndarray], np.ndarray]  # share of the training done, (n,) -> (n,)

@@ -35,7 +35,8 @@ from kt.transfer import TransferModel
 from method_settings import SCHEDULE, make_classifier, make_data, make_model, make_teacher
 from results import write_cell
 from tables.judging import Context, judge_all
-from tables.plotting import HeatMaps, as_png, as_svg, drawings
+from tables.panels import HeatMaps, as_png, as_svg
+from tables.plotting import drawings
 from tables.records import find_table
 from tables.stated import network_key
 

@@ -284,6 +284,16 @@ def test_every_constructor_takes_exactly_its_settings() -> None:
         assert all(parameter.default is inspect.Parameter.empty for parameter in parameters.values()), name
 
 
+def test_what_is_no_pair_of_networks_is_one_line() -> None:
+    student = make_classifier("resnet20", 10, seed=1)
+    with pytest.raises(UserError, match="^teacher=none: kd needs a teacher"):
+        build_method("kd", student)
+    with pytest.raises(UserError, match=f"^student={type(student.network).__name__}: expected a network with its norm"):
+        build_method("none", student.network)
+    with pytest.raises(UserError, match="^teacher=str: expected a network with its normalisation"):
+        build_method("kd", student, "resnet56")
+
+
 def test_every_key_says_what_it_means_and_has_a_valid_default() -> None:
     for schema in {*METHOD_SETTINGS.values(), Dataset, Schedule}:
         assert schema.__doc__

@@ -6,7 +6,8 @@ import csv
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from tables.collect import collect
 from tables.figures import write_drawings
 from tables.overview import write_overview
 from tables.pages import CLASSES, PAGE, by_class
-from tables.panels import LINE, WIDTH, Level, Line, Panel, lay_out
+from tables.panels import CHARACTER, HEIGHT, LINE, TEXT, WIDTH, Level, Line, Panel, as_png, as_svg
 from tables.plotting import Drawing
 from tables.render import best_of, write_table
 from tables.sweeps import write_sweep
@@ -135,7 +136,7 @@ def test_a_cell_has_a_page(tmp_path: Path) -> None:
     assert [float(share) for share in re.findall(r'<td style="--share: ([\d.]+)%">', text)] == [100, 0, 100, 0]
     assert "&lt;dog&gt;" in text and "<dog>" not in text
     assert {"Top-1 accuracy", "loss"} <= {*re.findall("<figcaption>(.*?)</figcaption>", text)}
-    for link in re.findall(r'href="([^"]+)"', text):
+    for link in re.findall(r' href="([^"]+)"', text):
         assert (folder / link).exists() or link == "../../index.html", link
     assert not folder_of(tmp_path, "not-begun").exists()
 
@@ -215,6 +216,26 @@ def test_a_classifier_leaves_what_it_found_and_the_accuracy_of_each_class() -> N
 # Figures
 
 
+class Label(NamedTuple):
+    """A text in a picture, at a place on its base line."""
+
+    text: str
+    x: float
+    y: float
+    anchor: str
+
+
+def labels_of(svg: str) -> list[Label]:
+    found = []
+    for each in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text"):
+        places = [each.get("x"), each.get("y")]
+        if places[0] is None:  # moved there
+            places = re.findall(r"translate\(([\d.]+) ([\d.]+)\)", each.get("transform", ""))[0]
+        anchor = re.search(r"text-anchor: (\w+)", each.get("style", ""))
+        found.append(Label(each.text or "", float(places[0]), float(places[1]), anchor[1] if anchor else "start"))
+    return found
+
+
 def panel(**changes: Any) -> Panel:
     x = np.arange(1.0, 101.0)
     line = Line("a, b", x, 1 / x, x[::20], 1 / x[::20], 0.01 * x[::20])
@@ -251,11 +272,20 @@ def test_a_figure_has_its_data_beside_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("times", [1.0, 1.01, 3.0, 1e3, 1e7])
 def test_axes_have_ticks_whatever_the_range(log: bool, low: float, times: float) -> None:
     y = np.array([low, low * times, np.nan])
-    strokes, labels = lay_out(panel(lines=[Line("a", y, y, y, y)], levels=[], log_y=log))
-    upright = [label for label in labels if label.anchor == "end"]
+    svg = as_svg(panel(lines=[Line("a", y, y, y, y)], levels=[], log_y=log))
+    upright = [label for label in labels_of(svg) if label.anchor == "end"]
     assert 2 <= len(upright) <= 25 and len({label.text for label in upright}) == len(upright)
     assert all(a.y - b.y > LINE - 4 for a, b in zip(upright, upright[1:], strict=False))
-    assert all(np.isfinite(line).all() for stroke in strokes for line in stroke.lines)
+    assert all(label.x - CHARACTER * len(label.text) > 0 for label in upright)
+    assert "nan" not in svg
+
+
+@pytest.mark.parametrize("values", [(), (0.0, -1.0), (np.inf, 1.0), (1e300, 1e-300), (np.nan, np.nan)])
+def test_what_no_axis_can_show_is_drawn_without(values: tuple[float, ...]) -> None:
+    y = np.array(values)
+    x = np.arange(float(len(y)))
+    drawn = panel(lines=[Line("猫 <b>", x, y, x, y)], levels=[], log_y=True, borders=[(0.0, "all"), (0.0, "")])
+    assert "&lt;b&gt;" in as_svg(drawn) and as_png(drawn).startswith(b"\x89PNG")
 
 
 def test_names_of_phases_stand_in_lines_of_their_own() -> None:
@@ -266,10 +296,29 @@ def test_names_of_phases_stand_in_lines_of_their_own() -> None:
         (9.9, "the last one"),
         (10.0, ""),
     ]
-    _, labels = lay_out(panel(borders=borders))
-    names = {label.text: label for label in labels if label.anchor == "start"}
+    names = {label.text: label for label in labels_of(as_svg(panel(borders=borders)))}
     assert len({names[name].y for _, name in borders[:3]}) == 3
     assert names["the last one"].x + 5 * len("the last one") < WIDTH
+    assert all(names[name].y > TEXT for _, name in borders[:-1])
+
+
+def test_labels_that_would_run_into_one_another_are_left_out() -> None:
+    values = np.array([0.001, 0.1, 0.12, 1.0, 100000.0])
+    svg = as_svg(panel(lines=[Line("a", values, values, values, values)], ticks=[*values], levels=[]))
+    below = sorted(
+        (label.x, label.text) for label in labels_of(svg) if label.anchor == "middle" and label.y < HEIGHT - LINE
+    )
+    assert [text for _, text in below] == ["0.001", "0.1", "1", "100000"]
+    assert below[-1][0] + CHARACTER * len("100000") / 2 < WIDTH
+
+
+def test_several_pictures_stand_in_one_page() -> None:
+    """None of them names what another one names too, and each says what its lines are."""
+    both = "".join(as_svg(panel(id=name, title=name, levels=[Level("<b>", 0.5, 0.1)])) for name in "ab")
+    names = re.findall(r' id="([^"]*)"', both)
+    assert len(set(names)) == len(names) and {*re.findall(r'"#([^"]+)"', both)} <= {*names}
+    assert both.count("<title>a, b</title>") == 2 and both.count("<title>&lt;b&gt;</title>") == 2
+    assert "<style" not in both and both.count("var(--line-2)") >= 2
 
 
 # Numbers

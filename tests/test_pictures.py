@@ -33,6 +33,8 @@ from results import make_row, write_cell
 from tables.pictures import MOST
 from tables.render import write_table
 
+pytestmark = pytest.mark.usefixtures("no_cell_pages")
+
 NAMES = ["road", "tram", "car"]
 
 

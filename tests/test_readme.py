@@ -37,6 +37,7 @@ from tables.records import all_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {path: path.read_text() for path in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")))}
+README = ROOT / "README.md"
 FULL = "mmdet and mmseg are not installed (bash install.sh full)"
 
 
@@ -272,7 +273,7 @@ def commands(block: str, folder: Path) -> list[list[str]]:
     folder.mkdir(exist_ok=True)
     log = folder / "log"
     recorder = f'#!/bin/sh\n{{ printf "%s\\036" "$(basename "$0")" "$@"; printf "\\n"; }} >> {shlex.quote(str(log))}\n'
-    for name in ("python", "torchrun", "wandb"):
+    for name in ("python", "torchrun", "wandb", "chromium"):
         (folder / name).write_text(recorder)
         (folder / name).chmod(stat.S_IRWXU)
     block = block.replace(".venv/bin/python", "python").replace("bash install.sh", "wandb install.sh")
@@ -325,6 +326,10 @@ def test_shell_blocks_in_shortened_form(
             from experiments.bench import parse_arguments
 
             parse_arguments(arguments[2:])
+        elif program == "chromium":
+            (made,) = [word.partition("=")[2] for word in words if word.startswith("--screenshot=")]
+            assert Path(words[-1]).parts[:2] == ("outputs", "tables") and Path(words[-1]).parts[2] in PAGES[README]
+            assert 0 < (ROOT / made).stat().st_size < 150_000
         else:
             known = ("wandb install.sh", "wandb install.sh full", "python -m pytest -n 2")
             known += ("wandb leet outputs/wandb", "wandb sync --yes")
@@ -364,8 +369,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 
 def test_the_readme_leads_to_every_page_and_table() -> None:
-    path = ROOT / "README.md"
-    assert len(PAGES[path].splitlines()) <= 200
-    assert {*PAGES} - {path} <= {aim for aim, _ in links(path)}
-    listed = re.findall(r"^\| \[(\w+)\]\(conf/table/\1\.yaml\) \| (.*?) \| (.*) \|$", PAGES[path], re.MULTILINE)
+    assert len(PAGES[README].splitlines()) <= 200
+    assert {*PAGES} - {README} <= {aim for aim, _ in links(README)}
+    listed = re.findall(r"^\| \[(\w+)\]\(conf/table/\1\.yaml\) \| (.*?) \| (.*) \|$", PAGES[README], re.MULTILINE)
     assert listed == [(record.name, record.title, record.table["caption"]) for record in all_tables()]

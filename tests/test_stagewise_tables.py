@@ -17,6 +17,8 @@ from tables.papers.stage_by_stage.claims import COST
 from tables.records import find_table
 from tables.render import write_table
 
+pytestmark = pytest.mark.usefixtures("no_cell_pages")
+
 Json = dict[str, Any]
 
 TABLES = ("fixed_features", "stage_count", "cifar100_stagewise", "imagenet_stagewise", "coco_retinanet")

@@ -22,6 +22,8 @@ from results import write_cell
 from tables.__main__ import run as tables_command
 from tables.sweeps import _drawings, collect_sweep, number_of, write_sweep
 
+pytestmark = pytest.mark.usefixtures("no_cell_pages")
+
 PAIR = ("teacher=resnet56", "student=resnet20")
 BALANCES = ("method=hybrid_forward", "method.balance=dynamic,0.1,1.0", *PAIR)
 

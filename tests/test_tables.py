@@ -22,10 +22,12 @@ from kt.store import records_file, write_status
 from results import make_row, write_cell
 from tables import papers
 from tables.__main__ import run
-from tables.collect import collect
+from tables.collect import banner, collect
 from tables.curves import Curve, _read_curve, downsample, first_decay, read_curve
 from tables.records import TableRecord, all_tables, find_table, load_paper
 from tables.render import escape_latex, write_table
+
+pytestmark = pytest.mark.usefixtures("no_cell_pages")
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "imagenet_compression"
@@ -354,6 +356,14 @@ def test_every_rendering_says_what_differs(tmp_path: Path, differs: Json, words:
     lines = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
     assert [line["differs"] for line in lines] == [" ".join(differs), ""]
     assert {line["comparable"] for line in lines} == {str(not differs)}
+
+
+def test_a_banner_begins_with_what_most_rows_differ_in() -> None:
+    rows = [{"key": f"a{number}", "ours": "1", "paper": "2", "rows": ["teacher"]} for number in range(4)]
+    told = banner(
+        find_table(NAME), [*rows, {"key": "b", "ours": "1", "paper": "2", "rows": ["kd", "at"]}], True, "mini"
+    )
+    assert "scale=mini, b=1 instead of 2, a0=1 instead of 2" in told and "a3" not in told
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,8 @@ from tables.summary import show_rendering
 from tables.sweeps import collect_sweep
 from tables.terminal import draw, draw_sweep
 
+pytestmark = pytest.mark.usefixtures("no_cell_pages")
+
 ROOT = Path(__file__).resolve().parent.parent
 LABELS = {"top5": "top-2 of 10 classes"}
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from kt.data.names import CLASSIFICATION, DATASETS, DatasetSpec, check_dataset, settings_of
 from kt.data.spec import Data, DataSpec
-from kt.errors import needs_mm
+from kt.errors import UserError, needs_mm
 from kt.files import at_home
-from kt.settings import as_lists, check_settings, defaults
+from kt.settings import Schedule, as_lists, check_settings, check_value, defaults, shown
 
 if TYPE_CHECKING:
     import torch
@@ -24,24 +24,31 @@ if TYPE_CHECKING:
 __all__ = ["DATASETS", "Data", "DataSpec", "DatasetSpec", "build_data", "unlabelled"]
 
 
-def _checked(dataset: Mapping[str, Any]) -> dict[str, Any]:
+def _checked(dataset: str | Mapping[str, Any]) -> dict[str, Any]:
     """A dataset's whole config."""
     from kt.outside import load_outside  # which imports this package
 
     load_outside()
-    schema = settings_of(dataset)
-    whole = {**defaults(schema), **{key: as_lists(value) for key, value in dataset.items()}}
+    if not isinstance(dataset, str | Mapping):
+        raise UserError(f"dataset={shown(dataset)}: expected a dataset's name, or its settings")
+    given = {"name": dataset} if isinstance(dataset, str) else {key: as_lists(each) for key, each in dataset.items()}
+    schema = settings_of(given)
+    own = dict(DATASETS[given["name"]].defaults) if "name" in given else {}
+    own.pop("num_classes", None)  # a check of the published data: own data may have others
+    if given.get("task", own.get("task")) != own.get("task"):
+        own = {}  # they are of another task
+    whole = {**defaults(schema), **{key: as_lists(each) for key, each in own.items()}, **given}
     check_settings(whole, schema, "dataset.")
     check_dataset(whole)
     return whole
 
 
 def build_data(
-    dataset: Mapping[str, Any],
-    data_root: str | os.PathLike[str],
+    dataset: str | Mapping[str, Any],
+    data_root: str | os.PathLike[str] = "data",
     *,
-    batch_size: int,
-    seed: int,
+    batch_size: int = 64,
+    seed: int = 0,
     device: torch.device | str = "cpu",
     device_batch: int | None = None,
     rank: int = 0,
@@ -52,8 +59,9 @@ def build_data(
     """Loaders and scores for a dataset's config.
 
     Args:
-        dataset: `name`, `task`, `image_size`, `augmentation` and what else differs from the defaults of its settings
-            (`kt.settings.Dataset`, if it has none of its own); a tuple is as good as a list.
+        dataset: Its name, or its `name` and what differs from that choice's defaults: `image_size`, `augmentation` and
+            the other keys of its settings (`kt.settings.Dataset`, if it has none of its own); a tuple is as good as a
+            list. Where there are no such defaults, `task`, `image_size` and `augmentation` have to be given.
         data_root: Where real datasets lie.
         batch_size: Images of an update, over all processes and passes.
         seed: Of order and augmentation (never of the split or of the embedded images).
@@ -69,22 +77,25 @@ def build_data(
     Raises:
         UserError: Something is wrong with the config or with the files.
     """
-    dataset = _checked(dataset)
-    options: dict[str, Any] = {"batch_size": batch_size, "device_batch": device_batch, "seed": seed}
+    config = _checked(dataset)
+    asked = {"batch_size": batch_size, "device_batch": device_batch}
+    for key, value in asked.items():
+        check_value(value, Schedule, key, key)
+    options: dict[str, Any] = {**asked, "seed": seed}
     options |= {"rank": rank, "world": world}
     options["workers"] = min(8, os.cpu_count() or 1) if workers is None else workers
-    if dataset["task"] == CLASSIFICATION:
+    if config["task"] == CLASSIFICATION:
         from kt.data.images import image_data
 
-        return image_data(dataset, at_home(data_root), cache_root, device=device, **options)
-    needs_mm(f"dataset.task={dataset['task']}")
+        return image_data(config, at_home(data_root), cache_root, device=device, **options)
+    needs_mm(f"dataset.task={config['task']}")
     from kt.data.dense import dense_data
 
-    return dense_data(dataset, at_home(data_root), cache_root, **options)
+    return dense_data(config, at_home(data_root), cache_root, **options)
 
 
 def unlabelled(
-    dataset: Mapping[str, Any],
+    dataset: str | Mapping[str, Any],
     share: float,
     data_root: str | os.PathLike[str],
     *,
@@ -106,9 +117,8 @@ def unlabelled(
     Raises:
         UserError: Something is wrong with the config or with the files.
     """
-    dataset = _checked(dataset)
     from kt.data.images import unlabelled_loader
 
     options: dict[str, Any] = {"batch_size": batch_size, "device": device, "seed": seed, "rank": rank, "world": world}
     options["workers"] = min(8, os.cpu_count() or 1) if workers is None else workers
-    return unlabelled_loader(dataset, share, at_home(data_root), cache_root, **options)
+    return unlabelled_loader(_checked(dataset), share, at_home(data_root), cache_root, **options)

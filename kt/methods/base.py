@@ -240,7 +240,7 @@ def find_method(name: str) -> type[Method]:
 def build_method(
     name: str,
     student: Student,
-    teacher: Teacher | None,
+    teacher: Teacher | None = None,
     *,
     data: DataSpec | None = None,
     files: Mapping[str, Path] | None = None,
@@ -262,6 +262,12 @@ def build_method(
             teacher and there is none, or it cannot teach such a student.
     """
     kind, inner, schema = find_method(name), name.partition("+")[2], settings_of(name)
+    for role, network in (("student", student), ("teacher", teacher)):
+        if network is not None and not hasattr(network, "stages"):
+            raise UserError(
+                f"{role}={type(network).__name__}: expected a network with its normalisation, such as "
+                "kt.classifier.Classifier(network, (mean, std))"
+            )
     if schema is not None and isinstance(student, DenseModel):
         task, whom = ("depth", "depth") if student.gives_depth else ("detection", "detectors and segmentors")
         if not schema.teaches(task):

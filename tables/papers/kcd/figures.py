@@ -10,7 +10,8 @@ import numpy as np
 
 from kt.store import evaluation_file, folder_of, read_evaluation
 from tables.judging import Context, Row
-from tables.plotting import Figures, HeatMaps
+from tables.panels import HeatMaps
+from tables.plotting import Figures
 
 ANALYSIS, MAPS = "channel_overlap", "activation_maps.npz"
 
