@@ -119,8 +119,8 @@ def faked(tmp_path: Path, *overrides: str, limit: float, tested: int = 20, **run
     """A case of batch 8 of which so much is known: two phases of 10 and 5 updates, and 3 scores of so many images."""
     case = case_of(tmp_path, *SMALL, *overrides)
     for run in runs.values():
-        run.facts = {"phases": ["one", "train"], "device": "abacus", "limit": None}
-        run.lengths = [{"steps": [10, 5], "evaluations": 3, "test_size": tested}]
+        run.facts = {"phases": ["one", "train"], "device": "abacus", "gpu": False, "limit": None}
+        run.lengths = [{"steps": [10, 5], "batches": [7, 7], "evaluations": 3, "test_size": tested}]
     case.limit, case.runs = int(limit * 2**30), {run.images: run for run in runs.values()}
     return case
 
@@ -128,7 +128,11 @@ def faked(tmp_path: Path, *overrides: str, limit: float, tested: int = 20, **run
 def run(
     images: int, memory: float, steps: dict[int, list[float]], evaluation: float | None, ended: str = "done"
 ) -> Run:
-    return Run(images, {}, (), steps, evaluation, int(memory * 2**30), 2**30, 7, ended=ended)
+    """A run that started in 6 s; before 2 epochs of its last phase it reads the training set, a second an image."""
+    surveys = {0: {"batch": 0.0, "rest": 0.0, "times": [0]}, 1: {"batch": 1.0 * images, "rest": 0.5, "times": [2]}}
+    found = Run(images, {}, (), steps, evaluation, int(memory * 2**30), 2**30, 7, ended=ended, start=4.0 + images)
+    found.surveys = {index: surveys[index] for index in steps}
+    return found
 
 
 def test_seconds_and_memory_go_to_the_batch(tmp_path: Path) -> None:
@@ -138,7 +142,8 @@ def test_seconds_and_memory_go_to_the_batch(tmp_path: Path) -> None:
     # A phase that seems to take as long for 4 as for 2 images takes at least in proportion to 4.
     assert case.step_seconds() == [pytest.approx(2.5), pytest.approx(8.0)]
     assert case.image_seconds() == pytest.approx(0.55)
-    assert case.seconds() == {"one": pytest.approx(10 * 2.5 + 5 * 8 + 3 * 20 * 0.55)}
+    surveys = 2 * (7 * 8 * 1.0 + 0.5)
+    assert case.seconds() == {"one": pytest.approx(6 + 10 * 2.5 + 5 * 8 + surveys + 3 * 20 * 0.55)}
     assert case.problem() == "does not fit: needs 9.0 GiB, 8.0 GiB are free" and case.fitting() == 4
     case.limit = 2 * 2**30
     assert case.fitting() == 1
@@ -160,7 +165,9 @@ class Told:
     def measure(self, configs: Sequence[Any], images: int, seconds: float) -> Run:
         found = run(images, 1 + self.memory * images, {0: [9.0, self.seconds * images]}, 0.0)
         found.facts = {"phases": ["train"], "device": "abacus", "limit": int(self.limit * 2**30)}
-        found.lengths = [{"steps": [10], "evaluations": 0, "test_size": 20}] * (len(configs) - 1)
+        length = {"steps": [10], "batches": [5], "evaluations": 0, "test_size": 20}
+        found.lengths = [length] * (len(configs) - 1)
+        found.surveys = {0: {"batch": 0.0, "rest": 0.0, "times": [0] * len(found.lengths)}}
         found.ended, found.seconds = self.ends.get(images, "done"), 3 * self.seconds * images
         if found.ended != "done":
             found.memory //= 9  # it has not come so far
