@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from kt.errors import UserError
 
 HOLD = """
 import sys
+import time
 import torch
 from experiments import devices
 
@@ -84,3 +87,28 @@ def test_a_fork_that_can_use_no_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
     with pytest.raises(UserError, match="forked.*hydra/launcher=gpus"):
         devices.pick_device("auto")
+
+
+SPIN = "import os\nos.sched_setaffinity(0, {%d})\nwhile True: pass"
+
+
+def test_the_time_that_one_waits_for_a_processor() -> None:
+    """Two processes on one core: each waits for half of its time; what sleeps waits for nothing."""
+    before = devices.scheduled()
+    if before is None:
+        pytest.skip("the kernel does not tell")
+    cores = os.sched_getaffinity(0)
+    core = min(cores)
+    other = subprocess.Popen([sys.executable, "-c", SPIN % core])
+    try:
+        os.sched_setaffinity(0, {core})
+        end = time.process_time() + 0.2
+        while time.process_time() < end:
+            pass
+    finally:
+        os.sched_setaffinity(0, cores)
+        other.kill()
+        other.wait()
+    assert devices.share_waited(before, devices.scheduled()) > 0.25
+    assert devices.share_waited((3.0, 1.0), (6.0, 2.0)) == 0.25
+    assert devices.share_waited((3.0, 1.0), (3.0, 1.0)) == devices.share_waited(None, (3.0, 1.0)) == 0.0
