@@ -15,6 +15,7 @@ import os
 import re
 import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -181,6 +182,30 @@ class Run:
             setattr(self, key, message.get(key, getattr(self, key)))
 
 
+def _print_to(path: Path) -> None:
+    """From now on what this process and its libraries print goes to the end of a file."""
+    with open(path, "a", encoding="utf-8") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+
+
+@contextlib.contextmanager
+def _printing_to(path: Path) -> Iterator[None]:
+    """See `_print_to`, for a while."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    before = [(stream, os.dup(stream)) for stream in (1, 2)]
+    _print_to(path)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for stream, kept in before:
+            os.dup2(kept, stream)
+            os.close(kept)
+
+
 def _work(
     configs: Sequence[Config],
     images: int,
@@ -193,9 +218,7 @@ def _work(
     """The process that measures; what it prints goes to a file."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run ends it
     lifeline.follow(*run)
-    with open(log, "a", encoding="utf-8") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    _print_to(log)
     from experiments.measure import measure
 
     measure(configs, images, folder, synthetic, free_memory(), events.send)
@@ -260,6 +283,7 @@ class Case:
     Attributes:
         cells: Of each length (`experiments.plan.length_key`) the config of one, the one with most images first.
         ids: Of all cells, by their length.
+        texts: What their table calls them.
         limit: Bytes that such a process may have.
         runs: What was measured, by the images of a pass.
     """
@@ -267,6 +291,7 @@ class Case:
     key: str
     cells: dict[str, Config] = field(default_factory=dict)
     ids: dict[str, list[str]] = field(default_factory=dict)
+    texts: list[str] = field(default_factory=list)
     limit: int = 0
     runs: dict[int, Run] = field(default_factory=dict)
 
@@ -489,7 +514,7 @@ class Case:
         if not self.facts:
             return f"not built within {BUILDING_SECONDS:.0f} s"
         if not self._telling:
-            return f"slower than {CASE_SECONDS:.0f} s a step"
+            return f"{min(self.runs)} images take more than {CASE_SECONDS:.0f} s a step"
         unknown = None in self.seconds().values()
         return f"not all of it could be measured in {CASE_SECONDS:.0f} s" if unknown else ""
 
@@ -514,6 +539,7 @@ class Case:
         return {
             "key": self.key,
             "lengths": lengths,
+            "texts": self.texts,
             "student": config["student"]["network"],
             "teacher": config["teacher"]["network"],
             "method": config["method"]["name"],
@@ -562,6 +588,7 @@ def cases_of(jobs: Iterable[Job]) -> list[Case]:
             case = found.setdefault(key, Case(key))
             case.cells.setdefault(length, job.config)
             case.ids.setdefault(length, []).append(job.id)
+            case.texts.append(job.text)
     return list(found.values())
 
 
@@ -618,13 +645,14 @@ def _show(name: str, records: Sequence[Config], missing: Sequence[str]) -> None:
     columns = ("case", "cells", "batch", "s/step", "ms/image scored", "memory", "device_batch", "a cell", "disk", "")
     for column in columns:
         table.add_column(column, justify="left" if column in ("case", "") else "right")
-    for record in records:
+    titles = [_title(record) for record in records]
+    for record, title in zip(records, titles, strict=True):
         steps = [phase["seconds"] for phase in record["phases"]]
         image, memory, disk = (record[key] for key in ("image_seconds", "memory", "disk"))
         seconds = [length["seconds"] for length in record["lengths"]]
         fitting, mark = record["device_batch"], "~" * record["extrapolated"]
         table.add_row(
-            _title(record),
+            title if titles.count(title) == 1 else f"{title} ({record['texts'][0]})",
             str(sum(len(length["cells"]) for length in record["lengths"])),
             str(record["batch"]),
             " ".join("?" if each is None else mark + _short(each) for each in steps) or "-",
@@ -676,10 +704,11 @@ def rehearse(name: str, jobs: Sequence[Job], kind: bool | str, output_root: str,
         print(f"{name}: nothing to train")
         return 0
     dense = any(case.config["dataset"]["task"] != "classification" for case in cases)
-    preload(("experiments.measure", *(DENSE_IMPORTS if dense else ())))
     path = rehearsals_of(output_root) / f"{name}-{scale}.json"
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
+    with _printing_to(path.with_suffix(".log")):
+        preload(("experiments.measure", *(DENSE_IMPORTS if dense else ())))
     with tempfile.TemporaryDirectory(prefix="kt-rehearsal-") as folder:
         stage = Stage(Path(folder), path.with_suffix(".log"), kind == SYNTHETIC)
         for number, case in enumerate(cases, 1):

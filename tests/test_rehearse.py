@@ -333,7 +333,11 @@ def test_rows_are_rehearsed_one_after_the_other(
 
 def test_what_time_allows_is_said(tmp_path: Path) -> None:
     none = faked(tmp_path, limit=8, two=run(2, 0, {}, None, "slow"))
-    assert none.problem() == "slower than 60 s a step" and none.seconds() == {"one": None} and none.memory(8) is None
+    assert (
+        none.problem() == "2 images take more than 60 s a step"
+        and none.seconds() == {"one": None}
+        and none.memory(8) is None
+    )
     one = faked(tmp_path, limit=99, two=run(2, 3, {0: [9.0]}, None, "slow"))
     assert one.step_seconds() == [36.0, None] and one.seconds() == {"one": None} and one.memory(8) == 9 * 2**30
     assert one.problem() == "not all of it could be measured in 60 s"
