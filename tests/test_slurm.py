@@ -248,7 +248,7 @@ def test_standings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 RUNNING, LOST, DONE = "RUNNING", "NODE_FAIL", "COMPLETED"
 # What else may end a job for good, by Slurm's own list of states.
-LOSSES = ("BOOT_FAIL", "DEADLINE", "FAILED", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT", "COMPLETED")
+LOSSES = ("BOOT_FAIL", "DEADLINE", "FAILED", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT")
 
 
 @pytest.mark.parametrize(
