@@ -115,6 +115,7 @@ def rehearsals_of(output_root: str | os.PathLike[str]) -> Path:
     return Path(output_root) / "rehearsals"
 
 
+BUSY = 0.1  # a share of its time that a process has waited for processors, above which others have slowed it down
 REHEARSAL_VERSION = 2  # of what a file of cases holds; others are passed over, and written anew
 
 
@@ -194,7 +195,10 @@ def expected(jobs: Iterable[Job], output_root: str) -> Times:
     known = [(costs(trained[0]["config"]), trained) for trained in records]
     measured = [case for path in rehearsals_of(output_root).glob("*.json") for case in rehearsed_cases(path)]
     rehearsed = {
-        (case["key"], length["key"], case["gpu"]): (length["seconds"], case["device"])
+        (case["key"], length["key"], case["gpu"]): (
+            length["seconds"],
+            case["device"] + (", slowed down by other processes" if case["waited"] > BUSY else ""),
+        )
         for case in sorted(measured, key=lambda case: case["time"])
         for length in case["lengths"]
         if length["seconds"] is not None

@@ -27,6 +27,7 @@ from typing import Any
 from experiments import lifeline
 from experiments.devices import own_memory
 from experiments.plan import (
+    BUSY,
     REHEARSAL_VERSION,
     Config,
     Job,
@@ -48,7 +49,6 @@ CASE_SECONDS = 60.0  # for all passes of a case; what is known then has to do
 BUILDING_SECONDS = 600.0  # for reading the data and building the networks
 RESERVE = 1 << 30  # bytes that stay free for the rest of the machine
 POLL_SECONDS = 0.2
-BUSY = 0.1  # a share of its time that a process has waited for processors, above which others have slowed it down
 SYNTHETIC = "synthetic"
 GIB = 2.0**30
 

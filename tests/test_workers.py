@@ -234,7 +234,8 @@ def test_a_plan_goes_by_rehearsals(tmp_path: Path) -> None:
     def rehearsed(config: Json, seconds: float | None, time: float = 0.0, gpu: bool = False) -> Json:
         lengths = [{"key": length_key(config), "seconds": seconds}]
         device = "H100" if gpu else "abacus"
-        return {"key": case_key(config), "device": device, "gpu": gpu, "time": time, "lengths": lengths}
+        where = {"device": device, "gpu": gpu, "waited": 0.5 if gpu else 0.05}
+        return {"key": case_key(config), **where, "time": time, "lengths": lengths}
 
     def write(name: str, version: int, *cases: dict[str, Any]) -> None:
         write_json(rehearsals_of(tmp_path) / name, {"version": version, "cases": cases})
@@ -246,7 +247,9 @@ def test_a_plan_goes_by_rehearsals(tmp_path: Path) -> None:
     write("c-mini.json", REHEARSAL_VERSION - 1, {"key": case_key(cell(*KD))})
     (rehearsals_of(tmp_path) / "d-mini.json").write_text("{}")
     assert planned(tmp_path, cell(*KD)) == "about 17 s one after the other (from 1 rehearsed case on abacus)"
-    assert planned(tmp_path, cell(*KD, "device=cuda")).endswith("other (from 1 rehearsed case on H100)")
+    assert planned(tmp_path, cell(*KD, "device=cuda")).endswith(
+        "other (from 1 rehearsed case on H100, slowed down by other processes)"
+    )
     assert all(planned(tmp_path, other).startswith("unknown") for other in (cell(), cell("dataset.subset=9")))
     finish(tmp_path, 2, 30.0, *KD)
     assert planned(tmp_path, cell(*KD)).startswith("about 30 s ")
