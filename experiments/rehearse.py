@@ -150,7 +150,7 @@ class Run:
         waited: The share of the passes' time that the process has waited for a processor.
         ended: `done`, `slow` (out of time), `memory`, `norm`, `user` or `error`; `why` says more.
         begun: When it was built; None where it was not.
-        seconds: That the passes took.
+        seconds: That the passes took, and not what each survey takes beside its batches.
     """
 
     images: int
@@ -272,7 +272,10 @@ class Stage:
             process.kill()
             process.join()
             events.close()
-        found.seconds = 0.0 if found.begun is None else time.monotonic() - found.begun
+        if found.begun is not None:
+            # What takes as long for any number of images, such as a thousand matchings, leaves others their time.
+            matching = sum(survey["rest"] for survey in found.surveys.values())
+            found.seconds = max(0.0, time.monotonic() - found.begun - matching)
         return found
 
 
