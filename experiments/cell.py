@@ -22,6 +22,7 @@ import yaml
 from filelock import Timeout
 
 from experiments import lifeline
+from experiments.devices import processor
 from experiments.meaning import (
     Identified,
     Needed,
@@ -122,15 +123,6 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return versions
-
-
-def processor() -> str:
-    """The processor's name."""
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    return name
 
 
 def _hardware() -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import re
 import tempfile
 from pathlib import Path
@@ -17,10 +18,27 @@ from kt.ranks import local_rank
 if TYPE_CHECKING:
     import torch
 
+# Of NVIDIA's driver, of AMD's, and of either below Windows.
+GPU_PLACES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 CELLS_PER_GPU = 4  # at most; slim networks keep no GPU busy, and each process takes memory of its own
 
 # Held until this process ends, so that cells side by side take different GPUs.
 _held: tuple[int, FileLock] | None = None
+
+
+def processor() -> str:
+    """The processor's name."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    return name
+
+
+def has_gpu() -> bool:
+    """Whether this machine has a GPU that may be used, as far as that shows without torch."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
+    return not hidden and any(Path(place).exists() for place in GPU_PLACES)
 
 
 def own_memory(kind: str) -> int | None:
@@ -29,6 +47,26 @@ def own_memory(kind: str) -> int | None:
         if found := re.search(rf"{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8")):
             return 1024 * int(found[1])
     return None
+
+
+def scheduled() -> tuple[float, float] | None:
+    """Seconds that this process's threads have computed and that they have waited for a processor, where Linux tells.
+
+    Source: https://docs.kernel.org/scheduler/sched-stats.html, "/proc/<pid>/schedstat".
+    """
+    with contextlib.suppress(OSError, ValueError):
+        texts = [path.read_text(encoding="utf-8") for path in Path("/proc/self/task").glob("*/schedstat")]
+        ran, waited = (sum(int(text.split()[place]) for text in texts) / 1e9 for place in (0, 1))
+        return ran, waited
+    return None
+
+
+def share_waited(before: tuple[float, float] | None, now: tuple[float, float] | None) -> float:
+    """The share of the time between two looks at `scheduled` that a process has waited for a processor."""
+    if before is None or now is None:
+        return 0.0
+    ran, waited = (max(0.0, late - early) for early, late in zip(before, now, strict=True))
+    return waited / (ran + waited) if ran + waited else 0.0
 
 
 def free_gpu() -> int:

@@ -1,18 +1,21 @@
 """What a rehearsal measures of one cell, in a process of its own: two steps of each phase and one evaluation batch.
 
 The cell is built as for its training and stepped by the engine's own loop. Networks of other cells have random weights,
-whose passes take as long. Nothing of it is kept.
+whose passes take as long. What a phase makes of the training set before its steps, as knowledge consistent distillation
+matches channels, is measured on the same batch. Nothing of it is kept.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import re
 import resource
 import tempfile
+import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +35,14 @@ from experiments.build import (
     read_source,
     set_threads,
 )
-from experiments.cell import processor
-from experiments.devices import own_memory, pick_device
+from experiments.devices import own_memory, pick_device, processor, scheduled, share_waited
 from experiments.meaning import Unnamed, is_of_library, needs_of, states_of
 from experiments.plan import on_processor
 from kt.data import Data, DataSpec
+from kt.data.images import kept_bytes
 from kt.data.names import CLASSIFICATION, DATASETS
 from kt.data.synthetic import is_stood_in, stand_in
-from kt.engine import Engine, OneBatch, OneValueError, measured_loop, seed_everything
+from kt.engine import Engine, OneBatch, OneValueError, PhaseLoop, measured_loop, seed_everything
 from kt.errors import UserError
 from kt.models.names import IMAGENET
 from kt.needs import SNAPSHOTS, WEIGHTS, teacher_of
@@ -51,6 +54,7 @@ from kt.transfer import TransferModel, export_student
 Message = dict[str, Any]
 # Of each phase two, and while they have not taken so many seconds more; the first one finds out how to compute.
 STEPS, MOST_STEPS, STEPPING_SECONDS = 2, 6, 1.0
+DECODED = 8  # images at most of which the time to read one is taken
 # What torch and oneDNN say where the operating system gives them no more memory.
 NO_MEMORY = re.compile("allocate memory|out of memory|bad_alloc|could not create a (memory|primitive)", re.IGNORECASE)
 
@@ -107,7 +111,7 @@ class Rehearsal:
         Raises:
             UserError: Nobody knows enough of the dataset to stand in for it.
         """
-        own = {**dataset, "resident": False}  # or all images would be decoded, to be used a few times
+        own = {**dataset, "resident": False}  # or all images would be decoded, to be used a few times: see `kept`
         config = {**self.config, "schedule": schedule or self.config["schedule"]}
         key = reader.__name__ + json.dumps([own, config["schedule"]], sort_keys=True)
         if self.synthetic:
@@ -153,8 +157,11 @@ class Rehearsal:
             self.missing[str(error)] = None
         return assemble(config, data.spec, hidden, {}, given=False)[0], data
 
-    def length(self, model: TransferModel, config: Mapping[str, Any]) -> Message:
-        """How many updates each phase of a cell makes, and how often its student is scored on how many images."""
+    def length(self, model: TransferModel, config: Mapping[str, Any]) -> tuple[Message, list[Stretch]]:
+        """How many updates each phase of a cell makes and how often its student is scored on how many images; phases.
+
+        Of each phase `batches` are those of one pass over its training set.
+        """
         data = self.read(config["dataset"], schedule=config["schedule"])
         if source := config["method"].get(SOURCE):
             data.further[SOURCE] = self.read(source, read_source, config["schedule"])
@@ -163,9 +170,31 @@ class Rehearsal:
         scores = 1 + sum(_evaluations(stretch, settings["evaluate_every"]) for stretch in stretches)
         return {
             "steps": [stretch.steps for stretch in stretches],
+            "batches": [len(stretch.loaders[TRAIN].plain()) for stretch in stretches],
             "evaluations": scores,
             "test_size": data.spec.test_size,
-        }
+        }, stretches
+
+    def kept(self, data: Data) -> tuple[int, float]:
+        """Bytes of the images that the cell, unlike its rehearsal, keeps decoded on its device; seconds to read them.
+
+        Where it computes on a GPU, images that are cut at random stay outside of it.
+        """
+        size, seconds = 0, 0.0
+        sets = [(self.config["dataset"], data.train), (self.config["dataset"], data.test)]
+        if SOURCE in data.further:
+            sets.append((self.config["method"][SOURCE], data.further[SOURCE]))
+        for dataset, loader in sets:
+            if dataset["task"] != CLASSIFICATION or not (room := kept_bytes(loader, dataset["resident"])):
+                continue
+            if self.device.type == "cpu" or not loader.dataset.is_random:
+                size += room
+            some = loader.indices[:DECODED].tolist()
+            began = time.perf_counter()
+            for index in some:
+                loader.dataset[index]
+            seconds += (time.perf_counter() - began) / len(some) * len(loader.indices)
+        return size, seconds
 
     def _given_teacher(self, path: Path, spec: Any) -> Any:
         """The user's teacher; where its file is none of it, one with random weights."""
@@ -204,7 +233,7 @@ def measure(
         room: Bytes that this process may take beside those that it has, where it computes on the CPU.
         tell: Called with what is known as soon as it is: see the code of `experiments.rehearse.Run`.
     """
-    rehearsal = None
+    rehearsal, began = None, time.perf_counter()
     try:
         config = configs[0]
         rehearsal = Rehearsal(config, images, folder, synthetic)
@@ -212,12 +241,15 @@ def measure(
             _limit(room)
         if is_of_library(config) and not states_of(config):
             _take_weights(rehearsal, tell)
-            tell({"lengths": [{"steps": [], "evaluations": 0, "test_size": 0}] * len(configs[1:])})
+            none: Message = {"steps": [], "batches": [], "evaluations": 0, "test_size": 0}
+            tell({"lengths": [none] * len(configs[1:]), "start": time.perf_counter() - began})
         else:
             model, data = rehearsal.build()
-            tell({"missing": [*rehearsal.missing]})
-            tell({"lengths": [rehearsal.length(model, each) for each in configs[1:]]})
-            _measure(rehearsal, model, data, images, tell)
+            kept, reading = rehearsal.kept(data)
+            tell({"missing": [*rehearsal.missing], "start": time.perf_counter() - began + reading})
+            lengths = [rehearsal.length(model, each) for each in configs[1:]]
+            tell({"lengths": [length for length, _ in lengths]})
+            _measure(rehearsal, model, data, images, kept, [stretches for _, stretches in lengths], tell)
         tell({"ended": "done", "why": ""})
     except OneValueError as error:
         tell({"ended": "norm", "why": error.layer})
@@ -240,9 +272,86 @@ def _limit(room: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (held + room, hard))
 
 
+class _Watched(OneBatch):
+    """The one batch, and the seconds that whoever goes through it has taken for it."""
+
+    def __init__(self, batch: Any, device: torch.device):
+        super().__init__(batch)
+        self.device = device
+        self.taken: list[float] = []
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Any]:
+        """The batch, once."""
+        for batch in super().epoch(epoch, first):
+            began = _now(self.device)
+            yield batch
+            self.taken.append(_now(self.device) - began)
+
+    def plain(self, by_class: bool = False) -> _Watched:
+        """The same."""
+        return self
+
+
+class _Asked(Exception):
+    """Somebody wants to read the training set."""
+
+
+class _Unread:
+    """A loader that says so where its images are asked for."""
+
+    def __init__(self, loader: Any):
+        self.loader, self.batch_size, self.passes = loader, loader.batch_size, loader.passes
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Any]:
+        """Raises."""
+        raise _Asked
+
+    def plain(self, by_class: bool = False) -> _Unread:
+        """The same."""
+        return self
+
+
+def _survey(loop: PhaseLoop, device: torch.device) -> tuple[float, float]:
+    """Seconds of what a phase makes of the training set before its first epoch: of one batch, and of all the rest."""
+    before, loop.epoch = loop.phase.before_epoch, 0
+    if before is None:
+        return 0.0, 0.0
+    watched = _Watched(loop.loaders[TRAIN].batch, device)  # type: ignore[attr-defined]
+    loop.loaders = {**loop.loaders, TRAIN: watched}
+    found: list[tuple[float, float]] = []
+    while not found or (len(found) < STEPS and watched.taken and sum(found[0]) < STEPPING_SECONDS):
+        watched.taken.clear()
+        whole = timed(lambda: before(loop.model, loop), device)
+        found.append((sum(watched.taken), max(0.0, whole - sum(watched.taken))))
+    return found[-1]  # the first one finds out how to compute
+
+
+def _count_surveys(loop: PhaseLoop, stretch: Stretch) -> int:
+    """Before how many of a phase's epochs it reads the training set."""
+    before, count = loop.phase.before_epoch, 0
+    loop.loaders = {name: _Unread(loader) for name, loader in stretch.loaders.items()}
+    loop.max_epochs = stretch.epochs
+    for loop.epoch in range(stretch.epochs if before is not None else 0):
+        try:
+            before(loop.model, loop)  # type: ignore[misc]
+        except _Asked:
+            count += 1
+    return count
+
+
 def _measure(
-    rehearsal: Rehearsal, model: TransferModel, data: Data, images: int, tell: Callable[[Message], None]
+    rehearsal: Rehearsal,
+    model: TransferModel,
+    data: Data,
+    images: int,
+    kept: int,
+    lengths: Sequence[Sequence[Stretch]],
+    tell: Callable[[Message], None],
 ) -> None:
+    """Steps and scores; `kept` is what images will take beside all that is there, `lengths` the phases of cells."""
     device, config = rehearsal.device, rehearsal.config
     settings = {**defaults(Schedule), **config["schedule"]}
     stretches = plan_phases(model, data, settings)
@@ -251,11 +360,15 @@ def _measure(
     engine = Engine(settings, device, own, config["seed"], *how)
     model.place(device)
     student = size_of(export_student(model))
+    # Passes would hide in what building has freed and glibc has kept.
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):  # from here on the kernel's peak is that of the passes
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     facts = {"phases": [each.phase.name for each in stretches]}
-    tell({"facts": facts | _device_facts(device), "fixed": (held := _held(device))})
+    tell({"facts": facts | _device_facts(device), "fixed": (held := kept + _held(device))})
     seed_everything(config["seed"])
+    before = scheduled()
     disk = student * (1 + min(count_snapshots(config), settings["epochs"] or 0))
     for index, stretch in enumerate(stretches):
         loaders = {name: OneBatch(next(loader.epoch(0))) for name, loader in stretch.loaders.items()}
@@ -270,15 +383,21 @@ def _measure(
         taken: list[float] = []
         while len(taken) < STEPS or (len(taken) < MOST_STEPS and sum(taken) < STEPPING_SECONDS):
             taken.append(timed(lambda: loop.step(batch), device))  # noqa: B023 - called at once
-            tell({"phase": index, "seconds": taken[-1], "memory": peak_memory(device)})
+            tell({"phase": index, "seconds": taken[-1], "memory": kept + peak_memory(device)})
+            tell({"waited": share_waited(before, scheduled())})
         optimizers = size_of(loop.runner.optim_wrapper.state_dict())
         # The checkpoint and the one before it.
         disk += min(2, stretch.epochs) * (size_of(model.state_dict()) + optimizers)
         tell({"fixed": held + optimizers + size_of([each for each in model.parameters() if each.requires_grad])})
+        of_batch, rest = _survey(loop, device)
+        times = [_count_surveys(loop, each[index]) if index < len(each) else 0 for each in lengths]
+        survey = {"batch": of_batch, "rest": rest, "times": times}
+        tell({"surveyed": index, "survey": survey, "memory": kept + peak_memory(device)})
     disk += size_of(model.method.keeps()) if stretches else 0
     tested = data.test.part(torch.arange(min(images, data.spec.test_size)))
     seconds = timed(lambda: data.score(model.student, loader=tested), device)
-    tell({"evaluation": seconds, "memory": peak_memory(device), "disk": disk})
+    waited = share_waited(before, scheduled())
+    tell({"evaluation": seconds, "memory": kept + peak_memory(device), "disk": disk, "waited": waited})
 
 
 def _take_weights(rehearsal: Rehearsal, tell: Callable[[Message], None]) -> None:
@@ -302,6 +421,13 @@ def _evaluations(stretch: Stretch, every: int) -> int:
     return ((stretch.epochs - 1) // every + last) if stretch.phase.evaluate else 0
 
 
+def _now(device: torch.device) -> float:
+    """Seconds, once a GPU has done what it was told to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def _held(device: torch.device) -> int:
     """Bytes that are taken before the first pass."""
     if device.type == "cuda":
@@ -312,6 +438,7 @@ def _held(device: torch.device) -> int:
 def _device_facts(device: torch.device) -> Message:
     """What computes, and of a GPU the bytes that are free and those that are taken already."""
     if device.type != "cuda":
-        return {"device": on_processor(processor(), torch.get_num_threads()), "limit": None}
+        return {"device": on_processor(processor(), torch.get_num_threads()), "gpu": False, "limit": None}
     free, _ = torch.cuda.mem_get_info(device)
-    return {"device": torch.cuda.get_device_name(device), "limit": free + torch.cuda.memory_reserved(device)}
+    limit = free + torch.cuda.memory_reserved(device)
+    return {"device": torch.cuda.get_device_name(device), "gpu": True, "limit": limit}

@@ -6,11 +6,12 @@ import hashlib
 import heapq
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from experiments.devices import has_gpu, processor
 from experiments.meaning import identify, needed_cells, settle, teaches_in_bf16
 from kt.data.names import DATASETS, SPLIT_SIZES, content
 from kt.files import read_json
@@ -114,6 +115,16 @@ def rehearsals_of(output_root: str | os.PathLike[str]) -> Path:
     return Path(output_root) / "rehearsals"
 
 
+BUSY = 0.1  # a share of its time that a process has waited for processors, above which others have slowed it down
+REHEARSAL_VERSION = 2  # of what a file of cases holds; others are passed over, and written anew
+
+
+def rehearsed_cases(path: Path) -> list[Config]:
+    """The cases that a rehearsal's file holds."""
+    found = read_json(path) or {}
+    return list(found["cases"]) if found.get("version") == REHEARSAL_VERSION else []
+
+
 @dataclass(frozen=True)
 class Times:
     """What is known of how long jobs take.
@@ -132,46 +143,82 @@ class Times:
         return _passes(job.config) * 60.0 if known is None else known
 
 
+@dataclass(frozen=True)
+class _Device:
+    """What a measurement was made on: its name, and whether that is a GPU."""
+
+    name: str
+    is_gpu: bool
+
+
+Trained = tuple[Config, _Device]  # the record of a finished cell, and what has trained it
+
+
+def _kinds(config: Mapping[str, Any]) -> tuple[bool, ...]:
+    """Whether a GPU will train a cell, the likelier first: `auto` takes the GPU of the machine that trains it."""
+    if config["device"] == "auto":
+        return (True, False) if has_gpu() else (False, True)
+    return (config["device"] != "cpu",)
+
+
+def _of_one_device(alike: Iterable[Trained], is_gpu: bool) -> list[Config]:
+    """The records of one device, for times on several have no mean: of this machine's processor, else the commonest."""
+    found: dict[_Device, list[Config]] = {}
+    for record, device in alike:
+        if device.is_gpu == is_gpu:
+            found.setdefault(device, []).append(record)
+    here = processor()
+    return max(found.items(), key=lambda each: (each[0].name.startswith(here), len(each[1])), default=(None, []))[1]
+
+
+def _scaled(records: Sequence[Config], config: Config) -> float:
+    """What a cell takes where finished ones have taken so long, by their lengths and by what methods compute."""
+    per_pass = [each["seconds"] / _length(each["config"]) / _passes(each["config"]) for each in records]
+    return sum(per_pass) / len(per_pass) * _passes(config) * max(1, _length(config))
+
+
 def expected(jobs: Iterable[Job], output_root: str) -> Times:
     """How long jobs will take, as measured on the same networks and images with updates of the same size.
 
     Finished cells of the same method come first, then a rehearsal, then finished cells of another method, of which each
-    took as much longer or shorter as it computes more or less.
+    took as much longer or shorter as it computes more or less. All of a job's were measured on one device, of the kind
+    that will train it; where `device=auto` leaves that open and nothing else tells, of the other kind.
     """
     records = [
-        result
+        (result, _computed_on(result))
         for folder in finished_cells(output_root)
         if (result := read_result(folder)) is not None
         and _length(result["config"]) > 0
         and result["config"]["method"]["name"] in METHODS  # and not of a package that is gone
         and result["config"]["dataset"]["name"] in DATASETS
     ]
-    known = [(costs(record["config"]), record) for record in records]
+    known = [(costs(trained[0]["config"]), trained) for trained in records]
+    measured = [case for path in rehearsals_of(output_root).glob("*.json") for case in rehearsed_cases(path)]
     rehearsed = {
-        (case["key"], length["key"]): (length["seconds"], case["device"])
-        for path in sorted(rehearsals_of(output_root).glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-        for case in (read_json(path) or {"cases": ()})["cases"]
+        (case["key"], length["key"], case["gpu"]): (
+            length["seconds"],
+            case["device"] + (", slowed down by other processes" if case["waited"] > BUSY else ""),
+        )
+        for case in sorted(measured, key=lambda case: case["time"])
         for length in case["lengths"]
         if length["seconds"] is not None
     }
     seconds: dict[str, float | None] = {}
-    cells: dict[str, Config] = {}
+    cells: dict[str, str] = {}
     cases: dict[str, str] = {}
     for job in jobs:
-        own = costs(job.config)
-        similar = [(theirs["method"], record) for theirs, record in known if {**theirs, "method": own["method"]} == own]
-        same = [record for method, record in similar if method == own["method"]]
-        key = case_key(job.config)
-        alike = same or [record for _, record in similar]
-        if not same and (found := rehearsed.get((key, length_key(job.config)))):
-            seconds[job.id], cases[key] = found
-        elif alike:
-            per_pass = [record["seconds"] / _length(record["config"]) / _passes(record["config"]) for record in alike]
-            seconds[job.id] = sum(per_pass) / len(per_pass) * _passes(job.config) * max(1, _length(job.config))
-            cells |= {record["id"]: record for record in alike}
-        else:
-            seconds[job.id] = None
-    devices = [*map(_computed_on, cells.values()), *cases.values()]
+        own, key, seconds[job.id] = costs(job.config), case_key(job.config), None
+        similar = [(theirs["method"], each) for theirs, each in known if {**theirs, "method": own["method"]} == own]
+        for is_gpu in _kinds(job.config):
+            same = _of_one_device((each for method, each in similar if method == own["method"]), is_gpu)
+            if not same and (found := rehearsed.get((key, length_key(job.config), is_gpu))):
+                seconds[job.id], cases[key] = found
+                break
+            if alike := same or _of_one_device((each for _, each in similar), is_gpu):
+                seconds[job.id] = _scaled(alike, job.config)
+                cells |= {record["id"]: _computed_on(record).name for record in alike}
+                break
+    devices = [*cells.values(), *cases.values()]
     counts = ((len(cells), "finished cell"), (len(cases), "rehearsed case"))
     told = " and ".join(f"{count} {word}{'s' * (count != 1)}" for count, word in counts if count)
     return Times(seconds, f"{told} on {' and '.join(dict.fromkeys(devices))}" if told else "")
@@ -182,10 +229,12 @@ def on_processor(name: str, threads: int) -> str:
     return f"{name} ({threads} thread{'s' * (threads != 1)})"
 
 
-def _computed_on(record: Mapping[str, Any]) -> str:
-    """The device of a finished cell."""
+def _computed_on(record: Mapping[str, Any]) -> _Device:
+    """The device of a finished cell; one that was told to has left the machine's GPUs alone."""
     hardware = record["hardware"]
-    return str(hardware["gpus"][0]) if hardware["gpus"] else on_processor(hardware["cpu"], record["threads"])
+    if hardware["gpus"] and record["config"]["device"] != "cpu":
+        return _Device(str(hardware["gpus"][0]), True)
+    return _Device(on_processor(hardware["cpu"], record["threads"]), False)
 
 
 def _length(config: Config) -> int:

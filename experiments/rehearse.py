@@ -2,18 +2,20 @@
 
 Cells that differ in nothing that costs time or memory (`experiments.plan.costs`) are one case. A case is built as its
 cells are and passes over 2 and over 4 images, each in a process of its own. To the schedule's batch time and memory are
-extrapolated; where that should fit and takes no minute, it is measured as well.
+extrapolated; where that should fit and takes no minute, it is measured as well, or as many images as do.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import multiprocessing
 import os
 import re
 import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,7 +26,17 @@ from typing import Any
 
 from experiments import lifeline
 from experiments.devices import own_memory
-from experiments.plan import Config, Job, case_key, in_words, length_key, rehearsals_of
+from experiments.plan import (
+    BUSY,
+    REHEARSAL_VERSION,
+    Config,
+    Job,
+    case_key,
+    in_words,
+    length_key,
+    rehearsals_of,
+    rehearsed_cases,
+)
 from experiments.progress import Display
 from experiments.workers import DENSE_IMPORTS, preload
 from kt.errors import UserError
@@ -60,6 +72,25 @@ def extrapolated(points: Points, images: float) -> float:
     if slope <= 0:
         slope = max(0.0, (points[last] - points[first]) / (last - first))
     return points[last] + slope * (images - last)
+
+
+def spread(points: Points, images: float) -> tuple[float, float]:
+    """The least and the most at a number of images of all lines through two of the numbers that were measured.
+
+    Without any images counts as one where fewer than three others were measured. Lines that fall are level.
+
+    Args:
+        points, images: As for `extrapolated`.
+    """
+    if images in points:
+        return (points[int(images)],) * 2
+    measured = {count: value for count, value in points.items() if count}
+    own = measured if len(measured) > 2 else points
+    ends = [
+        points[last] + max(0.0, (points[last] - points[first]) / (last - first)) * (images - last)
+        for first, last in itertools.combinations(sorted(own), 2)
+    ] + [extrapolated(points, images)]
+    return min(ends), max(ends)
 
 
 # Of a control group, in either version: the most it may take, what it has taken, and what of that is files read before.
@@ -113,9 +144,13 @@ class Run:
         fixed: Bytes without any image: the networks, and the largest phase's gradients and state of the optimizers.
         disk: Bytes that the cell keeps.
         missing: Files, weights and classes that are not there, in lines.
+        start: Seconds before the first pass: data are read, images that stay in memory decoded, networks built.
+        surveys: What each phase makes of the whole training set before an epoch: the seconds of one `batch`, those of
+            all the `rest`, and of each length before how many epochs (`times`).
+        waited: The share of the passes' time that the process has waited for a processor.
         ended: `done`, `slow` (out of time), `memory`, `norm`, `user` or `error`; `why` says more.
         begun: When it was built; None where it was not.
-        seconds: That the passes took.
+        seconds: That the passes took, and not what each survey takes beside its batches.
     """
 
     images: int
@@ -127,6 +162,9 @@ class Run:
     fixed: int = 0
     disk: int | None = None
     missing: tuple[str, ...] = ()
+    start: float | None = None
+    surveys: dict[int, Config] = field(default_factory=dict)
+    waited: float = 0.0
     ended: str = "slow"
     why: str = ""
     begun: float | None = None
@@ -137,9 +175,35 @@ class Run:
         if "phase" in message:
             self.steps.setdefault(message["phase"], []).append(message["seconds"])
         self.memory, self.fixed = (max(getattr(self, key), message.get(key, 0)) for key in ("memory", "fixed"))
+        if "surveyed" in message:
+            self.surveys[message["surveyed"]] = message["survey"]
         self.missing += tuple(message.get("missing", ()))
-        for key in ("facts", "lengths", "evaluation", "disk", "ended", "why"):
+        for key in ("facts", "lengths", "evaluation", "disk", "ended", "why", "start", "waited"):
             setattr(self, key, message.get(key, getattr(self, key)))
+
+
+def _print_to(path: Path) -> None:
+    """From now on what this process and its libraries print goes to the end of a file."""
+    with open(path, "a", encoding="utf-8") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+
+
+@contextlib.contextmanager
+def _printing_to(path: Path) -> Iterator[None]:
+    """See `_print_to`, for a while."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    before = [(stream, os.dup(stream)) for stream in (1, 2)]
+    _print_to(path)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for stream, kept in before:
+            os.dup2(kept, stream)
+            os.close(kept)
 
 
 def _work(
@@ -154,9 +218,7 @@ def _work(
     """The process that measures; what it prints goes to a file."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run ends it
     lifeline.follow(*run)
-    with open(log, "a", encoding="utf-8") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    _print_to(log)
     from experiments.measure import measure
 
     measure(configs, images, folder, synthetic, free_memory(), events.send)
@@ -210,7 +272,10 @@ class Stage:
             process.kill()
             process.join()
             events.close()
-        found.seconds = 0.0 if found.begun is None else time.monotonic() - found.begun
+        if found.begun is not None:
+            # What takes as long for any number of images, such as a thousand matchings, leaves others their time.
+            matching = sum(survey["rest"] for survey in found.surveys.values())
+            found.seconds = max(0.0, time.monotonic() - found.begun - matching)
         return found
 
 
@@ -221,6 +286,7 @@ class Case:
     Attributes:
         cells: Of each length (`experiments.plan.length_key`) the config of one, the one with most images first.
         ids: Of all cells, by their length.
+        texts: What their table calls them.
         limit: Bytes that such a process may have.
         runs: What was measured, by the images of a pass.
     """
@@ -228,6 +294,7 @@ class Case:
     key: str
     cells: dict[str, Config] = field(default_factory=dict)
     ids: dict[str, list[str]] = field(default_factory=dict)
+    texts: list[str] = field(default_factory=list)
     limit: int = 0
     runs: dict[int, Run] = field(default_factory=dict)
 
@@ -260,26 +327,29 @@ class Case:
         if smallest.ended == "memory" and smallest.images > 1:
             self._add(stage, 1)
         self.limit = self.facts.get("limit") or self.limit
-        if self.batch not in self.runs and self._is_cheap():
-            self._add(stage, self.batch)
+        halves = (2**power for power in range(self.batch.bit_length() - 1, 1, -1))
+        for images in (self.batch, *halves):
+            if images in self.runs:
+                break
+            if self._is_cheap(images):
+                self._add(stage, images)
+                break
 
     @property
     def _left(self) -> float:
         return CASE_SECONDS - sum(run.seconds for run in self.runs.values())
 
-    def _is_cheap(self) -> bool:
-        """Whether the whole batch can be measured as well."""
+    def _is_cheap(self, images: int) -> bool:
+        """Whether passes over more images, of the whole batch if possible, can be measured as well."""
         if any(run.ended == "memory" for run in self.runs.values()):
             return False
-        needed, steps, image = self.memory(self.batch), self.step_seconds(), self.image_seconds()
-        if needed is None or needed > self.limit or image is None:
+        needed, steps, image = self.memory(images), self.pass_seconds(images), self.image_seconds()
+        if needed is None or needed > self.limit or image is None or None in steps:
             return False
-        once = [each / self.passes for each in steps if each is not None]
-        return len(once) == len(steps) and 3 * sum(once) + self.batch * image < self._left
+        return 3 * sum(each for each in steps if each) + images * image < self._left
 
     def _add(self, stage: Stage, images: int) -> bool:
-        # Only the first run tells the lengths.
-        configs = [self.config, *(self.cells.values() if not self.lengths else ())]
+        configs = [self.config, *(self.cells.values() if self._counted is None else ())]  # once is enough
         run = self.runs[images] = stage.measure(configs, images, self._left)
         return run.ended == "done"
 
@@ -290,9 +360,25 @@ class Case:
 
     @property
     def lengths(self) -> dict[str, Config]:
-        """Of each length the `steps` of each phase, the number of `evaluations` and their `test_size`."""
-        told = next((run.lengths for run in self.runs.values() if run.lengths), None)
-        return {} if told is None else dict(zip(self.cells, told, strict=True))
+        """What there is to do in each length.
+
+        The `steps` of each phase, before how many of its epochs it goes through the training set (`surveys`) and the
+        `batches` of that; the number of `evaluations` and their `test_size`.
+        """
+        run = self._counted or next((run for run in self.runs.values() if run.lengths), None)
+        if run is None:
+            return {}
+        times = [run.surveys[index]["times"] for index in sorted(run.surveys)]
+        return {
+            key: {**length, "surveys": [each[number] for each in times][: len(length["steps"])]}
+            for number, (key, length) in enumerate(zip(self.cells, run.lengths, strict=True))
+        }
+
+    @property
+    def _counted(self) -> Run | None:
+        """A run that has told all of the lengths."""
+        runs = (run for run in self.runs.values() if run.facts and run.lengths)
+        return next((run for run in runs if len(run.surveys) == len(run.facts["phases"])), None)
 
     @property
     def missing(self) -> list[str]:
@@ -306,20 +392,66 @@ class Case:
         ended = [run for run in self.runs.values() if run.ended == "done"]
         return ended or [run for run in self.runs.values() if run.steps]
 
+    def _sizes(self) -> Points:
+        """Bytes at most of passes over so many images, also without any; nothing where no pass has ended."""
+        points = {run.images: run.memory for run in self._telling}
+        return {0: max(run.fixed for run in self._telling), **points} if points else {}
+
     def memory(self, images: int) -> float | None:
         """Bytes at most of passes over so many images; None where not even one pass has ended."""
-        points = {run.images: run.memory for run in self._telling}
-        fixed = max((run.fixed for run in self._telling), default=0)
-        return extrapolated({0: fixed, **points}, images) if points else None
+        return extrapolated(points, images) if (points := self._sizes()) else None
+
+    def memory_spread(self) -> tuple[float, float] | None:
+        """Between what bytes those of the batch lie; None as for `memory`."""
+        return spread(points, self.batch) if (points := self._sizes()) else None
+
+    def _pass_points(self) -> list[Points]:
+        """Seconds of a pass over so many images in each phase."""
+        found: list[Points] = []
+        for index in range(len(self.facts.get("phases", ()))):
+            taken = {run.images: run.steps[index] for run in self._telling if index in run.steps}
+            found.append({images: statistics.median(each[1:] or each) for images, each in taken.items()})
+        return found
+
+    def pass_seconds(self, images: int) -> list[float | None]:
+        """Seconds of a pass over so many images in each phase."""
+        return [extrapolated({0: 0.0, **points}, images) if points else None for points in self._pass_points()]
 
     def step_seconds(self) -> list[float | None]:
         """Seconds of an update in each phase."""
-        found: list[float | None] = []
+        return [None if each is None else each * self.passes for each in self.pass_seconds(self.batch)]
+
+    def step_spread(self) -> list[tuple[float, float] | None]:
+        """Between what seconds those of an update lie in each phase."""
+        found = [spread({0: 0.0, **points}, self.batch) if points else None for points in self._pass_points()]
+        return [None if each is None else (each[0] * self.passes, each[1] * self.passes) for each in found]
+
+    @property
+    def is_extrapolated(self) -> bool:
+        """Whether the batch itself was not measured."""
+        return bool(self._telling) and self.batch not in {run.images for run in self._telling}
+
+    def survey_seconds(self) -> list[tuple[float, float] | None]:
+        """Seconds of what each phase makes of the training set before an epoch: of one batch, and of all the rest."""
+        found: list[tuple[float, float] | None] = []
         for index in range(len(self.facts.get("phases", ()))):
-            taken = {run.images: run.steps[index] for run in self._telling if index in run.steps}
-            points = {images: statistics.median(each[1:] or each) for images, each in taken.items()}
-            found.append(extrapolated({0: 0.0, **points}, self.batch) * self.passes if points else None)
+            told = {run.images: run.surveys[index] for run in self._telling if index in run.surveys}
+            if not told:
+                found.append(None)
+                continue
+            points = {0: 0.0, **{images: each["batch"] for images, each in told.items()}}
+            found.append((extrapolated(points, self.batch), told[max(told)]["rest"]))
         return found
+
+    @property
+    def start(self) -> float | None:
+        """Seconds before the first pass; the first process may have drawn images that the others found."""
+        return min((run.start for run in self.runs.values() if run.start is not None), default=None)
+
+    @property
+    def waited(self) -> float:
+        """The largest share of its time that a process to go by has waited for a processor."""
+        return max((run.waited for run in self._telling), default=0.0)
 
     def image_seconds(self) -> float | None:
         """Seconds that scoring takes an image."""
@@ -332,11 +464,17 @@ class Case:
 
     def seconds(self) -> dict[str, float | None]:
         """Of each length the seconds of a whole cell, its scores included; None where a part of it is not known."""
-        each, image = self.step_seconds(), self.image_seconds()
-        if image is None or None in each or not self.lengths:
+        each, surveys, image, start = self.step_seconds(), self.survey_seconds(), self.image_seconds(), self.start
+        if image is None or start is None or None in each or None in surveys or self._counted is None:
             return dict.fromkeys(self.cells)
         return {
-            key: sum(steps * one for steps, one in zip(length["steps"], each, strict=True) if one)
+            key: start
+            + sum(steps * one for steps, one in zip(length["steps"], each, strict=True) if one)
+            + sum(
+                times * (batches * one[0] + one[1])
+                for times, batches, one in zip(length["surveys"], length["batches"], surveys, strict=True)
+                if one
+            )
             + length["evaluations"] * length["test_size"] * image
             for key, length in self.lengths.items()
         }
@@ -373,32 +511,38 @@ class Case:
             return run.why
         needed = self.memory(self.batch)
         if needed is not None and needed > self.limit:
-            return f"does not fit: needs {_gib(needed)}, {_gib(self.limit)} are free"
+            return f"does not fit: needs {_between(needed, self.memory_spread())}, {_gib(self.limit)} are free"
         if run := ended.get("memory"):
             return f"does not fit: {run.images} images need more than the {_gib(self.limit)} that are free"
         if not self.facts:
             return f"not built within {BUILDING_SECONDS:.0f} s"
         if not self._telling:
-            return f"slower than {CASE_SECONDS:.0f} s a step"
+            return f"{min(self.runs)} images take more than {CASE_SECONDS:.0f} s a step"
         unknown = None in self.seconds().values()
         return f"not all of it could be measured in {CASE_SECONDS:.0f} s" if unknown else ""
 
     def record(self) -> Config:
         """What is written of it."""
-        config, facts, steps = self.config, self.facts, self.step_seconds()
-        phases = [{"name": name, "seconds": each} for name, each in zip(facts.get("phases", ()), steps, strict=True)]
+        config, facts = self.config, self.facts
+        columns = facts.get("phases", ()), self.step_seconds(), self.step_spread(), self.survey_seconds()
+        phases = [
+            {"name": name, "seconds": seconds, "between": between, "survey": survey}
+            for name, seconds, between, survey in zip(*columns, strict=True)
+        ]
         lengths = [
             {"key": key, "cells": self.ids[key], "seconds": each, **self.lengths.get(key, {})}
             for key, each in self.seconds().items()
         ]
         measured = [
             {"images": run.images, "steps": [*run.steps.values()], "evaluation": run.evaluation, "memory": run.memory}
+            | {"fixed": run.fixed, "surveys": run.surveys, "start": run.start, "waited": run.waited}
             | {"ended": run.ended, "why": run.why}
             for run in self.runs.values()
         ]
         return {
             "key": self.key,
             "lengths": lengths,
+            "texts": self.texts,
             "student": config["student"]["network"],
             "teacher": config["teacher"]["network"],
             "method": config["method"]["name"],
@@ -406,19 +550,36 @@ class Case:
             "batch": config["schedule"]["batch_size"],
             "images": self.batch,
             "device": facts.get("device"),
+            "gpu": facts.get("gpu"),
+            "time": time.time(),
             "phases": phases,
+            "extrapolated": self.is_extrapolated,
             "image_seconds": self.image_seconds(),
+            "start": self.start,
+            "waited": self.waited,
             "memory": self.memory(self.batch),
+            "memory_between": self.memory_spread(),
             "limit": self.limit,
             "device_batch": self.fitting(),
             "disk": next((run.disk for run in self.runs.values() if run.disk is not None), None),
             "problem": self.problem(),
+            "missing": self.missing,
             "measured": measured,
         }
 
 
 def _gib(size: float) -> str:
     return f"{size / GIB:.1f} GiB"
+
+
+def _short(seconds: float) -> str:
+    return f"{seconds:.2g}" if seconds < 100 else f"{seconds:.0f}"
+
+
+def _between(size: float, ends: Sequence[float] | None) -> str:
+    """A size, and between what it lies where that makes a difference."""
+    low, high = (_gib(end) for end in ends or (size, size))
+    return _gib(size) if low == high else f"{_gib(size)} ({low.removesuffix(' GiB')} to {high})"
 
 
 def cases_of(jobs: Iterable[Job]) -> list[Case]:
@@ -430,6 +591,23 @@ def cases_of(jobs: Iterable[Job]) -> list[Case]:
             case = found.setdefault(key, Case(key))
             case.cells.setdefault(length, job.config)
             case.ids.setdefault(length, []).append(job.id)
+            case.texts.append(job.text)
+    return list(found.values())
+
+
+def merged(before: Iterable[Config], now: Iterable[Config]) -> list[Config]:
+    """The cases of a table's file: those of earlier commands that are not measured anew, and those of this one.
+
+    A case that is keeps the lengths of cells that this command has not asked for. Nothing is known of the device of one
+    that could not be built.
+    """
+    found = {(case["key"], case["device"]): case for case in before}
+    for case in now:
+        found.pop((case["key"], None), None)
+        mark = case["key"], case["device"]
+        asked = {length["key"] for length in case["lengths"]}
+        others = [length for length in found.pop(mark, {"lengths": ()})["lengths"] if length["key"] not in asked]
+        found[mark] = {**case, "lengths": [*case["lengths"], *others]}
     return list(found.values())
 
 
@@ -447,9 +625,15 @@ def _title(record: Mapping[str, Any]) -> str:
 def _outcome(record: Mapping[str, Any]) -> str:
     """What is found of a case, in short."""
     steps = [phase["seconds"] for phase in record["phases"] if phase["seconds"] is not None]
-    found = [f"{max(steps):.2g} s a step"] if steps else []
+    found = [f"{_short(max(steps))} s a step"] if steps else []
     found += [_gib(record["memory"])] if record["memory"] is not None else []
-    return ", ".join(found + ([record["problem"]] if record["problem"] else []))
+    return ", ".join(found + _notes(record))
+
+
+def _notes(record: Mapping[str, Any]) -> list[str]:
+    """What is to be said of a case beside its numbers."""
+    busy = f"too slow: waited {100 * record['waited']:.0f} % of its time for a processor"
+    return ([record["problem"]] if record["problem"] else []) + ([busy] if record["waited"] > BUSY else [])
 
 
 def _show(name: str, records: Sequence[Config], missing: Sequence[str]) -> None:
@@ -464,22 +648,23 @@ def _show(name: str, records: Sequence[Config], missing: Sequence[str]) -> None:
     columns = ("case", "cells", "batch", "s/step", "ms/image scored", "memory", "device_batch", "a cell", "disk", "")
     for column in columns:
         table.add_column(column, justify="left" if column in ("case", "") else "right")
-    for record in records:
+    titles = [_title(record) for record in records]
+    for record, title in zip(records, titles, strict=True):
         steps = [phase["seconds"] for phase in record["phases"]]
         image, memory, disk = (record[key] for key in ("image_seconds", "memory", "disk"))
         seconds = [length["seconds"] for length in record["lengths"]]
-        fitting = record["device_batch"]
+        fitting, mark = record["device_batch"], "~" * record["extrapolated"]
         table.add_row(
-            _title(record),
+            title if titles.count(title) == 1 else f"{title} ({record['texts'][0]})",
             str(sum(len(length["cells"]) for length in record["lengths"])),
             str(record["batch"]),
-            " ".join("?" if each is None else f"{each:.2g}" for each in steps) or "-",
+            " ".join("?" if each is None else mark + _short(each) for each in steps) or "-",
             "?" if image is None else f"{1e3 * image:.3g}",
-            "?" if memory is None else _gib(memory),
+            "?" if memory is None else mark + _between(memory, record["memory_between"]),
             "none" if fitting is None else "null" if fitting == record["images"] else str(fitting),
             "?" if None in seconds else " to ".join(dict.fromkeys(map(in_words, (min(seconds), max(seconds))))),
             "?" if disk is None else _gib(disk),
-            record["problem"],
+            ", ".join(_notes(record)),
         )
     console.print(table)
     lengths = [(length["seconds"], len(length["cells"])) for record in records for length in record["lengths"]]
@@ -491,6 +676,10 @@ def _show(name: str, records: Sequence[Config], missing: Sequence[str]) -> None:
     count = sum(cells for _, cells in lengths)
     console.print(f"{name}: {count} cells, {in_words(known)}{left}, {_gib(disk)} on the disk")
     console.print(f"measured on {devices or 'no device'}; images that have to be read and changed first take longer")
+    if any(record["extrapolated"] for record in records):
+        console.print("~: extrapolated from fewer images than a batch; in brackets what other pairs of them give")
+    if any(record["waited"] > BUSY for record in records):
+        console.print("other processes kept the processors busy: on a machine of its own it takes less; rehearse again")
     for line in missing:
         console.print(f"missing: {line}", soft_wrap=True)
 
@@ -518,10 +707,11 @@ def rehearse(name: str, jobs: Sequence[Job], kind: bool | str, output_root: str,
         print(f"{name}: nothing to train")
         return 0
     dense = any(case.config["dataset"]["task"] != "classification" for case in cases)
-    preload(("experiments.measure", *(DENSE_IMPORTS if dense else ())))
     path = rehearsals_of(output_root) / f"{name}-{scale}.json"
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
+    with _printing_to(path.with_suffix(".log")):
+        preload(("experiments.measure", *(DENSE_IMPORTS if dense else ())))
     with tempfile.TemporaryDirectory(prefix="kt-rehearsal-") as folder:
         stage = Stage(Path(folder), path.with_suffix(".log"), kind == SYNTHETIC)
         for number, case in enumerate(cases, 1):
@@ -535,10 +725,12 @@ def rehearse(name: str, jobs: Sequence[Job], kind: bool | str, output_root: str,
     absent = [line for job in jobs for line in job.absent]
     missing = [*dict.fromkeys([*absent, *(line for case in cases for line in case.missing)])]
     records = [case.record() for case in cases]
+    for record in records:
+        record["synthetic"] = stage.synthetic
     with writing(path.parent):
-        write_json(
-            path, {"name": name, "scale": scale, "synthetic": stage.synthetic, "cases": records, "missing": missing}
-        )
+        kept = merged(rehearsed_cases(path), records)
+        head = {"version": REHEARSAL_VERSION, "name": name, "scale": scale}
+        write_json(path, {**head, "cases": kept, "missing": missing})
     _show(name, records, missing)
     print(path)
     if missing:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from kt.errors import UserError
 
 HOLD = """
 import sys
+import time
 import torch
 from experiments import devices
 
@@ -84,3 +87,33 @@ def test_a_fork_that_can_use_no_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
     with pytest.raises(UserError, match="forked.*hydra/launcher=gpus"):
         devices.pick_device("auto")
+
+
+SPIN = "import os\nos.sched_setaffinity(0, {%d})\nprint(flush=True)\nwhile True: pass"
+
+
+def test_the_time_that_one_waits_for_a_processor() -> None:
+    """Of four processes on one core each waits for three quarters of its time."""
+    if devices.scheduled() is None:
+        pytest.skip("the kernel does not tell")
+    cores = os.sched_getaffinity(0)
+    command = [sys.executable, "-c", SPIN % min(cores)]
+    others = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(3)]
+    try:
+        for other in others:
+            assert other.stdout is not None and other.stdout.readline()
+        os.sched_setaffinity(0, {min(cores)})
+        before, begun = devices.scheduled(), time.process_time()
+        while time.process_time() < begun + 0.2:
+            pass
+        after, ended = devices.scheduled(), time.process_time()
+    finally:
+        os.sched_setaffinity(0, cores)
+        for other in others:
+            other.kill()
+            other.communicate()
+    assert before is not None and after is not None
+    assert after[0] - before[0] == pytest.approx(ended - begun, abs=0.05)
+    assert devices.share_waited(before, after) > 0.6
+    assert devices.share_waited((3.0, 1.0), (6.0, 2.0)) == 0.25
+    assert devices.share_waited((3.0, 1.0), (3.0, 1.0)) == devices.share_waited(None, (3.0, 1.0)) == 0.0

@@ -11,17 +11,19 @@ import layouts
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-import experiments.measure  # noqa: F401 - here, and not in every process that measures
 from configs import composed, table
-from experiments import rehearse
+from experiments import measure, rehearse  # `measure` here, and not in every process that measures
 from experiments.cell import run_cell
 from experiments.meaning import settle
-from experiments.plan import case_key
-from experiments.rehearse import Case, Run, Stage, cases_of, extrapolated
+from experiments.plan import case_key, rehearsed_cases
+from experiments.rehearse import Case, Run, Stage, cases_of, extrapolated, merged, spread
 from experiments.run import main
 from kt.data import DATASETS, build_data
+from kt.data.loaders import ImageLoader, ResidentLoader
 from kt.data.synthetic import stand_in
+from kt.models import build_network
 from kt.store import folder_of
 
 SMALL = ("student=resnet8", "dataset.image_size=16", "dataset.train_size=40", "dataset.test_size=12", "threads=1")
@@ -62,6 +64,15 @@ def test_what_is_linear_is_found_from_two_points() -> None:
     assert extrapolated({0: 1.0, 2: 3.0}, 8) == 9.0
 
 
+def test_what_is_not_linear_is_given_with_its_ends() -> None:
+    assert spread({0: 1.0, 2: 3.0, 4: 5.0}, 8) == (9.0, 9.0) and spread({0: 1.0, 2: 3.0, 8: 7.0}, 8) == (7.0, 7.0)
+    # Another algorithm sets in from 2 to 4: lines through (0, 1) and (2, 2), (0, 1) and (4, 9), (2, 2) and (4, 9).
+    assert spread({0: 1.0, 2: 2.0, 4: 9.0}, 8) == (5.0, 23.0)
+    assert spread({0: 0.0, 2: 2.0, 4: 2.0}, 8) == (2.0, 8.0)  # what falls or stays is level
+    # With three numbers measured, what there is without images tells no more.
+    assert spread({0: 99.0, 2: 2.0, 4: 9.0, 8: 23.0}, 16) == (51.0, 51.0)
+
+
 @pytest.mark.parametrize(
     ("groups", "own", "free"),
     [
@@ -92,10 +103,16 @@ def test_free_memory_is_what_the_control_groups_leave(
 
 @pytest.mark.parametrize(
     "overrides",
-    [(*SMALL, "method=kd_fixed_feature", "teacher=resnet20"), (*DENSE, "method=none")],
-    ids=["classification", "segmentation"],
+    [
+        (*SMALL, "method=kd_fixed_feature", "teacher=resnet20"),
+        (*SMALL, "method=kcd", "teacher=resnet20", "method.update_every=2"),  # reads the images before epochs 0 and 2
+        (*DENSE, "method=none"),
+    ],
+    ids=["classification", "kcd", "segmentation"],
 )
-def test_a_rehearsal_foretells_what_a_training_leaves(tmp_path: Path, stage: Stage, overrides: Sequence[str]) -> None:
+def test_a_rehearsal_foretells_what_a_training_leaves(
+    tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch, overrides: Sequence[str]
+) -> None:
     case = case_of(tmp_path, *overrides)
     case.rehearse(stage)
     found = case.record()
@@ -103,7 +120,24 @@ def test_a_rehearsal_foretells_what_a_training_leaves(tmp_path: Path, stage: Sta
     assert [run.ended for run in case.runs.values()] == ["done"] * len(case.runs)
     assert set(case.runs) == {2, 4, case.batch}
     assert 0 < case.runs[2].memory <= case.runs[4].memory * 1.1 and found["device_batch"] == case.batch
+    read: list[int] = []  # batches of a pass over images as they are, by a training alone
+    plain = ImageLoader.plain
+
+    def watched(self: ImageLoader, by_class: bool = False) -> ImageLoader:
+        found = plain(self, by_class)
+        read.append(len(found))
+        return found
+
+    monkeypatch.setattr(ImageLoader, "plain", watched)
     result = run_cell(case.config)
+    length = found["lengths"][0]
+    assert [
+        batches for times, batches in zip(length["surveys"], length["batches"], strict=True) for _ in range(times)
+    ] == read
+    assert all(
+        (phase["survey"] != (0.0, 0.0)) == (times > 0)
+        for phase, times in zip(found["phases"], length["surveys"], strict=True)
+    )
     names = [each["name"] for each in found["phases"]]
     steps = dict(zip(names, found["lengths"][0]["steps"], strict=True))
     assert steps == {each["name"]: each["steps"] for each in result["phases"]}
@@ -119,8 +153,8 @@ def faked(tmp_path: Path, *overrides: str, limit: float, tested: int = 20, **run
     """A case of batch 8 of which so much is known: two phases of 10 and 5 updates, and 3 scores of so many images."""
     case = case_of(tmp_path, *SMALL, *overrides)
     for run in runs.values():
-        run.facts = {"phases": ["one", "train"], "device": "abacus", "limit": None}
-        run.lengths = [{"steps": [10, 5], "evaluations": 3, "test_size": tested}]
+        run.facts = {"phases": ["one", "train"], "device": "abacus", "gpu": False, "limit": None}
+        run.lengths = [{"steps": [10, 5], "batches": [7, 7], "evaluations": 3, "test_size": tested}]
     case.limit, case.runs = int(limit * 2**30), {run.images: run for run in runs.values()}
     return case
 
@@ -128,7 +162,11 @@ def faked(tmp_path: Path, *overrides: str, limit: float, tested: int = 20, **run
 def run(
     images: int, memory: float, steps: dict[int, list[float]], evaluation: float | None, ended: str = "done"
 ) -> Run:
-    return Run(images, {}, (), steps, evaluation, int(memory * 2**30), 2**30, 7, ended=ended)
+    """A run that started in 6 s; before 2 epochs of its last phase it reads the training set, a second an image."""
+    surveys = {0: {"batch": 0.0, "rest": 0.0, "times": [0]}, 1: {"batch": 1.0 * images, "rest": 0.5, "times": [2]}}
+    found = Run(images, {}, (), steps, evaluation, int(memory * 2**30), 2**30, 7, ended=ended, start=4.0 + images)
+    found.surveys = {index: surveys[index] for index in steps}
+    return found
 
 
 def test_seconds_and_memory_go_to_the_batch(tmp_path: Path) -> None:
@@ -138,7 +176,8 @@ def test_seconds_and_memory_go_to_the_batch(tmp_path: Path) -> None:
     # A phase that seems to take as long for 4 as for 2 images takes at least in proportion to 4.
     assert case.step_seconds() == [pytest.approx(2.5), pytest.approx(8.0)]
     assert case.image_seconds() == pytest.approx(0.55)
-    assert case.seconds() == {"one": pytest.approx(10 * 2.5 + 5 * 8 + 3 * 20 * 0.55)}
+    surveys = 2 * (7 * 8 * 1.0 + 0.5)
+    assert case.seconds() == {"one": pytest.approx(6 + 10 * 2.5 + 5 * 8 + surveys + 3 * 20 * 0.55)}
     assert case.problem() == "does not fit: needs 9.0 GiB, 8.0 GiB are free" and case.fitting() == 4
     case.limit = 2 * 2**30
     assert case.fitting() == 1
@@ -151,6 +190,61 @@ def test_seconds_and_memory_go_to_the_batch(tmp_path: Path) -> None:
     assert halves.step_seconds() == [pytest.approx(2 * 1.5), pytest.approx(2 * 4.0)] and halves.problem() == ""
 
 
+def test_memory_without_images_is_that_of_weights_gradients_and_momentum(
+    tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "_held", lambda device: 1000)
+    case = case_of(tmp_path, *SMALL, "method=none", "schedule.optimizer=sgd", "schedule.momentum=0.9")
+    found = stage.measure([case.config], 2, 300.0)
+    network = build_network("resnet8", num_classes=10, width=case.config["student"]["network"]["width"])
+    assert found.fixed == 1000 + 2 * sum(4 * each.numel() for each in network.parameters())
+
+
+def test_the_peak_is_that_of_the_passes(tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading and building may have taken more, and gave it back, if not to the system."""
+    config = case_of(tmp_path, *SMALL, "method=none").config
+    plain = stage.measure([config], 2, 300.0)
+    build = measure.Rehearsal.build
+
+    def wasteful(self: Any) -> Any:
+        np.ones(400 << 20, np.uint8)
+        blocks = [bytes(1000) for _ in range(300_000)]
+        self.last = blocks.pop()  # keeps the heap from shrinking
+        return build(self)
+
+    monkeypatch.setattr(measure.Rehearsal, "build", wasteful)
+    found = stage.measure([config], 2, 300.0)
+    assert 0 < found.fixed < plain.fixed + (100 << 20)
+    assert 0 < found.memory < found.fixed + (200 << 20)
+
+
+@pytest.mark.parametrize("resident", ["null", "true", "false"])
+@pytest.mark.parametrize("augmentation", ["none", "imagenet"])
+def test_images_that_stay_decoded_count(
+    tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch, augmentation: str, resident: str
+) -> None:
+    for split, side in ("train", 300), ("val", 200):
+        for number in range(4):
+            folder = tmp_path / "own" / split / f"class{number % 2}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (side, side)).save(folder / f"{number}.png")
+    keys = ("dataset=imagefolder", "dataset.folder=own", f"data_root={tmp_path}", "dataset.image_size=32")
+    keys += (f"dataset.augmentation={augmentation}", f"dataset.resident={resident}", "schedule.batch_size=4")
+    config = case_of(tmp_path, "student=resnet8", "method=none", "device=cpu", "schedule.epochs=1", *keys).config
+    data = build_data(config["dataset"], tmp_path, batch_size=4, seed=0, workers=0)
+    kept = [
+        loader.images.nbytes
+        if isinstance(loader, ResidentLoader)
+        else sum(a.nbytes for a in loader.dataset.kept.values())
+        for loader in (data.train, data.test)
+    ]
+    assert (sum(kept) > 0) == (resident != "false")
+    monkeypatch.setattr(measure, "_held", lambda device: 0)
+    monkeypatch.setattr(measure, "peak_memory", lambda device: 0)
+    found = stage.measure([config], 2, 300.0)
+    assert found.ended == "done" and found.memory == sum(kept) < found.fixed
+
+
 class Told:
     """Takes the place of a stage: a process over so many images has this cost, in seconds and GiB, and these ends."""
 
@@ -159,8 +253,10 @@ class Told:
 
     def measure(self, configs: Sequence[Any], images: int, seconds: float) -> Run:
         found = run(images, 1 + self.memory * images, {0: [9.0, self.seconds * images]}, 0.0)
-        found.facts = {"phases": ["train"], "device": "abacus", "limit": int(self.limit * 2**30)}
-        found.lengths = [{"steps": [10], "evaluations": 0, "test_size": 20}] * (len(configs) - 1)
+        found.facts = {"phases": ["train"], "device": "abacus", "gpu": False, "limit": int(self.limit * 2**30)}
+        length = {"steps": [10], "batches": [5], "evaluations": 0, "test_size": 20}
+        found.lengths = [length] * (len(configs) - 1)
+        found.surveys = {0: {"batch": 0.0, "rest": 0.0, "times": [0] * len(found.lengths)}}
         found.ended, found.seconds = self.ends.get(images, "done"), 3 * self.seconds * images
         if found.ended != "done":
             found.memory //= 9  # it has not come so far
@@ -189,9 +285,65 @@ def test_how_many_images_are_measured(
     assert case.memory(8) == (1 + 8 * memory) * 2**30
 
 
+@pytest.mark.parametrize("passes", [1, 4])
+def test_more_images_are_measured_where_the_whole_batch_takes_too_long(tmp_path: Path, passes: int) -> None:
+    """At a second an image 42 are left after 2 and 4: too few for 32, enough for 8, be they all of a pass or not."""
+    keys = ("schedule.batch_size=32", f"schedule.device_batch={32 // passes}", "method=none")
+    case = case_of(tmp_path, *SMALL, *keys)
+    case.rehearse(Told(1.0, 1, 99, {}))  # type: ignore[arg-type]
+    assert [*case.runs] == [2, 4, 8] and case.is_extrapolated == (passes == 1)
+
+
+def test_a_rehearsal_of_other_rows_keeps_those_before() -> None:
+    def made(key: str, seconds: float, *lengths: str, device: str | None = "abacus") -> dict[str, Any]:
+        told = [{"key": length, "seconds": seconds} for length in lengths]
+        return {"key": key, "device": device, "lengths": told, "seconds": seconds}
+
+    def told(cases: Sequence[dict[str, Any]]) -> dict[tuple[str, Any], dict[str, float]]:
+        return {(c["key"], c["device"]): {each["key"]: each["seconds"] for each in c["lengths"]} for c in cases}
+
+    before = [made("kd", 1, "long", "short"), made("at", 1, "long"), made("ab", 1, "long", device=None)]
+    now = [made("kd", 2, "short", "tiny"), made("ab", 2, "long"), made("at", 2, "long", device="slide rule")]
+    assert told(merged(before, now)) == {
+        ("kd", "abacus"): {"short": 2, "tiny": 2, "long": 1},
+        ("at", "abacus"): {"long": 1},
+        ("at", "slide rule"): {"long": 2},
+        ("ab", "abacus"): {"long": 2},
+    }
+
+
+def test_rows_are_rehearsed_one_after_the_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their file holds all of them; which one others have slowed down is said."""
+
+    def rehearsed_at_once(case: Case, stage: Stage) -> None:
+        found = Told(0.1, 1, 9, {}).measure([*range(1 + len(case.cells))], case.batch, 60.0)
+        found.waited = 0.75 if case.config["method"]["name"] == "at" else 0.05
+        case.runs = {case.batch: found}
+
+    monkeypatch.setattr(rehearse, "_known", {})
+    monkeypatch.setattr(Case, "rehearse", rehearsed_at_once)
+    table = ("+table=imagenet_compression", "rehearse=true", f"output_root={tmp_path / 'out'}")
+    printed: dict[str, str] = {}
+    for row in "kd", "at":
+        assert main([*table, f"rows={row}"]) == 0
+        printed[row] = capsys.readouterr().out
+    assert "waited 75 % of its time for a processor" in printed["at"] and "waited" not in printed["kd"]
+    (path,) = (tmp_path / "out" / "rehearsals").glob("*.json")
+    assert sorted(case["method"] for case in rehearsed_cases(path)) == ["at", "kd", "none"]
+    assert main([*table, "rows=kd,at", "plan=true"]) == 0
+    said = capsys.readouterr().out
+    assert "(from 3 rehearsed cases on abacus" in said and "abacus, slowed down by other processes" in said
+
+
 def test_what_time_allows_is_said(tmp_path: Path) -> None:
     none = faked(tmp_path, limit=8, two=run(2, 0, {}, None, "slow"))
-    assert none.problem() == "slower than 60 s a step" and none.seconds() == {"one": None} and none.memory(8) is None
+    assert (
+        none.problem() == "2 images take more than 60 s a step"
+        and none.seconds() == {"one": None}
+        and none.memory(8) is None
+    )
     one = faked(tmp_path, limit=99, two=run(2, 3, {0: [9.0]}, None, "slow"))
     assert one.step_seconds() == [36.0, None] and one.seconds() == {"one": None} and one.memory(8) == 9 * 2**30
     assert one.problem() == "not all of it could be measured in 60 s"

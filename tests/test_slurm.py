@@ -247,6 +247,8 @@ def test_standings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 RUNNING, LOST, DONE = "RUNNING", "NODE_FAIL", "COMPLETED"
+# What else may end a job for good, by Slurm's own list of states.
+LOSSES = ("BOOT_FAIL", "DEADLINE", "FAILED", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT")
 
 
 @pytest.mark.parametrize(
@@ -258,6 +260,7 @@ RUNNING, LOST, DONE = "RUNNING", "NODE_FAIL", "COMPLETED"
         ([LOST, RUNNING, DONE], 2, None),
         ([LOST, "", DONE], 2, "job 1_0 ended like the one before (no longer in the queue)"),
         (["SUSPENDED", "REQUEUE_HOLD", "PENDING", DONE], 1, None),
+        *(([state, RUNNING, DONE], 2, None) for state in LOSSES),
     ],
 )
 def test_ends_of_jobs(

@@ -17,14 +17,28 @@ import pytest
 
 import fake_training
 from configs import composed
+from experiments import devices, plan
 from experiments.launch import Report
 from experiments.lifeline import GRACE_SECONDS, started
 from experiments.meaning import settle
-from experiments.plan import Agenda, Job, Times, case_key, jobs_of, length_key, makespan, plan_lines, rehearsals_of
+from experiments.plan import (
+    REHEARSAL_VERSION,
+    Agenda,
+    Job,
+    Times,
+    case_key,
+    jobs_of,
+    length_key,
+    makespan,
+    plan_lines,
+    rehearsals_of,
+)
 from experiments.progress import Display
 from experiments.workers import Pool, default_workers
 from kt.files import write_json, write_sealed
 from kt.store import folder_of, read_status
+
+Json = dict[str, Any]
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = "+table=imagenet_compression"
@@ -148,12 +162,13 @@ def cell(*overrides: str) -> dict[str, Any]:
 KD = ("teacher=resnet34", "method=kd")
 
 
-def finish(folder: Path, number: int, seconds: float, *overrides: str) -> None:
-    """Makes a finished cell."""
+def finish(folder: Path, number: int, seconds: float, *overrides: str, gpu: str = "", threads: int = 1) -> None:
+    """Makes a finished cell; where there is a GPU, `device=` decides whether it was used."""
     place = folder / "cells" / str(number)
     place.mkdir(parents=True)
-    record = {"id": str(number), "config": cell(*overrides), "seconds": seconds, "threads": 1}
-    write_sealed(place / "result.json", {**record, "files": {}, "hardware": {"cpu": "abacus", "gpus": []}})
+    record = {"id": str(number), "config": cell(*overrides), "seconds": seconds, "threads": threads}
+    hardware = {"cpu": "abacus", "gpus": [gpu] if gpu else []}
+    write_sealed(place / "result.json", {**record, "files": {}, "hardware": hardware})
 
 
 def planned(folder: Path, *configs: dict[str, Any], workers: int = 1) -> str:
@@ -191,20 +206,54 @@ def test_a_plan_goes_by_cells_of_the_same_networks_images_and_updates(tmp_path: 
     )
 
 
+def test_a_plan_never_mixes_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither GPU and CPU nor two of a kind; `device=auto` takes a GPU where there is one."""
+    finish(tmp_path, 1, 400.0, *KD, "device=cpu", gpu="H100")
+    finish(tmp_path, 2, 300.0, *KD, "seed=1", threads=2)
+    finish(tmp_path, 3, 200.0, *KD, "seed=2", threads=2)
+    finish(tmp_path, 4, 8.0, *KD, "seed=3", gpu="H100")
+    finish(tmp_path, 5, 4.0, *KD, "seed=4", gpu="H100")
+    on_cpu = "about 4 min one after the other (from 2 finished cells on abacus (2 threads))"
+    on_gpu = "about 6 s one after the other (from 2 finished cells on H100)"
+    place = tmp_path / "driver"
+    monkeypatch.setattr(devices, "GPU_PLACES", (str(place),))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert planned(tmp_path, cell(*KD, "device=cpu")) == planned(tmp_path, cell(*KD)) == on_cpu
+    assert planned(tmp_path, cell(*KD, "device=cuda")) == on_gpu
+    place.touch()
+    assert planned(tmp_path, cell(*KD)) == on_gpu
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert planned(tmp_path, cell(*KD)) == on_cpu
+    monkeypatch.setattr(plan, "processor", lambda: "abacus (1")  # what is at hand comes before what is common
+    assert planned(tmp_path, cell(*KD)).endswith("(from 1 finished cell on abacus (1 thread))")
+
+
 def test_a_plan_goes_by_rehearsals(tmp_path: Path) -> None:
     finish(tmp_path, 1, 40.0, "teacher=resnet34", "method=at")
 
-    def rehearsed(config: dict[str, Any], seconds: float | None) -> dict[str, Any]:
+    def rehearsed(config: Json, seconds: float | None, time: float = 0.0, gpu: bool = False) -> Json:
         lengths = [{"key": length_key(config), "seconds": seconds}]
-        return {"key": case_key(config), "device": "abacus", "lengths": lengths}
+        device = "H100" if gpu else "abacus"
+        where = {"device": device, "gpu": gpu, "waited": 0.5 if gpu else 0.05}
+        return {"key": case_key(config), **where, "time": time, "lengths": lengths}
 
-    path = rehearsals_of(tmp_path) / "a-mini.json"
-    path.parent.mkdir()
-    write_json(path, {"cases": [rehearsed(cell(*KD), 17.0), rehearsed(cell(), None)]})
+    def write(name: str, version: int, *cases: dict[str, Any]) -> None:
+        write_json(rehearsals_of(tmp_path) / name, {"version": version, "cases": cases})
+
+    rehearsals_of(tmp_path).mkdir()
+    known = rehearsed(cell(*KD), 17.0, time=5.0)
+    write("a-mini.json", REHEARSAL_VERSION, known, rehearsed(cell(), None), rehearsed(cell(*KD), 3.0, gpu=True))
+    write("b-mini.json", REHEARSAL_VERSION, rehearsed(cell(*KD), 99.0, time=4.0))  # earlier
+    write("c-mini.json", REHEARSAL_VERSION - 1, {"key": case_key(cell(*KD))})
+    (rehearsals_of(tmp_path) / "d-mini.json").write_text("{}")
     assert planned(tmp_path, cell(*KD)) == "about 17 s one after the other (from 1 rehearsed case on abacus)"
+    assert planned(tmp_path, cell(*KD, "device=cuda")).endswith(
+        "other (from 1 rehearsed case on H100, slowed down by other processes)"
+    )
     assert all(planned(tmp_path, other).startswith("unknown") for other in (cell(), cell("dataset.subset=9")))
     finish(tmp_path, 2, 30.0, *KD)
     assert planned(tmp_path, cell(*KD)).startswith("about 30 s ")
+    assert planned(tmp_path, cell(*KD, "device=cuda")).startswith("about 3 s ")  # cells on CPUs tell nothing of it
 
 
 def test_a_plan_says_which_weights_have_to_be_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -103,17 +104,17 @@ class _Files(torch.utils.data.Dataset):
         """Decodes some of them now and never again."""
         self.kept = {int(index): np.asarray(_open(self.paths[index])) for index in indices}
 
-    def fit(self, indices: NDArray[np.int64]) -> bool:
-        """Whether what is to be kept of some of them stays within `RESIDENT_LIMIT`."""
+    def room(self, indices: NDArray[np.int64], most: float = math.inf) -> int:
+        """Bytes that keeping some of them takes; what is found to be more than `most` is not counted to its end."""
         if not self.is_random:
-            return len(indices) * self.size**2 * 3 <= RESIDENT_LIMIT
-        left = RESIDENT_LIMIT
+            return len(indices) * self.size**2 * 3
+        taken = 0
         for index in indices:  # only headers are read, and not more than what fits
             with opened(self.paths[index]) as image:
-                left -= image.width * image.height * 3
-            if left < 0:
-                return False
-        return True
+                taken += image.width * image.height * 3
+            if taken > most:
+                break
+        return taken
 
     def __getitem__(self, index: int) -> Tensor:
         image = Image.fromarray(self.kept[index]) if index in self.kept else _open(self.paths[index])
@@ -263,14 +264,31 @@ def _loader(
         return ResidentLoader(torch.from_numpy(part.images[chosen]), size=size, **common)
     files = _Files([path for path, _ in part], size, is_random=augmentation == "imagenet")
     if resident is None:
-        resident = files.fit(chosen)
+        resident = files.room(chosen, RESIDENT_LIMIT) <= RESIDENT_LIMIT
     if resident and not files.is_random:
-        return ResidentLoader(torch.stack([files[int(index)] for index in chosen]), **common)
+        images = torch.empty((len(chosen), size, size, 3), dtype=torch.uint8)
+        for place, index in enumerate(chosen):  # one by one: a list of all would take as much room again
+            images[place] = files[int(index)]
+        return ResidentLoader(images, **common)
     if resident:
         files.keep(chosen)
     if files.is_random:
         common["augmentation"] = "none"  # of what they give
     return StreamingLoader(files, workers=workers, **common)
+
+
+def kept_bytes(loader: Loader, resident: bool | None) -> int:
+    """Bytes of decoded images that a loader would keep under a dataset's `resident`, where it keeps none now.
+
+    Args:
+        loader: Of a dataset for classification; one that keeps its images has them in memory already.
+        resident: As the dataset's config has it.
+    """
+    files, most = getattr(loader, "dataset", None), math.inf if resident else RESIDENT_LIMIT
+    if not isinstance(loader, StreamingLoader) or not isinstance(files, _Files) or resident is False:
+        return 0
+    room = files.room(loader.indices.numpy(), most)
+    return room if room <= most else 0
 
 
 @dataclass

@@ -184,7 +184,7 @@ def _names_in(path: Path) -> list[str]:
 def refused_code(error: Exception) -> str | None:
     """What torch refused to run in a file, by the error that it raised; None if it stumbled over something else."""
     found = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
-    return found[1] if found else None
+    return found[1].removeprefix("builtins.") if found else None  # which torch 2.4 names and later ones do not
 
 
 def _conversion(path: Path, name: str) -> str:
@@ -228,6 +228,7 @@ STAND_INS = [
     *(
         _stand_in(name)
         for name in (
+            "_codecs.encode",  # of bytes, which torch 2.4 does not know
             "argparse.Namespace",
             "builtins.dict",  # of a defaultdict
             "builtins.float",
