@@ -427,7 +427,7 @@ def test_a_single_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str], monke
 
 
 def test_a_table_is_mirrored_with_the_cells_that_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("table", "mirror"):
+    for module in ("runs", "mirror"):
         monkeypatch.setattr(f"experiments.{module}.fault", lambda: "no network")
     for given, meant in (("disabled", "disabled"), ("online", "offline")):  # trained, and done already
         assert run(tmp_path, TABLE, "rows=kd", f"wandb.mode={given}") == 0
