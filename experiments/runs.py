@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,11 @@ class Run:
     def render(self) -> Path:
         """Renders the results that there are."""
         return self.table.renderer(self.output_root, self.scale)()
+
+    @functools.cached_property
+    def page(self) -> Callable[[], Path]:
+        """What renders the results while there are more and more of them; made when first asked for."""
+        return self.table.renderer(self.output_root, self.scale)
 
 
 def compose(sweeper: Any, arguments: Sequence[str]) -> Run | int:
@@ -195,7 +201,10 @@ class Training:
     def _train(self, todo: Sequence[Job]) -> None:
         first, waiting = self.runs[0], [run for run in self.runs if run.left]
         if is_first():
-            shown = {run.table.name: Page(run.render, {self.jobs[key].id for key in run.left}) for run in waiting}
+            shown = {
+                run.table.name: Page(lambda run=run: run.page(), {self.jobs[key].id for key in run.left})
+                for run in waiting
+            }
             self.pages = Pages(shown, self.output_root)
         name = waiting[0].table.name if len(waiting) == 1 else f"{len(waiting)} tables"
         report = Report(name, self.jobs, self.output_root, self.display, self.pages, self._over)

@@ -386,6 +386,16 @@ def test_without_its_teacher_nothing_is_tried(
     assert "kd seed 0: not trained, because teacher seed 0 failed" in out
 
 
+def test_a_score_on_other_data_stops_nobody_who_needs_the_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FAKE_TRAINING", json.dumps({"evaluation": "error"}))
+    assert run(tmp_path, TABLE, "rows=teacher,kd", "evaluation=scenes_small") == 3
+    assert statuses(tmp_path) == {"teacher": "done", "kd": "done"}
+    out = capsys.readouterr().out
+    assert "not trained" not in out and out.count("RuntimeError: no such layer") == 4  # as it ends, and in the end
+
+
 def test_a_mistake_that_stops_everything_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,20 @@ from configs import composed
 from experiments.launch import Report
 from experiments.lifeline import GRACE_SECONDS, started
 from experiments.meaning import settle
-from experiments.plan import Agenda, Job, Times, case_key, jobs_of, length_key, makespan, plan_lines, rehearsals_of
+from experiments.plan import (
+    Agenda,
+    Job,
+    Times,
+    case_key,
+    jobs_of,
+    length_key,
+    makespan,
+    plan_lines,
+    pooled,
+    pooled_of,
+    rehearsals_of,
+    waves,
+)
 from experiments.progress import Display
 from experiments.workers import Pool, default_workers
 from kt.files import write_json, write_sealed
@@ -110,6 +124,42 @@ def test_methods_that_compute_more_come_first_where_nothing_else_tells() -> None
     jobs = {name: job(name, method=name) for name in ("none", "kd", "hybrid_forward")}
     agenda = Agenda(jobs, Times(dict.fromkeys(jobs, None)))
     assert [each.id for each in iter(agenda.take, None)] == ["hybrid_forward", "kd", "none"]
+
+
+def scored(name: str, evaluation: str | None, *needs: str) -> Job:
+    """A job whose cell is also scored on other data."""
+    return Job(name, [], {"evaluation": evaluation}, name, list(needs), {"status": "missing"})
+
+
+def by_id(*jobs: Job) -> dict[str, Job]:
+    return {each.id: each for each in jobs}
+
+
+def test_a_cell_of_several_tables_is_one_job() -> None:
+    plain = by_id(scored("teacher", None), scored("kd", None, "teacher"))
+    elsewhere = by_id(scored("teacher", None), scored("kd", "gta5", "teacher"))
+    for tables in ({"a": plain, "b": elsewhere}, {"b": elsewhere, "a": plain}):
+        found = pooled(tables)
+        assert list(found) == ["teacher", "kd"] and found["kd"].config["evaluation"] == "gta5"
+        assert found["kd"].text == f"{next(iter(tables))} kd" and found["kd"].needs == ["teacher"]
+        assert all(pooled_of(each, found) is found["kd"] for each in (plain["kd"], elsewhere["kd"]))
+    assert pooled({"a": plain})["kd"].text == "kd" and plain["kd"].text == "kd"
+
+
+def test_a_further_score_is_a_job_of_its_own() -> None:
+    one, two = by_id(scored("kd", "overlap")), by_id(scored("kd", "distance"))
+    # Scored against a student that learns from this one: neither would ever be the first.
+    against = by_id(scored("kd", None), scored("after", None, "kd"))
+    later = by_id(scored("kd", None), scored("after", None, "kd"), scored("kd", "overlap", "after"))
+    found = pooled({"one": one, "two": two, "again": two})
+    assert list(found) == ["kd", "kd distance"] and found["kd distance"].needs == ["kd"]
+    assert [pooled_of(each["kd"], found).key for each in (one, two)] == ["kd", "kd distance"]
+    assert [[each.key for each in wave] for wave in waves(found)] == [["kd"], ["kd distance"]]
+    agenda = Agenda(found, Times({"kd": 5.0}))
+    assert agenda.take() is found["kd"] and agenda.take(["kd"]) is None and agenda.take() is found["kd distance"]
+    found = pooled({"against": against, "later": {"kd": later["kd"]}})
+    assert list(found) == ["kd", "after", "kd overlap"] and found["kd overlap"].needs == ["kd", "after"]
+    assert [[each.key for each in wave] for wave in waves(found)] == [["kd"], ["after"], ["kd overlap"]]
 
 
 def best_packing(seconds: dict[str, float], needs: dict[str, tuple[str, ...]], workers: int) -> float:
@@ -255,6 +305,42 @@ def test_two_cells_train_at_once(tmp_path: Path, start: Callable[..., subprocess
     assert {status["status"] for status in cells(tmp_path).values()} == {"done"}
     assert "[5/5]" in out and not list((tmp_path / "out").glob("*.log"))
     assert all((path / "calls").read_text() == "x" for path in (tmp_path / "out" / "cells").iterdir())
+
+
+BOTH = "+table=kcd_dynamic,kcd_strategies"
+
+
+def test_a_table_ends_with_its_last_cell(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
+    """Its worker has begun with a cell of the other table before it is rendered."""
+    process = start(BOTH, "method=kcd", "workers=1")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, out + err
+    assert (
+        out.count("kcd_dynamic static seed 0: started") == 1 and "bipartite seed 0: started" not in out
+    )  # they are one
+    first, second = (found.start() for found in re.finditer("[|] the table [|]", out))
+    begun = [found.start() for found in re.finditer(": started", out)]
+    ended = out.index("] kcd_dynamic dynamic")
+    assert any(ended < each < first for each in begun) and first < begun[-1] < second
+    assert "2 tables in 0 minutes" in out and out.count(" started") == len(list((tmp_path / "out" / "cells").iterdir()))
+
+
+def test_what_fails_in_one_cell_is_told_in_its_tables(
+    tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    process = start(BOTH, "method=l2", "workers=2", l2="kill")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 3 and out.count("X baseline seed 0: the process was killed (SIGKILL)") == 2, out + err
+
+
+def test_an_interrupt_ends_all_tables(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
+    process = start(BOTH, "method=l2", "workers=2", l2=60)
+    pids = wait_for(running(tmp_path, "l2"))
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and not any(started(pid) for pid in pids), out + err
+    assert len(re.findall("^kcd_.* interrupted$", out, re.MULTILINE)) == 2 and "| the table |" not in out, out + err
+    assert len(list((tmp_path / "out" / "tables").glob("*/mini*/table.md"))) == 2
 
 
 def test_a_chosen_launcher_keeps_its_place(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
