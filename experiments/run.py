@@ -323,7 +323,7 @@ def _run_tables(hydra: Hydra, named: Mapping[str, Sequence[str]]) -> int:
     Returns:
         The exit status.
     """
-    from experiments.runs import Run, Training
+    from experiments.runs import Run, Training, show_plans
     from tables.summary import Ran, summarise
 
     began = time.monotonic()
@@ -346,12 +346,17 @@ def _run_tables(hydra: Hydra, named: Mapping[str, Sequence[str]]) -> int:
                 raise
             status, error = 3, str(failure)
         ran[name] = Ran(name, status, time.monotonic() - began, error, None)
-    trained = Training(runs, began).run() if runs else []
-    ran |= {each.name: each for each in trained}
-    if len(named) > 1 and cell.is_first():
-        summarise([ran[name] for name in named])
-    elif trained and trained[0].error:
-        raise (UserError if trained[0].status == 2 else Failure)(trained[0].error)
+    if runs and runs[0].master.plan:
+        if cell.is_first():
+            show_plans(runs)
+        ran |= {run.table.name: Ran(run.table.name, 0, time.monotonic() - began, "", None) for run in runs}
+    elif runs:
+        ran |= {each.name: each for each in Training(runs, began).run()}
+    if len(named) > 1:
+        if cell.is_first() and not (len(runs) == len(named) and runs[0].master.plan):
+            summarise([ran[name] for name in named])
+    elif error := (alone := next(iter(ran.values()))).error:
+        raise (UserError if alone.status == 2 else Failure)(error)
     return max(each.status for each in ran.values())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,14 +67,14 @@ class Run:
 
 
 def compose(sweeper: Any, arguments: Sequence[str]) -> Run | int:
-    """A table, or the points of a sweep, under the command line's overrides; a plan, settings or a rehearsal at once.
+    """A table, or the points of a sweep, under the command line's overrides; its settings or a rehearsal at once.
 
     Args:
         sweeper: The `TableSweeper`, set up.
         arguments: Task overrides.
 
     Returns:
-        What is to be run, or an exit status where nothing is.
+        What is to be planned or run, or an exit status where nothing is.
 
     Raises:
         UserError: A mistake in the overrides.
@@ -110,25 +110,32 @@ def compose(sweeper: Any, arguments: Sequence[str]) -> Run | int:
                 return 0
             table = Table(sweeper.name, sweeper.rows, arguments, composer(load), own, master.scale, printed)
     refresh(table.jobs, output_root)
-    jobs = list(table.jobs.values())
-    workers = _workers(master, launcher, jobs)
-    if master.plan:
-        if is_first():
-            print("\n".join(plan_lines(table.jobs, output_root, workers or 1)))
-        return 0
-    if master.rehearse:
+    run = Run(table, master, launcher, sweeper.batch, output_root, scale)
+    _workers(run, table.jobs)  # refuses what does not go together
+    if master.rehearse and not master.plan:
         check_writable(output_root)
         sweep_up(output_root)
-        return rehearse(table.name, jobs, master.rehearse, output_root, scale)
-    return Run(table, master, launcher, sweeper.batch, output_root, scale)
+        return rehearse(table.name, list(table.jobs.values()), master.rehearse, output_root, scale)
+    return run
 
 
-def _workers(master: DictConfig, launcher: Any, jobs: Sequence[Job]) -> int | None:
-    """How many workers of kt's own train the cells; None where a launcher that was chosen does.
+def show_plans(runs: Sequence[Run]) -> None:
+    """Prints what each run would do, and of several what there is to do for all of them, whose cells are shared."""
+    for run in runs:
+        print("\n".join(plan_lines(run.table.jobs, run.output_root, _workers(run, run.table.jobs) or 1)))
+    if len(runs) > 1:
+        jobs, first = pooled({run.table.name: run.table.jobs for run in runs}), runs[0]
+        told = plan_lines(jobs, first.output_root, _workers(first, jobs) or 1)[-1]
+        print(f"{len(runs)} tables together: {told}")
+
+
+def _workers(run: Run, jobs: Mapping[str, Job]) -> int | None:
+    """How many workers of kt's own train jobs; None where a launcher that the command line has chosen does.
 
     Raises:
         UserError: Workers are asked for beside a launcher.
     """
+    master, launcher = run.master, run.launcher
     chosen = [str(line) for line in master.hydra.overrides.hydra if str(line).startswith("hydra/launcher=")]
     if chosen or type(launcher).__name__ != "BasicLauncher" or world_size() > 1:
         if master.workers is not None and world_size() == 1:
@@ -137,7 +144,7 @@ def _workers(master: DictConfig, launcher: Any, jobs: Sequence[Job]) -> int | No
         return None
     if master.workers is not None:
         return int(master.workers)
-    return default_workers([job.config for job in jobs if not job.is_done])
+    return default_workers([job.config for job in jobs.values() if not job.is_done])
 
 
 class Training:
@@ -184,7 +191,7 @@ class Training:
                 if not run.left:
                     self._end(run)
             if todo:
-                self._train(todo)
+                self._train()
         except KeyboardInterrupt:
             interrupted = True
             for job in self.jobs.values():
@@ -198,7 +205,7 @@ class Training:
                 self._end(run, interrupted)
         return [self.ended[run.table.name] for run in self.runs]
 
-    def _train(self, todo: Sequence[Job]) -> None:
+    def _train(self) -> None:
         first, waiting = self.runs[0], [run for run in self.runs if run.left]
         if is_first():
             shown = {
@@ -208,7 +215,7 @@ class Training:
             self.pages = Pages(shown, self.output_root)
         name = waiting[0].table.name if len(waiting) == 1 else f"{len(waiting)} tables"
         report = Report(name, self.jobs, self.output_root, self.display, self.pages, self._over)
-        workers = _workers(first.master, first.launcher, todo)
+        workers = _workers(first, self.jobs)
         if workers is not None:
             SideBySide(report, workers).run()
             return

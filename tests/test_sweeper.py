@@ -152,6 +152,9 @@ def test_several_tables_share_cells_and_a_summary(tmp_path: Path, capsys: pytest
         named_tables(["+table=[kcd_strategies,kcd_dynamic]"])
     assert run(tmp_path, "+table=kcd_dynamic,kcd_dynamic", "plan=true") == 0
     assert capsys.readouterr().out.count("cells,") == 1
+    assert run(tmp_path, "+table=kcd_dynamic,kcd_strategies", "rows=[baseline]", "plan=true") == 0
+    *_, one, together = capsys.readouterr().out.splitlines()
+    assert together == f"2 tables together: {one}" and one.startswith("2 cells, 2 done")
 
 
 def test_tables_of_other_tasks_share_their_cells() -> None:
