@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments import lifeline
 from experiments.cell import agree, is_first
-from experiments.pages import Pages
+from experiments.pages import PAUSE, Pages
 from experiments.plan import Agenda, Config, Job, expected, in_words, waves
 from experiments.progress import Display
 from experiments.workers import INTERRUPTED, Message, Pool
@@ -127,6 +127,7 @@ class SideBySide:
         if not todo:
             return
         self.agenda = Agenda(self.jobs, expected(todo, self.output_root))
+        self.due = 0.0
         dense = any(job.config["dataset"]["task"] != "classification" for job in todo)
         self.display.start_table(self.report.name, len(todo))
         try:
@@ -157,7 +158,16 @@ class SideBySide:
         over, self.over = self.over, []
         if over:
             self.report.over(over)
+            self._order()
         self.report.show()
+
+    def _order(self) -> None:
+        """Orders what is left by what the cells that are done have taken, for as much time as pages may cost."""
+        began = time.monotonic()
+        if began >= self.due:
+            self.agenda.order(expected(self.agenda.waiting.values(), self.output_root))
+            now = time.monotonic()
+            self.due = now + PAUSE * (now - began)
 
     def _hear(self, message: Message) -> None:
         if "lost" in message:

@@ -252,20 +252,26 @@ class Agenda:
 
     def __init__(self, jobs: Mapping[str, Job], times: Times):
         self.waiting = {job.key: job for job in jobs.values() if not job.is_done}
+        self.urgency: dict[str, float] = {}
+        self.order(times)
+
+    def order(self, times: Times) -> None:
+        """Orders the jobs that wait by what is known now."""
         followers: dict[str, list[str]] = {}
         for job in self.waiting.values():
             for need in job.needs:
                 followers.setdefault(need, []).append(job.key)
-        self.urgency: dict[str, float] = {}
+        found: dict[str, float] = {}
 
         def urgency(key: str) -> float:
-            if key not in self.urgency:
+            if key not in found:
                 behind = max(map(urgency, followers.get(key, ())), default=0.0)
-                self.urgency[key] = times.weight(self.waiting[key]) + behind
-            return self.urgency[key]
+                found[key] = times.weight(self.waiting[key]) + behind
+            return found[key]
 
         for key in self.waiting:
             urgency(key)
+        self.urgency |= found  # jobs that were taken may come back
 
     def take(self, unfinished: Iterable[str] = ()) -> Job | None:
         """The next job all of whose needs are done, taken off the list; None if there is none now.

@@ -162,6 +162,10 @@ class Training:
         self.ended: dict[str, Ran] = {}  # by name
         self.display = progress.Display(quiet=not is_first())
         self.pages: Pages | None = None
+        for job in self.jobs.values():
+            # Or each of them would make the cell's run anew, for the tag.
+            if len(names := [run.table.name for run in runs if job.id in run.table.jobs]) > 1:
+                job.config = {**job.config, "table": {**job.config["table"], "beside": names}}
         for run in runs:
             run.trained = [job for job in run.table.jobs.values() if not job.is_done]
             run.left = {pooled_of(job, self.jobs).key for job in run.trained}

@@ -141,6 +141,8 @@ def test_several_tables_share_cells_and_a_summary(tmp_path: Path, capsys: pytest
     out = capsys.readouterr().out
     assert out.count("| the table |") == 2 and "2 tables in 0 minutes" in out
     assert [*(tmp_path / "out" / "tables").iterdir()] and out.count("started") == 2  # teacher and row, once
+    for path in (tmp_path / "out").glob("cells/*/config.yaml"):  # W&B is told of both at once
+        assert "beside:\n  - kcd_dynamic\n  - kcd_strategies\n" in path.read_text()
     # What keeps one table from running is told, and the other one runs.
     assert run(tmp_path, "+table=kcd_strategies,kcd_dynamic", "rows=[static]", "workers=1") == 2
     out = capsys.readouterr().out
