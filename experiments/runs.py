@@ -60,9 +60,12 @@ class Run:
         """Renders the results that there are."""
         return self.table.renderer(self.output_root, self.scale)()
 
+    def render_again(self) -> Path:
+        """The same while there are more and more of them: which rows there are is found out once."""
+        return self._renderer()
+
     @functools.cached_property
-    def page(self) -> Callable[[], Path]:
-        """What renders the results while there are more and more of them; made when first asked for."""
+    def _renderer(self) -> Callable[[], Path]:
         return self.table.renderer(self.output_root, self.scale)
 
 
@@ -212,10 +215,7 @@ class Training:
     def _train(self) -> None:
         first, waiting = self.runs[0], [run for run in self.runs if run.left]
         if is_first():
-            shown = {
-                run.table.name: Page(lambda run=run: run.page(), {self.jobs[key].id for key in run.left})
-                for run in waiting
-            }
+            shown = {run.table.name: Page(run.render_again, {self.jobs[key].id for key in run.left}) for run in waiting}
             self.pages = Pages(shown, self.output_root)
         name = waiting[0].table.name if len(waiting) == 1 else f"{len(waiting)} tables"
         report = Report(name, self.jobs, self.output_root, self.display, self.pages, self._over)
