@@ -190,6 +190,8 @@ class Training:
                 for text in job.status.get("warnings", ()):
                     self.display.warn(text)
         go_offline(todo, self.display)
+        self.wandb = todo[0].config["wandb"] if todo else self.runs[0].master.wandb
+        self.has_trained = bool(todo)
         if not todo:
             self.display.line(f"nothing to train: all {len(self.jobs)} cells are done")
         interrupted = False
@@ -250,8 +252,7 @@ class Training:
                     folder, lost = self._show(run, quiet=interrupted and len(self.runs) > 1)
                 status = status or lost
                 if folder is not None and not interrupted:
-                    wandb = run.trained[0].config["wandb"] if run.trained else run.master.wandb
-                    _mirror(run.table, folder, self.output_root, dict(wandb), bool(run.trained))
+                    _mirror(run.table, folder, self.output_root, dict(self.wandb), self.has_trained)
         except UserError as found:
             status, error = 2, str(found)
         except Failure as found:
@@ -294,7 +295,7 @@ def _mirror(table: Table, folder: Path, output_root: str, settings: dict[str, An
         folder: Where it has been rendered.
         output_root: Where its cells live.
         settings: As `WandbRun` takes them.
-        has_trained: Whether the run has trained any cell, and so knows whether W&B can be reached.
+        has_trained: Whether the command has trained any cell, and so knows whether W&B can be reached.
     """
     from tables.mirror import mirror_table
 

@@ -451,6 +451,15 @@ def test_a_table_is_mirrored_with_the_cells_that_it_needs(tmp_path: Path, monkey
         assert mirrored["mode"] == meant and set(mirrored["cells"]) == cells and len(cells) == 2
 
 
+def test_wandb_is_asked_once_for_all_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    for module in ("runs", "mirror"):
+        monkeypatch.setattr(f"experiments.{module}.fault", lambda: asked.append("asked") or "no network")
+    assert run(tmp_path, "+table=kcd_dynamic,kcd_strategies", "rows=[baseline]", "wandb.mode=online") == 0
+    modes = [json.loads(path.read_text())["mode"] for path in tmp_path.rglob("mirrored.json")]
+    assert modes == ["offline", "offline"] and len(asked) == 1
+
+
 def test_second_run_needs_no_torch(tmp_path: Path) -> None:
     assert run(tmp_path, TABLE, "rows=teacher,kd") == 0
     program = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import random
@@ -510,6 +511,25 @@ def test_bars_of_several_cells(
         "  at seed 0 train epoch 1/4: step 4 of 20",
         "  kd seed 0 train epoch 1/2: step 6 of 10",
     ]
+
+
+def test_bars_make_room_for_a_table() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    display = Display(Terminal())
+    assert display.bars is not None
+    with display.paused():
+        assert not display.bars.live.is_started  # nor has anything been before
+    display.start_table("two", 2)
+    for _ in range(2):
+        with display.paused():
+            assert not display.bars.live.is_started
+        assert display.bars.live.is_started
+    display.advance_table(2)
+    assert display.bars.finished
+    display.stop_table()
 
 
 def test_counts_go_back_when_cells_start_again(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
