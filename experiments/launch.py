@@ -1,20 +1,20 @@
-"""Trains a table's missing cells: by this machine's own workers, or by the Hydra launcher that the command names."""
+"""Trains what tables lack: by this machine's own workers, or by the Hydra launcher that the command names."""
 
 from __future__ import annotations
 
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments import lifeline
 from experiments.cell import agree, is_first
-from experiments.pages import Pages
+from experiments.pages import PAUSE, Pages
 from experiments.plan import Agenda, Config, Job, expected, in_words, waves
 from experiments.progress import Display
 from experiments.workers import INTERRUPTED, Message, Pool
-from kt.store import folder_of, read_result
+from kt.store import folder_of, read_result, read_status
 from tables.summary import scores_in_words
 
 POLL_SECONDS = 0.5
@@ -26,26 +26,34 @@ class Report:
     """Says which cells start and end, and counts them.
 
     Args:
-        name: The table's name.
-        jobs: All jobs by id.
+        name: What is trained: the table's name, or of how many.
+        jobs: All jobs by their keys.
         output_root: Where cells live.
         display: Where to say it.
         pages: Where to show it.
+        over: Told, in this thread, of jobs that have come to their end, be it a bad one.
     """
 
     def __init__(
-        self, name: str, jobs: Mapping[str, Job], output_root: str, display: Display, pages: Pages | None = None
+        self,
+        name: str,
+        jobs: Mapping[str, Job],
+        output_root: str,
+        display: Display,
+        pages: Pages | None = None,
+        over: Callable[[Iterable[Job]], None] = lambda jobs: None,
     ):
         self.name, self.jobs, self.output_root, self.display = name, jobs, output_root, display
-        self.pages = pages
+        self.pages, self.over = pages, over
         self.total = sum(not job.is_done for job in jobs.values())
         self.count = 0
+        self.begun: list[str] = []  # ids of cells that the pages do not show yet
+        self.gone: list[str] = []
 
     def started(self, job: Job) -> None:
         """A cell has begun."""
         self.display.line(f"  {job.text}: started ({folder_of(self.output_root, job.id)})")
-        if self.pages is not None:
-            self.pages.update(started=job.id)
+        self.begun.append(job.id)
 
     def ended(self, job: Job, status: Config) -> None:
         """A cell is done or has failed."""
@@ -53,8 +61,14 @@ class Report:
             self.display.warn(text)
         self._advance()
         self.display.line(f"[{self.count}/{self.total}] {job.text}: {self._outcome(job, status)}")
-        if self.pages is not None:
-            self.pages.update(ended=job.id)
+        self.gone.append(job.id)
+
+    def show(self) -> None:
+        """Brings the pages up to date, which takes a while, if anything has happened."""
+        begun, self.begun = self.begun, []
+        gone, self.gone = self.gone, []
+        if self.pages is not None and (begun or gone):
+            self.pages.update(begun, gone)
 
     def again(self, cells: int, reported: int, reason: str) -> None:
         """Cells are started once more, some of which have been reported as ended."""
@@ -63,11 +77,12 @@ class Report:
 
     def lacks_need(self, job: Job) -> bool:
         """Whether a cell that this one needs has failed; this one then fails with the same words."""
-        for need in job.needs:
-            if not self.jobs[need].is_done:
-                job.status = {**self.jobs[need].status, "status": "failed"}
+        for need in (self.jobs[key] for key in job.needs):
+            # A cell whose score on other data has failed is there all the same.
+            if not need.is_done and read_status(folder_of(self.output_root, need.id))["status"] != "done":
+                job.status = {**need.status, "status": "failed"}
                 self._advance()
-                self.display.line(f"  {job.text}: not trained, because {self.jobs[need].text} failed")
+                self.display.line(f"  {job.text}: not trained, because {need.text} failed")
                 return True
         return False
 
@@ -85,9 +100,9 @@ class Report:
 
 def refresh(jobs: Mapping[str, Job], output_root: str) -> None:
     """Reads every job's status from its folder; all ranks see what the first one reads."""
-    found = agree({job.id: job.read_status(output_root) for job in jobs.values()})
-    for job_id, status in found.items():
-        jobs[job_id].status = status
+    found = agree({key: job.read_status(output_root) for key, job in jobs.items()})
+    for key, status in found.items():
+        jobs[key].status = status
 
 
 class SideBySide:
@@ -102,7 +117,8 @@ class SideBySide:
         self.report, self.workers = report, workers
         self.jobs, self.output_root, self.display = report.jobs, report.output_root, report.display
         self.running: dict[str, Job] = {}
-        self.told: dict[str, Message] = {}  # id -> why a cell ended that has no file to say so
+        self.over: list[Job] = []  # jobs whose ends the tables have not been told of
+        self.told: dict[str, Message] = {}  # key -> why a cell ended that has no file to say so
         self.lost = False  # whether the server has been lost before
 
     def run(self) -> None:
@@ -111,13 +127,16 @@ class SideBySide:
         if not todo:
             return
         self.agenda = Agenda(self.jobs, expected(todo, self.output_root))
+        self.due = 0.0
         dense = any(job.config["dataset"]["task"] != "classification" for job in todo)
         self.display.start_table(self.report.name, len(todo))
         try:
             with Pool(self.output_root, dense) as self.pool:
                 while self._fill() or self.running:
+                    self._show()
                     for message in self.pool.messages(POLL_SECONDS):
                         self._hear(message)
+                self._show()
         finally:
             for job in self.running.values():
                 job.status = job.read_status(self.output_root)
@@ -127,11 +146,28 @@ class SideBySide:
         """Gives free workers something to do; whether anything is left to start."""
         while len(self.running) < self.workers and (job := self.agenda.take(self.running)) is not None:
             if self.report.lacks_need(job):
+                self.over.append(job)
                 continue
-            self.running[job.id] = job
+            self.running[job.key] = job
             self.report.started(job)
-            self.pool.start(job.id, job.config)
+            self.pool.start(job.key, job.id, job.config)
         return bool(self.agenda.waiting)
+
+    def _show(self) -> None:
+        """Shows what has happened, now that free workers have something to do."""
+        over, self.over = self.over, []
+        if over:
+            self.report.over(over)
+            self._order()
+        self.report.show()
+
+    def _order(self) -> None:
+        """Orders what is left by what the cells that are done have taken, for as much time as pages may cost."""
+        began = time.monotonic()
+        if began >= self.due:
+            self.agenda.order(expected(self.agenda.waiting.values(), self.output_root))
+            now = time.monotonic()
+            self.due = now + PAUSE * (now - began)
 
     def _hear(self, message: Message) -> None:
         if "lost" in message:
@@ -145,20 +181,20 @@ class SideBySide:
             elif "warning" in message:
                 self.display.warn(message["warning"])
             elif "error" in message:
-                self.told[job.id] = message
+                self.told[job.key] = message
             elif "steps" in message:
-                self.display.advance(message["steps"], message["text"], job.id)
+                self.display.advance(message["steps"], message["text"], job.key)
             elif message["total"] is None:
-                self.display.stop(job.id)
+                self.display.stop(job.key)
             else:
-                self.display.start(message["total"], job.text, job.id)
+                self.display.start(message["total"], job.text, job.key)
 
     def _end(self, job: Job, status: int) -> None:
-        self.display.stop(job.id)
+        self.display.stop(job.key)
         job.status = job.read_status(self.output_root)
         if status == INTERRUPTED and not job.is_done:
             raise KeyboardInterrupt
-        told = self.told.pop(job.id, None)
+        told = self.told.pop(job.key, None)
         if told is None and job.status["status"] not in ("done", "failed"):
             # Done, but as another cell.
             changed = "its data have changed since the command began: run it again"
@@ -168,21 +204,22 @@ class SideBySide:
         if told is not None:
             job.status = {"status": "failed", "error": told["error"], "user": told["user"]}
         self.report.ended(job, job.status)
+        self.over.append(job)
 
     def _restart(self) -> None:
         """Takes up what ran when the server was lost; if that happens again, what ran has failed."""
         jobs, self.running = list(self.running.values()), {}
         for job in jobs:
-            self.display.stop(job.id)
+            self.display.stop(job.key)
         if self.lost:
             for job in jobs:
-                self.told[job.id] = {"error": "the process that starts cells was killed twice", "user": False}
+                self.told[job.key] = {"error": "the process that starts cells was killed twice", "user": False}
                 self._end(job, -9)
             return
         self.lost = True
         self.report.again(len(jobs), 0, "the process that starts them was killed")
         for job in jobs:
-            self.agenda.waiting[job.id] = job
+            self.agenda.waiting[job.key] = job
 
 
 class _Watch(threading.Thread):
@@ -190,7 +227,7 @@ class _Watch(threading.Thread):
 
     def __init__(self, jobs: Sequence[Job], report: Report):
         super().__init__(daemon=True)
-        self.waiting = {job.id: job for job in jobs}
+        self.waiting = {job.key: job for job in jobs}
         self.running: set[str] = set()
         self.report = report
         self.began = time.time()
@@ -207,11 +244,12 @@ class _Watch(threading.Thread):
             if status["status"] != "missing" and status.get("started", 0) < self.began and status["status"] != "done":
                 continue  # left by an earlier run
             if status["status"] in ("done", "failed"):
-                del self.waiting[job.id]
+                del self.waiting[job.key]
                 self.report.ended(job, status)
-            elif status["status"] == "running" and job.id not in self.running:
-                self.running.add(job.id)
+            elif status["status"] == "running" and job.key not in self.running:
+                self.running.add(job.key)
                 self.report.started(job)
+        self.report.show()
 
     def end(self) -> None:
         """Stops watching after a last look."""
@@ -245,6 +283,7 @@ class ByLauncher:
                 size = self.batch or max(1, len(ready))
                 for start in range(0, len(ready), size):
                     self._launch(ready[start : start + size])
+                self.report.over(group)
         finally:
             self.display.stop_table()
 
@@ -267,7 +306,7 @@ class ByLauncher:
             if not left:
                 return
             if attempt == 0:
-                reported = sum(job.id not in watch.waiting for job in left)
+                reported = sum(job.key not in watch.waiting for job in left)
                 self.report.again(len(left), reported, broken or "the launcher left them out")
         for job in left:
             job.status = {"status": "failed", "error": broken or "it was not started", "user": False}

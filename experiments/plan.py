@@ -7,7 +7,7 @@ import heapq
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class Job:
     Attributes:
         told, absent: What there is to say of its data (`experiments.meaning.Identified`).
         scored_on: The fingerprint of the other dataset that its score has to be of.
+        key: Tells it from all others of a command: the cell's id, unless another job trains the cell and this one adds
+            a score to it.
     """
 
     id: str
@@ -40,6 +42,10 @@ class Job:
     told: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
     scored_on: str | None = None
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        self.key = self.key or self.id
 
     @property
     def is_done(self) -> bool:
@@ -51,15 +57,49 @@ class Job:
         return read_status(folder_of(output_root, self.id), self.config["evaluation"], self.scored_on)
 
 
+def pooled(tables: Mapping[str, Mapping[str, Job]]) -> dict[str, Job]:
+    """The jobs of all tables of a command by their keys, each cell once, what is needed first.
+
+    A job that also scores its cell on other data stands for those that only want the cell. Where that takes cells that
+    training it does not, or the cell is scored on two kinds of data, a job of its own adds the score.
+
+    Args:
+        tables: Name -> jobs by id.
+    """
+    found: dict[str, Job] = {}
+    for name, jobs in tables.items():
+        for job in jobs.values():
+            text = job.text if len(tables) == 1 else f"{name} {job.text}"
+            known, asked = found.get(job.id), job.config["evaluation"]
+            if known is None:
+                found[job.id] = replace(job, text=text)
+            elif known.config["evaluation"] is None and {*job.needs} <= {*known.needs}:
+                found[job.id] = replace(job, text=known.text) if asked is not None else known
+            elif asked is not None and asked != known.config["evaluation"]:
+                key = _scoring(job)
+                found.setdefault(key, replace(job, text=text, needs=[job.id, *job.needs], key=key))
+    return found
+
+
+def _scoring(job: Job) -> str:
+    """The key of a job that does no more than add a score to its cell."""
+    return f"{job.id} {job.config['evaluation']}"
+
+
+def pooled_of(job: Job, jobs: Mapping[str, Job]) -> Job:
+    """Which of all jobs of a command does what a table's own is there for."""
+    return jobs.get(_scoring(job)) or jobs[job.id]
+
+
 def waves(jobs: Mapping[str, Job]) -> list[list[Job]]:
     """Jobs that are not done, grouped so that each group needs only earlier ones."""
-    todo = {job.id: job for job in jobs.values() if not job.is_done}
+    todo = {job.key: job for job in jobs.values() if not job.is_done}
     levels: dict[str, int] = {}
 
     def level(job: Job) -> int:
-        if job.id not in levels:
-            levels[job.id] = 1 + max((level(todo[need]) for need in job.needs if need in todo), default=-1)
-        return levels[job.id]
+        if job.key not in levels:
+            levels[job.key] = 1 + max((level(todo[need]) for need in job.needs if need in todo), default=-1)
+        return levels[job.key]
 
     grouped: dict[int, list[Job]] = {}
     for job in todo.values():
@@ -255,39 +295,45 @@ class Agenda:
     and then the longest cells.
 
     Args:
-        jobs: All jobs by id.
+        jobs: All jobs by their keys.
         times: How long they take.
     """
 
     def __init__(self, jobs: Mapping[str, Job], times: Times):
-        self.waiting = {job.id: job for job in jobs.values() if not job.is_done}
+        self.waiting = {job.key: job for job in jobs.values() if not job.is_done}
+        self.urgency: dict[str, float] = {}
+        self.order(times)
+
+    def order(self, times: Times) -> None:
+        """Orders the jobs that wait by what is known now."""
         followers: dict[str, list[str]] = {}
         for job in self.waiting.values():
             for need in job.needs:
-                followers.setdefault(need, []).append(job.id)
-        self.urgency: dict[str, float] = {}
+                followers.setdefault(need, []).append(job.key)
+        found: dict[str, float] = {}
 
-        def urgency(job_id: str) -> float:
-            if job_id not in self.urgency:
-                behind = max(map(urgency, followers.get(job_id, ())), default=0.0)
-                self.urgency[job_id] = times.weight(self.waiting[job_id]) + behind
-            return self.urgency[job_id]
+        def urgency(key: str) -> float:
+            if key not in found:
+                behind = max(map(urgency, followers.get(key, ())), default=0.0)
+                found[key] = times.weight(self.waiting[key]) + behind
+            return found[key]
 
-        for job_id in self.waiting:
-            urgency(job_id)
+        for key in self.waiting:
+            urgency(key)
+        self.urgency |= found  # jobs that were taken may come back
 
     def take(self, unfinished: Iterable[str] = ()) -> Job | None:
         """The next job all of whose needs are done, taken off the list; None if there is none now.
 
         Args:
-            unfinished: Ids of jobs that were taken and still run.
+            unfinished: Keys of jobs that were taken and still run.
         """
-        open_ids = {*self.waiting, *unfinished}
-        ready = [job for job in self.waiting.values() if not any(need in open_ids for need in job.needs)]
+        open_keys = {*self.waiting, *unfinished}
+        ready = [job for job in self.waiting.values() if not any(need in open_keys for need in job.needs)]
         if not ready:
             return None
-        chosen = max(ready, key=lambda job: self.urgency[job.id])  # the first of equals: the table's order
-        return self.waiting.pop(chosen.id)
+        chosen = max(ready, key=lambda job: self.urgency[job.key])  # the first of equals: the table's order
+        return self.waiting.pop(chosen.key)
 
 
 def makespan(jobs: Mapping[str, Job], times: Times, workers: int) -> float:
@@ -296,7 +342,7 @@ def makespan(jobs: Mapping[str, Job], times: Times, workers: int) -> float:
     running: list[tuple[float, str]] = []
     while True:
         while len(running) < workers and (job := agenda.take(each for _, each in running)) is not None:
-            heapq.heappush(running, (now + times.weight(job), job.id))
+            heapq.heappush(running, (now + times.weight(job), job.key))
         if not running:
             return now
         now, _ = heapq.heappop(running)

@@ -78,6 +78,18 @@ class Display:
         if self.bars is not None and self.table is not None:
             self.bars.advance(self.table, cells)
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within, others may write to the screen."""
+        bars = self.bars if self.table is not None else None
+        if bars is not None:
+            bars.stop()
+        try:
+            yield
+        finally:
+            if bars is not None:
+                bars.start()
+
     def stop_table(self) -> None:
         """Closes all bars."""
         for key in list(self.cells):

@@ -32,7 +32,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,6 @@ from tables.summary import scores_in_words
 CONFIG_NAME = "config"
 TABLE = "+table="  # as `normalise` leaves it
 UNREAD = ("config_path", "config_name", "config_dir", "experimental_rerun")  # options of Hydra's
-Outcome = tuple[int, Path | None]  # exit status, and the folder of the one table or sweep that has been rendered
 SKIPPED = ("full_key", "object_type", "See https", "To append")  # lines of Hydra's errors that help nobody here
 
 
@@ -314,44 +313,68 @@ def without_table(overrides: Sequence[str]) -> list[str]:
     return [line for line in overrides if not line.startswith(TABLE)]
 
 
-def _run_each(names: Sequence[str], arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> Outcome:
-    """Several tables, one after the other, sharing cells; what keeps one from running stops no other."""
+def _run_tables(hydra: Hydra, named: Mapping[str, Sequence[str]]) -> int:
+    """Tables and sweeps, which share cells and workers; what keeps one of several from running stops no other.
+
+    Args:
+        hydra: Composes them.
+        named: Name -> overrides.
+
+    Returns:
+        The exit status.
+    """
+    from experiments.runs import Run, Training, show_plans
     from tables.summary import Ran, summarise
 
-    others = without_table(normalise(arguments.overrides))
-    ran = []
-    for name in names:
-        started, error, folder = time.monotonic(), "", None
+    began = time.monotonic()
+    runs: list[Run] = []
+    ran: dict[str, Ran] = {}
+    for name, overrides in named.items():
+        status, error = 2, ""
         try:
-            arguments.overrides = [*others, TABLE + name]
-            status, folder = dispatch(arguments, parser)
-        except (UserError, HydraException, OmegaConfBaseException) as found:
-            error, status = explain(found), 2
-        except Failure as found:
-            error, status = str(found), 3
-        if status == 130:
-            return status, None
-        ran.append(Ran(name, status, time.monotonic() - started, error, folder))
-    if cell.is_first():
-        summarise(ran)
-    return max(each.status for each in ran), None
+            found = hydra.multirun(CONFIG_NAME, task, [*overrides, "hydra.mode=MULTIRUN"])
+            if isinstance(found, Run):
+                runs.append(found)
+                continue
+            status = found  # of what needs no training
+        except (UserError, HydraException, OmegaConfBaseException) as mistake:
+            if len(named) == 1:
+                raise
+            error = explain(mistake)
+        except Failure as failure:
+            if len(named) == 1:
+                raise
+            status, error = 3, str(failure)
+        ran[name] = Ran(name, status, time.monotonic() - began, error, None)
+    if runs and runs[0].master.plan:
+        if cell.is_first():
+            show_plans(runs)
+        ran |= {run.table.name: Ran(run.table.name, 0, time.monotonic() - began, "", None) for run in runs}
+    elif runs:
+        ran |= {each.name: each for each in Training(runs, began).run()}
+    if len(named) > 1:
+        if cell.is_first() and not (len(runs) == len(named) and runs[0].master.plan):
+            summarise([ran[name] for name in named])
+    elif error := (alone := next(iter(ran.values()))).error:
+        raise (UserError if alone.status == 2 else Failure)(error)
+    return max(each.status for each in ran.values())
 
 
-def dispatch(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> Outcome:
-    """Does what the command line asks for."""
+def dispatch(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Does what the command line asks for; returns the exit status."""
     hydra_version.setbase("1.3")
     if arguments.shell_completion:
         complete(arguments.overrides)
-        return 0, None
+        return 0
     overrides = normalise(arguments.overrides)
     if not (overrides or arguments.cfg or arguments.help or arguments.hydra_help or arguments.info):
         if cell.is_first():
             print("\n".join(overview()))
-        return 0, None
+        return 0
     if arguments.hydra_help or arguments.info:
         arguments.overrides = overrides
         _run_hydra(arguments, parser, task, str(CONF), CONFIG_NAME)
-        return 0, None
+        return 0
     for flag in ("package", "resolve"):
         if getattr(arguments, flag) and not arguments.cfg:
             raise UserError(f"--{flag}: has no effect without --cfg")
@@ -360,41 +383,37 @@ def dispatch(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
             flag = option.replace("_", "-")
             raise UserError(f"--{flag}={given}: has no effect here; the configs are those of {CONF}")
     tables = named_tables(overrides)
-    if len(tables) > 1:
-        if arguments.cfg or arguments.help:
-            raise UserError(f"table={','.join(tables)}: --cfg and --help tell of one table")
-        return _run_each(tables, arguments, parser)
+    if len(tables) > 1 and (arguments.cfg or arguments.help):
+        raise UserError(f"table={','.join(tables)}: --cfg and --help tell of one table")
     search_path = create_automatic_config_search_path(None, None, str(CONF))
     hydra = Hydra.create_main_hydra2("run", search_path)
     try:
-        if tables:
-            overrides = [*without_table(overrides), TABLE + tables[0]]  # it may have been named twice
-        else:
+        if not tables:
             overrides = add_recipe(overrides)
+        named = {name: [*without_table(overrides), TABLE + name] for name in tables}
+        if len(named) == 1:
+            (overrides,) = named.values()
         if arguments.cfg:
             _show(hydra, arguments, overrides)
-            return 0, None
+            return 0
         if arguments.help:
             _help(hydra, arguments, without_table(overrides))
-            return 0, None
+            return 0
         single, multirun = (
             any(re.fullmatch(rf"\+*hydra\.mode={mode}", line) for line in overrides) for mode in ("RUN", "MULTIRUN")
         )
-        if tables and not single:
-            status, folder = hydra.multirun(CONFIG_NAME, task, [*overrides, "hydra.mode=MULTIRUN"])
-            return status, folder
+        if named and not single:
+            return _run_tables(hydra, named)
         if arguments.multirun or multirun:
             if not any(line.startswith("hydra/sweeper=") and line != "hydra/sweeper=table" for line in overrides):
-                swept = [*overrides, "hydra.mode=MULTIRUN", "hydra/sweeper=table"]
-                status, folder = hydra.multirun(CONFIG_NAME, task, swept)
-                return status, folder
+                return _run_tables(hydra, {"": [*overrides, "hydra/sweeper=table"]})
             master = hydra.compose_config(CONFIG_NAME, list(overrides), RunMode.MULTIRUN)
             cell.check_writable(at_home(master.output_root))
             for batch in hydra.multirun(CONFIG_NAME, task, [*overrides, "hydra.mode=MULTIRUN"]):
                 for job in batch:
                     _value(job)
-            return 0, None
-        return _run_one(hydra, overrides), None
+            return 0
+        return max(_run_one(hydra, each) for each in named.values() or [overrides])
     finally:
         GlobalHydra.instance().clear()
 
@@ -410,7 +429,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(version())
                 return 0
             with lifeline.interruptible():
-                return dispatch(parser.parse_args(argv), parser)[0]
+                return dispatch(parser.parse_args(argv), parser)
         except KeyboardInterrupt:
             print(INTERRUPTED, file=sys.stderr)
             return 130

@@ -171,6 +171,7 @@ class InQueue(ByLauncher):
                     self._ask()
                 for number, each in list(self.queued.items()):
                     self._look(number, each)
+                self.report.show()
         finally:
             self._leave()
 

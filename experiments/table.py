@@ -1,4 +1,4 @@
-"""A table: rows that are no grid, expanded into cells, launched in waves of what they need, and rendered.
+"""A table: rows that are no grid, expanded into cells; what a command does with its tables is in `runs`.
 
 Keys of the command line other than `rows=`, `method=` and `role=` (which select rows) override every row whose schema
 has them, `teachers.<name>.<key>` those whose teacher has the name. A comma list is an axis: its values become rows of
@@ -14,8 +14,7 @@ import functools
 import hashlib
 import itertools
 import math
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,29 +23,18 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import progress
-from experiments.cell import check_writable, is_first, sweep_up, tell, world_size
 from experiments.checking import known_keys, plain, unknown
 from experiments.groups import choices
 from experiments.idle import idle, reason, told
-from experiments.launch import ByLauncher, Report, SideBySide, refresh
-from experiments.meaning import Identified, differences, identify, lenient, needed_cells, settle
-from experiments.mirror import fault, go_offline
-from experiments.pages import Pages
-from experiments.plan import Config, Job, plan_lines
-from experiments.rehearse import rehearse
-from experiments.schema import Config as Schema
+from experiments.meaning import Identified, differences, identify, needed_cells, settle
+from experiments.plan import Config, Job
 from experiments.schema import is_group, other_length, sign, with_recipe
-from experiments.slurm import InQueue
-from experiments.sources import RowSettings, Setting, print_settings
-from experiments.workers import default_workers
+from experiments.sources import RowSettings, Setting
 from kt.errors import UserError, nearest
-from kt.files import at_home
-from kt.settings import METHODS, check_value, kinds
-from kt.store import close, finished_cells, folder_of, read_result
+from kt.settings import METHODS, kinds
+from kt.store import finished_cells, folder_of, read_result
 from tables.folders import stored_rows, table_folder
 from tables.records import find_table
-from tables.summary import show
 
 Settings = dict[str, list[str]]  # override key -> its values; more than one make an axis
 
@@ -697,153 +685,3 @@ def settings_of(
                 record, row.id, list(single), config, settle(config), made
             ).settings()
     return found
-
-
-def _status_of(jobs: Iterable[Job]) -> int:
-    """The exit status, unless interrupted.
-
-    Raises:
-        UserError: Nothing could be trained, because of one and the same mistake of the user.
-    """
-    jobs = list(jobs)
-    bad = [job for job in jobs if not job.is_done]
-    messages = {job.status.get("error") for job in bad}
-    if bad and len(bad) == len(jobs) and len(messages) == 1 and all(job.status.get("user") for job in bad):
-        raise UserError(str(messages.pop()))
-    return 3 if bad else 0
-
-
-def _workers(master: DictConfig, launcher: Any, jobs: Sequence[Job]) -> int | None:
-    """How many workers of kt's own train the cells; None where a launcher that was chosen does.
-
-    Raises:
-        UserError: Workers are asked for beside a launcher.
-    """
-    chosen = [str(line) for line in master.hydra.overrides.hydra if str(line).startswith("hydra/launcher=")]
-    if chosen or type(launcher).__name__ != "BasicLauncher" or world_size() > 1:
-        if master.workers is not None and world_size() == 1:
-            named = chosen[0] if chosen else type(launcher).__name__
-            raise UserError(f"workers={master.workers}: expected null beside {named}, which has a number of its own")
-        return None
-    if master.workers is not None:
-        return int(master.workers)
-    return default_workers([job.config for job in jobs if not job.is_done])
-
-
-def run_table(sweeper: Any, arguments: Sequence[str]) -> tuple[int, Path | None]:
-    """Runs a table, or the points of a sweep, under the command line's overrides.
-
-    Args:
-        sweeper: The `TableSweeper`, set up.
-        arguments: Task overrides.
-
-    Returns:
-        The exit status (0 all done, 3 a cell failed, 130 interrupted), and the folder of what has been rendered.
-
-    Raises:
-        UserError: A mistake in the overrides, or one that kept every cell from being trained.
-    """
-    master, launcher = sweeper.config, sweeper.launcher
-    for key in ("plan", "rehearse", "settings", "workers"):  # read here, before any cell's config is checked
-        check_value(master[key], Schema, key, key)
-    loader = sweeper.hydra_context.config_loader
-    output_root, choices_made = str(at_home(str(master.output_root))), master.hydra.runtime.choices
-    scale = str(choices_made["scale"])
-
-    def load(overrides: list[str]) -> DictConfig:
-        return with_choices(loader.load_sweep_config(master, overrides))
-
-    table: Table
-    with lenient(master.rehearse):
-        if sweeper.name is None:
-            if master.settings:
-                raise UserError("settings=true: tells of the rows of a table; add +table=<name>")
-            table = Sweep(arguments, composer(load))
-        else:
-            from hydra_plugins.kt_table_sweeper.table_sweeper import rows_of
-
-            if {"dataset", "teacher"} & set(parse(arguments)):  # what the table's file chooses is not the master's
-                file = loader.load_sweep_config(master, [f"+table={sweeper.name}", f"scale={scale}"])
-                choices_made = file.hydra.runtime.choices
-            own = {group: str(choices_made[group]) for group in ("dataset", "teacher")}
-            printed = rows_of(loader.load_sweep_config(master, [f"+table={sweeper.name}", "scale=paper"]))
-            if master.settings:
-                told = settings_of(sweeper.name, printed, arguments, composer(load), own["dataset"])
-                if is_first():
-                    print_settings(told, f"{sweeper.name} at scale=paper")
-                return 0, None
-            table = Table(sweeper.name, sweeper.rows, arguments, composer(load), own, master.scale, printed)
-    refresh(table.jobs, output_root)
-    jobs = list(table.jobs.values())
-    workers = _workers(master, launcher, jobs)
-    if master.plan:
-        if is_first():
-            print("\n".join(plan_lines(table.jobs, output_root, workers or 1)))
-        return 0, None
-    if master.rehearse or not all(job.is_done for job in jobs):
-        check_writable(output_root)
-        sweep_up(output_root)
-    if master.rehearse:
-        return rehearse(table.name, jobs, master.rehearse, output_root, scale), None
-    display = progress.Display(quiet=not is_first())
-    progress.use(display)
-    for job in jobs:
-        tell(job.told, display)
-        if job.is_done:
-            for text in job.status.get("warnings", ()):
-                display.warn(text)
-    trained = [job for job in jobs if not job.is_done]
-    go_offline(trained, display)
-    pages = Pages(table.renderer(output_root, scale), output_root) if is_first() and trained else None
-    report = Report(table.name, table.jobs, output_root, display, pages)
-    if not trained:
-        display.line(f"nothing to train: all {len(jobs)} cells are done")
-    interrupted = False
-    try:
-        if workers is None:
-            runner = InQueue if type(launcher).__name__ == "SlurmLauncher" else ByLauncher
-            runner(report, launcher, sweeper.batch or _default_batch(launcher)).run()
-        else:
-            SideBySide(report, workers).run()
-    except KeyboardInterrupt:
-        interrupted = True
-        for job in jobs:
-            if is_first() and job.status.get("killed"):
-                job.status = close(folder_of(output_root, job.id))
-        display.line("interrupted; the same command goes on from here")
-    finally:
-        progress.use(None)
-    status, folder = 130 if interrupted else _status_of(jobs), None
-    if is_first():
-        for job in jobs:
-            if not job.is_done and job.status.get("error"):
-                print(f"X {job.text}: {job.status['error']} ({folder_of(output_root, job.id)})")
-        folder, lost = show(table.renderer(output_root, scale))
-        status = status or lost
-        if folder is not None and not interrupted:
-            wandb = trained[0].config["wandb"] if trained else master.wandb
-            _mirror(table, folder, output_root, dict(wandb), bool(trained))
-    return status, folder
-
-
-def _mirror(table: Table, folder: Path, output_root: str, settings: dict[str, Any], has_trained: bool) -> None:
-    """Mirrors a rendered table, its cells and those that they need, where the cells have been mirrored that it trained.
-
-    Args:
-        table: The table.
-        folder: Where it has been rendered.
-        output_root: Where its cells live.
-        settings: As `WandbRun` takes them.
-        has_trained: Whether the run has trained any cell, and so knows whether W&B can be reached.
-    """
-    from tables.mirror import mirror_table
-
-    if settings["mode"] == "online" and not has_trained and fault() is not None:
-        settings["mode"] = "offline"
-    cited = [cell_id for shown in table.shown for cell_id in shown.cells]
-    mirror_table(folder, output_root, settings, [*cited, *table.jobs])
-
-
-def _default_batch(launcher: Any) -> int | None:
-    """The local submitit launcher starts everything at once; it gets as many cells as there are cores."""
-    return max(1, os.cpu_count() or 1) if type(launcher).__name__ == "LocalLauncher" else None

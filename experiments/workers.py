@@ -30,8 +30,9 @@ from kt.errors import Failure, UserError
 
 Message = dict[str, Any]
 
-# What training imports; whatever fails to, fails again in the cell that needs it, which then says so.
-IMPORTS = ("experiments.build", "wandb")
+# What training imports; whatever fails to, fails again in the cell that needs it, which then says so. The last one is
+# what `wandb.init` imports only then: in each cell a second, half of what it computes beside steps and scores.
+IMPORTS = ("experiments.build", "wandb", "wandb.sdk.launch.inputs.internal")
 DENSE_IMPORTS = ("kt.models.dense", "kt.models.pose", "kt.models.depth", "kt.data.dense")
 LONGEST_TEXT = 500  # characters: a line of JSON stays below what a pipe takes at once
 REPORT_SECONDS = 0.2  # between two messages about a cell's steps
@@ -50,7 +51,7 @@ class _Remote(progress.Display):
 
     Args:
         pipe: Where to write.
-        key: The cell's id.
+        key: What the run calls the cell.
     """
 
     def __init__(self, pipe: int, key: str):
@@ -79,8 +80,9 @@ class _Remote(progress.Display):
         _send(self.pipe, {"of": self.key, "total": None})
 
 
-def _work(key: str, config: Mapping[str, Any], events: int, server: tuple[int, str | None]) -> NoReturn:
+def _work(message: Message, events: int, server: tuple[int, str | None]) -> NoReturn:
     """A cell's process: trains and ends; what happened is in the cell's folder, or told if it has none yet."""
+    key, config = message["start"], message["config"]
     status = 1
     try:
         signal.set_wakeup_fd(-1)
@@ -96,7 +98,7 @@ def _work(key: str, config: Mapping[str, Any], events: int, server: tuple[int, s
     except KeyboardInterrupt:
         status = INTERRUPTED
     except (UserError, Failure) as error:
-        folder = store.folder_of(config["output_root"], key)
+        folder = store.folder_of(config["output_root"], message["cell"])
         said = store.read_status(folder, config["evaluation"]).get("error")
         if not said or said not in str(error):
             _send(events, {"of": key, "error": str(error), "user": isinstance(error, UserError)})
@@ -172,7 +174,7 @@ class _Server:
                 child = os.fork()
             if child == 0:
                 os.close(self.commands)
-                _work(message["start"], message["config"], self.events, self.own)
+                _work(message, self.events, self.own)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             self.children[child] = message["start"]
         return bool(data)
@@ -254,20 +256,20 @@ class Pool:
         os.close(events)
         self.server = server
 
-    def start(self, key: str, config: Mapping[str, Any]) -> None:
-        """Starts a cell's process."""
+    def start(self, key: str, cell_id: str, config: Mapping[str, Any]) -> None:
+        """Starts a cell's process, which is called by a key in all messages."""
         if self.server is None:
             self._open()
         with contextlib.suppress(BrokenPipeError):  # the next message says that the server is lost
-            data = json.dumps({"start": key, "config": config}).encode() + b"\n"
+            data = json.dumps({"start": key, "cell": cell_id, "config": config}).encode() + b"\n"
             while data:
                 data = data[os.write(self.commands, data) :]
 
     def messages(self, seconds: float) -> list[Message]:
         """What has been told since, waiting at most so long for a first message.
 
-        Keys: `of`, a cell's id, with `line` (to show), `warning` (to show once), `total` (steps; None: no more),
-        `steps` and `text`, or `error` and `user` (why it ends, where that is in no file); `ended`, a cell's id, with
+        Keys: `of`, a cell's key, with `line` (to show), `warning` (to show once), `total` (steps; None: no more),
+        `steps` and `text`, or `error` and `user` (why it ends, where that is in no file); `ended`, a cell's key, with
         the process's `status`; `lost`: the server is gone, and with it all cells.
         """
         if not select.select([self.events], [], [], seconds)[0]:

@@ -196,15 +196,15 @@ def about_cell(cell_id: str, config: Mapping[str, Any], tables: Iterable[str] = 
 
     Args:
         cell_id: The cell's id, and the run's.
-        config: The cell's.
-        tables: Tables that cite it, each a tag, beside the one for which it was trained.
+        config: The cell's; of its table it may name those `beside` for which the same command has trained it.
+        tables: Further tables that cite it, each a tag.
     """
     table, method = config["table"], config["method"]["name"]
     row, _, swept = (table["row"] or method).partition("[")
     networks = [part["network"]["name"] for part in (config["teacher"], config["student"]) if part["network"]]
     parts = [method, "" if row == method else f"({row})", "→".join(networks), config["dataset"]["name"], swept[:-1]]
     what, seed = " ".join(part for part in parts if part), f" seed {config['seed']}"
-    tags = [table["name"], *tables, config["scale"]["name"], method]
+    tags = [table["name"], *table.get("beside", ()), *tables, config["scale"]["name"], method]
     return {
         "id": cell_id,
         "name": what[: LONGEST_NAME - len(seed)] + seed,

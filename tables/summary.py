@@ -17,10 +17,20 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+PROBLEMS = {0: "", 2: "something is missing", 130: "interrupted"}  # exit status of a table -> what to say of it
+
 
 @dataclass(frozen=True)
 class Ran:
-    """One of them: its name, exit status, seconds, what was wrong with the command, and where it has been rendered."""
+    """One of them.
+
+    Attributes:
+        name: The table's.
+        status: Its exit status.
+        seconds: Until it was done, from the beginning of the command, which trains all at once.
+        error: What was wrong with the command.
+        folder: Where it has been rendered.
+    """
 
     name: str
     status: int
@@ -94,8 +104,8 @@ def summarise(ran: Sequence[Ran]) -> None:
     from tables.judging import tally  # with numpy, which planning does without
 
     console, shown = open_grid()
-    for title in ("table", "rows", "minutes", "claims", "alive", ""):
-        shown.add_column(title, justify="right" if title == "minutes" else "left")
+    for title in ("table", "rows", "done after (min)", "claims", "alive", ""):
+        shown.add_column(title, justify="right" if title.startswith("done") else "left")
     for each in ran:
         written = read_json(each.folder / "table.json") if each.folder else None
         rows = claims = alive = ""
@@ -104,8 +114,8 @@ def summarise(ran: Sequence[Ran]) -> None:
             done = sum(all(cell["status"] == "done" for cell in cells) for cells in trained)
             rows, claims = f"{done}/{len(trained)} done", ", ".join(text for _, text in tally(written))
             alive = ": ".join(filter(None, [written["alive"]["verdict"], "; ".join(written["alive"]["reasons"])]))
-        problem = each.error or {0: "", 2: "something is missing"}.get(each.status, "a cell failed")
+        problem = each.error or PROBLEMS.get(each.status, "a cell failed")
         shown.add_row(each.name, rows, f"{each.seconds / 60:.1f}", claims, Text(alive), Text(problem, "red"))
     console.print(shown)
-    total = sum(each.seconds for each in ran) / 60
+    total = max(each.seconds for each in ran) / 60
     console.print(f"{len(ran)} tables in {total:.0f} minutes", highlight=False)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.pages import Pages
+from experiments.pages import Page, Pages
 from kt.errors import UserError
 from kt.evaluation.accuracy import evaluate_accuracy
 from kt.evaluation.outcomes import Outcomes, keep_outcomes
@@ -92,25 +92,25 @@ def test_a_run_keeps_its_pages_up_to_date(tmp_path: Path, monkeypatch: pytest.Mo
         return write_table(NAME, rows, tmp_path, "mini", "scenes")
 
     monkeypatch.setattr("experiments.pages.time.monotonic", lambda: clock[0])
-    pages = Pages(render, str(tmp_path))
+    pages = Pages({NAME: Page(render, {"kd-s0"})}, str(tmp_path))
     assert len(rendered) == 1 and "1 missing" in (tmp_path / PAGE).read_text()
-    pages.update(started="kd-s0")
+    pages.update(started=["kd-s0"])
     assert "1 running" in (tmp_path / PAGE).read_text()
     write_cell(tmp_path, "kd-s0", {"top1": 62.0, "top5": 82.0}, train_rows())
-    pages.update(ended="kd-s0")
+    pages.update(ended=["kd-s0"])
     assert len(rendered) == 1 and "1 of 1" in (tmp_path / PAGE).read_text()  # too soon for the table
     assert (folder_of(tmp_path, "kd-s0") / PAGE).exists()
     clock[0] += 41.0
     pages.update()
     assert len(rendered) == 1
-    pages.update(ended="kd-s0")
+    pages.update(ended=["kd-s0"])
     assert len(rendered) == 2
 
     def broken() -> Path:
         raise UserError("no space")
 
-    pages.render, pages.due = broken, 0.0
-    pages.update(ended="kd-s0")
+    pages.tables, pages.due = {NAME: Page(broken, {"kd-s0"})}, 0.0
+    pages.update(ended=["kd-s0"])
 
 
 # Cells

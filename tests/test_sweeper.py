@@ -141,6 +141,8 @@ def test_several_tables_share_cells_and_a_summary(tmp_path: Path, capsys: pytest
     out = capsys.readouterr().out
     assert out.count("| the table |") == 2 and "2 tables in 0 minutes" in out
     assert [*(tmp_path / "out" / "tables").iterdir()] and out.count("started") == 2  # teacher and row, once
+    for path in (tmp_path / "out").glob("cells/*/config.yaml"):  # W&B is told of both at once
+        assert "beside:\n  - kcd_dynamic\n  - kcd_strategies\n" in path.read_text()
     # What keeps one table from running is told, and the other one runs.
     assert run(tmp_path, "+table=kcd_strategies,kcd_dynamic", "rows=[static]", "workers=1") == 2
     out = capsys.readouterr().out
@@ -152,6 +154,9 @@ def test_several_tables_share_cells_and_a_summary(tmp_path: Path, capsys: pytest
         named_tables(["+table=[kcd_strategies,kcd_dynamic]"])
     assert run(tmp_path, "+table=kcd_dynamic,kcd_dynamic", "plan=true") == 0
     assert capsys.readouterr().out.count("cells,") == 1
+    assert run(tmp_path, "+table=kcd_dynamic,kcd_strategies", "rows=[baseline]", "plan=true") == 0
+    *_, one, together = capsys.readouterr().out.splitlines()
+    assert together == f"2 tables together: {one}" and one.startswith("2 cells, 2 done")
 
 
 def test_tables_of_other_tasks_share_their_cells() -> None:
@@ -386,6 +391,16 @@ def test_without_its_teacher_nothing_is_tried(
     assert "kd seed 0: not trained, because teacher seed 0 failed" in out
 
 
+def test_a_score_on_other_data_stops_nobody_who_needs_the_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FAKE_TRAINING", json.dumps({"evaluation": "error"}))
+    assert run(tmp_path, TABLE, "rows=teacher,kd", "evaluation=scenes_small") == 3
+    assert statuses(tmp_path) == {"teacher": "done", "kd": "done"}
+    out = capsys.readouterr().out
+    assert "not trained" not in out and out.count("RuntimeError: no such layer") == 4  # as it ends, and in the end
+
+
 def test_a_mistake_that_stops_everything_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -427,13 +442,22 @@ def test_a_single_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str], monke
 
 
 def test_a_table_is_mirrored_with_the_cells_that_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("table", "mirror"):
+    for module in ("runs", "mirror"):
         monkeypatch.setattr(f"experiments.{module}.fault", lambda: "no network")
     for given, meant in (("disabled", "disabled"), ("online", "offline")):  # trained, and done already
         assert run(tmp_path, TABLE, "rows=kd", f"wandb.mode={given}") == 0
         (mirrored,) = (json.loads(path.read_text()) for path in tmp_path.rglob("mirrored.json"))
         cells = {path.name for path in (tmp_path / "out" / "cells").iterdir()}
         assert mirrored["mode"] == meant and set(mirrored["cells"]) == cells and len(cells) == 2
+
+
+def test_wandb_is_asked_once_for_all_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    for module in ("runs", "mirror"):
+        monkeypatch.setattr(f"experiments.{module}.fault", lambda: asked.append("asked") or "no network")
+    assert run(tmp_path, "+table=kcd_dynamic,kcd_strategies", "rows=[baseline]", "wandb.mode=online") == 0
+    modes = [json.loads(path.read_text())["mode"] for path in tmp_path.rglob("mirrored.json")]
+    assert modes == ["offline", "offline"] and len(asked) == 1
 
 
 def test_second_run_needs_no_torch(tmp_path: Path) -> None:

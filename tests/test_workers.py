@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -31,7 +33,10 @@ from experiments.plan import (
     length_key,
     makespan,
     plan_lines,
+    pooled,
+    pooled_of,
     rehearsals_of,
+    waves,
 )
 from experiments.progress import Display
 from experiments.workers import Pool, default_workers
@@ -114,6 +119,17 @@ def test_teachers_come_first_and_then_the_longest() -> None:
     assert [each.id for each in iter(lambda: agenda.take(["alone"]), None)] == ["long", "short"]
 
 
+def test_what_becomes_known_changes_the_order() -> None:
+    jobs = {name: job(name, *needs) for name, *needs in (("a",), ("b",), ("c", "b"), ("d",))}
+    agenda = Agenda(jobs, Times(dict.fromkeys(jobs, 1.0)))
+    (first,) = [agenda.take()]
+    assert first is jobs["b"]
+    agenda.order(Times({"a": 2.0, "c": 5.0, "d": 9.0}))
+    assert agenda.take(["b"]) is jobs["d"]
+    agenda.waiting["b"] = first  # its server was lost
+    assert [each.id for each in iter(agenda.take, None)] == ["a", "b", "c"]
+
+
 def test_the_first_of_equals_is_the_tables_first() -> None:
     jobs = {name: job(name) for name in "cab"}
     agenda = Agenda(jobs, Times(dict.fromkeys(jobs, None)))
@@ -124,6 +140,42 @@ def test_methods_that_compute_more_come_first_where_nothing_else_tells() -> None
     jobs = {name: job(name, method=name) for name in ("none", "kd", "hybrid_forward")}
     agenda = Agenda(jobs, Times(dict.fromkeys(jobs, None)))
     assert [each.id for each in iter(agenda.take, None)] == ["hybrid_forward", "kd", "none"]
+
+
+def scored(name: str, evaluation: str | None, *needs: str) -> Job:
+    """A job whose cell is also scored on other data."""
+    return Job(name, [], {"evaluation": evaluation}, name, list(needs), {"status": "missing"})
+
+
+def by_id(*jobs: Job) -> dict[str, Job]:
+    return {each.id: each for each in jobs}
+
+
+def test_a_cell_of_several_tables_is_one_job() -> None:
+    plain = by_id(scored("teacher", None), scored("kd", None, "teacher"))
+    elsewhere = by_id(scored("teacher", None), scored("kd", "gta5", "teacher"))
+    for tables in ({"a": plain, "b": elsewhere}, {"b": elsewhere, "a": plain}):
+        found = pooled(tables)
+        assert list(found) == ["teacher", "kd"] and found["kd"].config["evaluation"] == "gta5"
+        assert found["kd"].text == f"{next(iter(tables))} kd" and found["kd"].needs == ["teacher"]
+        assert all(pooled_of(each, found) is found["kd"] for each in (plain["kd"], elsewhere["kd"]))
+    assert pooled({"a": plain})["kd"].text == "kd" and plain["kd"].text == "kd"
+
+
+def test_a_further_score_is_a_job_of_its_own() -> None:
+    one, two = by_id(scored("kd", "overlap")), by_id(scored("kd", "distance"))
+    # Scored against a student that learns from this one: neither would ever be the first.
+    against = by_id(scored("kd", None), scored("after", None, "kd"))
+    later = by_id(scored("kd", None), scored("after", None, "kd"), scored("kd", "overlap", "after"))
+    found = pooled({"one": one, "two": two, "again": two})
+    assert list(found) == ["kd", "kd distance"] and found["kd distance"].needs == ["kd"]
+    assert [pooled_of(each["kd"], found).key for each in (one, two)] == ["kd", "kd distance"]
+    assert [[each.key for each in wave] for wave in waves(found)] == [["kd"], ["kd distance"]]
+    agenda = Agenda(found, Times({"kd": 5.0}))
+    assert agenda.take() is found["kd"] and agenda.take(["kd"]) is None and agenda.take() is found["kd distance"]
+    found = pooled({"against": against, "later": {"kd": later["kd"]}})
+    assert list(found) == ["kd", "after", "kd overlap"] and found["kd overlap"].needs == ["kd", "after"]
+    assert [[each.key for each in wave] for wave in waves(found)] == [["kd"], ["after"], ["kd overlap"]]
 
 
 def best_packing(seconds: dict[str, float], needs: dict[str, tuple[str, ...]], workers: int) -> float:
@@ -306,6 +358,36 @@ def test_two_cells_train_at_once(tmp_path: Path, start: Callable[..., subprocess
     assert all((path / "calls").read_text() == "x" for path in (tmp_path / "out" / "cells").iterdir())
 
 
+BOTH = "+table=kcd_dynamic,kcd_strategies"
+
+
+def test_a_table_ends_with_its_last_cell(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
+    """Its worker has begun with a cell of the other table before it is rendered."""
+    process = start("+table=stage_count,imagenet_compression", "method=none", "workers=1")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, out + err
+    told = re.findall(r"([|] the table [|]|: started|\[4/4\]|2 tables in 0 minutes)", out)
+    assert told == [*[": started"] * 3, "| the table |", ": started", "[4/4]", "| the table |", "2 tables in 0 minutes"]
+
+
+def test_what_fails_in_one_cell_is_told_in_its_tables(
+    tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    process = start(BOTH, "method=l2", "workers=2", l2="kill")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 3 and out.count("X baseline seed 0: the process was killed (SIGKILL)") == 2, out + err
+
+
+def test_an_interrupt_ends_all_tables(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
+    process = start(BOTH, "method=l2", "workers=2", l2=60)
+    pids = wait_for(running(tmp_path, "l2"))
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and not any(started(pid) for pid in pids), out + err
+    assert len(re.findall("^kcd_.* interrupted$", out, re.MULTILINE)) == 2 and "| the table |" not in out, out + err
+    assert len(list((tmp_path / "out" / "tables").glob("*/mini*/table.md"))) == 2
+
+
 def test_a_chosen_launcher_keeps_its_place(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
     process = start(TABLE, "rows=baseline", "hydra/launcher=basic", none=30)
     (pid,) = wait_for(running(tmp_path, "none"))
@@ -468,6 +550,25 @@ def test_bars_of_several_cells(
         "  at seed 0 train epoch 1/4: step 4 of 20",
         "  kd seed 0 train epoch 1/2: step 6 of 10",
     ]
+
+
+def test_bars_make_room_for_a_table() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    display = Display(Terminal())
+    assert display.bars is not None
+    with display.paused():
+        assert not display.bars.live.is_started  # nor has anything been before
+    display.start_table("two", 2)
+    for _ in range(2):
+        with display.paused():
+            assert not display.bars.live.is_started
+        assert display.bars.live.is_started
+    display.advance_table(2)
+    assert display.bars.finished
+    display.stop_table()
 
 
 def test_counts_go_back_when_cells_start_again(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

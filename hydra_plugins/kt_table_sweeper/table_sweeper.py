@@ -45,7 +45,7 @@ def rows_of(config: DictConfig) -> Any:
 
 
 class TableSweeper(Sweeper):
-    """Expands a table or a sweep into cells, trains the missing ones after what they need, and renders them.
+    """Expands a table or a sweep into cells; the command trains those of all that it names, and renders them.
 
     Args:
         name: See `TableSweeperConfig`.
@@ -68,8 +68,8 @@ class TableSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Runs the table or sweep under the task overrides of the command line, see `run_table`."""
+        """Composes the table or sweep under the task overrides of the command line, for `experiments.runs.Training`."""
         # Imported late: Hydra imports every plugin at every start, also that of other programs.
-        from experiments.table import run_table
+        from experiments.runs import compose
 
-        return run_table(self, arguments)
+        return compose(self, arguments)
