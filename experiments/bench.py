@@ -217,7 +217,7 @@ def show(results: list[dict[str, Any]], arguments: argparse.Namespace, title: st
             table.add_row(row["way"], *figures)
         console.print(table)
     elif PEER in arguments.methods and not arguments.dense:
-        console.print(f"KD beside torchdistill: not measured, it is not installed ({EXTRA})")
+        console.print(f"KD beside torchdistill: not measured, it is not installed ({EXTRA})", markup=False)
 
 
 def _count(text: str) -> int:

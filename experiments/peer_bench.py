@@ -17,7 +17,7 @@ EXTRA = "pip install -e '.[bench]'"
 OPTIMIZER = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
 
 
-def torchdistill_step(arguments: argparse.Namespace, batch: Batch) -> Callable[[], None] | None:
+def torchdistill_step(arguments: argparse.Namespace, batch: Batch) -> Callable[[], float] | None:
     """One step of its own training box, on copies of the networks that ours has, in torch's own memory format.
 
     The box is configured as torchdistill's YAML files do, with its hooks, its criterion and the optimizer that it
@@ -28,7 +28,7 @@ def torchdistill_step(arguments: argparse.Namespace, batch: Batch) -> Callable[[
         batch: Images and labels of a step.
 
     Returns:
-        None where torchdistill is not installed.
+        What takes a step and gives its loss; None where torchdistill is not installed.
     """
     try:
         from torchdistill.core.distillation import DistillationBox
@@ -58,9 +58,9 @@ def torchdistill_step(arguments: argparse.Namespace, batch: Batch) -> Callable[[
     # The box holds the bare networks, which see normalised images.
     images = ours.student.normalise(batch["inputs"].cpu()).contiguous().to(device)
 
-    def step() -> None:
+    def step() -> float:
         loss = box.forward_process(images, batch["labels"], None)
         box.post_forward_process(loss)
-        loss.item()
+        return loss.item()
 
     return step
