@@ -228,9 +228,9 @@ def test_speed_of_cells_side_by_side(tmp_path: Path) -> None:
         return time.perf_counter() - start
 
     train(tmp_path / "teacher", range(CELLS, CELLS + 1), 1)
-    for name in ("together", "in turn"):
+    for name in ("together", "in_turn"):
         shutil.copytree(tmp_path / "teacher", tmp_path / name)
     together, in_turn = (
-        train(tmp_path / name, range(CELLS), workers) for name, workers in (("together", CELLS), ("in turn", 1))
+        train(tmp_path / name, range(CELLS), workers) for name, workers in (("together", CELLS), ("in_turn", 1))
     )
     print(f"\n{CELLS} cells: {together:.0f} s at once, {in_turn:.0f} s one after the other")
