@@ -190,7 +190,7 @@ def median(values: list[float], arguments: argparse.Namespace) -> float:
 def show(results: list[dict[str, Any]], arguments: argparse.Namespace, title: str, console: Console) -> None:
     """Prints a line for each method, and what torchdistill takes beside KD."""
     table = Table(title=title)
-    table.add_column("method")
+    table.add_column("method", no_wrap=True)
     for way in arguments.ways:
         for column in (f"{way} ms", "passes ms", "ratio"):
             table.add_column(column, justify="right")
@@ -314,7 +314,7 @@ def main(argv: list[str] | None = None) -> int:
     height, width = DENSE_SIZE if arguments.dense else (SIZE, SIZE)
     title = f"{arguments.teacher} -> {arguments.student}, {height}x{width}, batch {arguments.batch}, {device}"
     title += ", activation checkpointing" if arguments.activation_checkpointing else ""
-    console = Console(width=max(120, Console().width))  # a narrow terminal, or none, would cut the names
+    console = Console(width=max(132, Console().width))  # a narrow terminal, or none, would cut the names
     found: dict[str, Any] = {"title": title, "threads": torch.get_num_threads(), "torch": torch.__version__}
     found |= {"clock": arguments.clock, "load": os.getloadavg()[0]}
     if arguments.data:
