@@ -3,8 +3,12 @@
 For every method the median time of a whole training step (as `kt.engine.PhaseLoop` runs it, hooks included) is divided
 by the sum of the medians of its unavoidable passes: the student's forward, backward and update, the teacher's forward
 as deep as the method reads it, and whatever further passes define the method (`Method.passes`). Step and passes are
-timed in turn, in one process, on the same batch. With a detector or segmentor as the student, the images are embedded
-scenes, and the peak memory of each method is measured in a process of its own beside the plain student's.
+timed in turn, in one process, on the same batch, in every way in which networks may compute, KD also beside the step of
+torchdistill. With a detector or segmentor as the student, the images are embedded scenes, and the peak memory of each
+method is measured in a process of its own beside the plain student's.
+
+`--phases` times the phases of stage by stage instead (`experiments.phase_bench`), `--data` loaders and scoring
+(`experiments.data_bench`).
 """
 
 from __future__ import annotations
@@ -12,99 +16,43 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import importlib.metadata
 import math
 import multiprocessing
+import os
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from experiments.benched import CLOCKS, DENSE_SIZE, SIZE, dense_batch, image_batch, make_model, timed
 from experiments.build import peak_memory
-from experiments.groups import dataset_choice
+from experiments.data_bench import bench_data
+from experiments.peer_bench import EXTRA, PEER, torchdistill_step
 from experiments.phase_bench import bench_phases
 from kt import command
-from kt.classifier import Classifier
-from kt.data import DATASETS, DataSpec, build_data
-from kt.dense import DenseModel
 from kt.engine import Engine, measured_loop
 from kt.errors import Parser, UserError, nearest
 from kt.files import at_home, write_json
 from kt.hooks import RecordHook
-from kt.methods import build_method, find_method
-from kt.models import build_network
 from kt.models.names import DENSE_NETWORKS, NETWORKS
+from kt.phase import Batch
 from kt.settings import METHODS, Schedule, defaults, kinds
-from kt.stages import IMAGENET
 from kt.store import Records, records_file
-from kt.transfer import TransferModel
 
-CLASSES, SIZE = 100, 32
-DENSE_CLASSES = {"detection": 8, "segmentation": 13, "keypoints": 7, "depth": 1}
-DENSE_SIZE = (128, 256)
-
-
-def timed(function: Callable[[], Any], device: torch.device) -> float:
-    """Seconds that one call takes, device work included."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
-def make_model(name: str, arguments: argparse.Namespace, **options: Any) -> TransferModel:
-    """The method on freshly drawn networks (speed does not depend on weights)."""
-    if arguments.student in DENSE_NETWORKS:
-        return make_dense_model(name, arguments, **options)
-    kind = find_method(name)
-    settings = {"num_classes": CLASSES, "image_size": SIZE, "small_stem": arguments.small_stem}
-    student_name = arguments.teacher if kind.starts_from_teacher else arguments.student
-    torch.manual_seed(0)
-    student = Classifier(build_network(student_name, **settings))
-    teacher = Classifier(build_network(arguments.teacher, **settings)) if METHODS[name].needs_teacher else None
-    if "first_epochs" in kinds(METHODS[name]):
-        options["first_epochs"] = 0  # what is timed is the step that comes after them
-    labels = labels_of(max(arguments.images, arguments.batch))
-    facts = DataSpec("images", CLASSES, SIZE, *IMAGENET, len(labels), 0, (), labels=labels)
-    method = build_method(name, student, teacher, data=facts, **options)
-    return TransferModel(student, method, {"teacher": teacher} if teacher else None)
-
-
-def make_dense_model(name: str, arguments: argparse.Namespace, **options: Any) -> TransferModel:
-    """The same for a detector or segmentor."""
-    from experiments.build import build_dense_model
-
-    def make(network: str) -> DenseModel:
-        settings = {"name": network, "width": arguments.width, "config": None, "options": None}
-        return build_dense_model(settings, DENSE_CLASSES[DENSE_NETWORKS[network].task], DENSE_SIZE, IMAGENET)[0]
-
-    torch.manual_seed(0)
-    student = make(arguments.student)
-    teacher = make(arguments.teacher) if METHODS[name].needs_teacher else None
-    method = build_method(name, student, teacher, **options)
-    return TransferModel(student, method, {"teacher": teacher} if teacher else None)
-
-
-def dense_batch(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Embedded scenes for the student's task."""
-    task = DENSE_NETWORKS[arguments.student].task
-    able = next(name for name, spec in DATASETS.items() if spec.embedded and task in spec.readers)
-    dataset = {**dataset_choice(able), "task": task, "image_size": list(DENSE_SIZE)}
-    dataset |= {"train_size": arguments.batch, "test_size": 1, "augmentation": "none"}
-    data = build_data(dataset, ".", batch_size=arguments.batch, seed=0)
-    return next(data.train.epoch(0))
+# How networks compute, as options of the engine and of the model.
+WAYS: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
+    "fp32": ({}, {}),
+    "teacher_bf16": ({}, {"teacher_precision": "bf16"}),
+    "bf16": ({"precision": "bf16"}, {}),
+}
 
 
 def peak_memory_of(name: str, arguments: argparse.Namespace) -> int:
@@ -146,132 +94,150 @@ def cases(arguments: argparse.Namespace) -> dict[str, tuple[str, dict[str, Any]]
     return found
 
 
-def bench_method(
-    label: str, name: str, options: dict[str, Any], arguments: argparse.Namespace, batch: dict[str, Any]
-) -> dict[str, Any]:
-    """Medians in milliseconds of a method's step and of its unavoidable passes."""
-    device = torch.device(arguments.device)
-    model = make_model(name, arguments, **options)
-    with tempfile.TemporaryDirectory() as folder:
-        records = Records(records_file(Path(folder)))
-        engine = Engine(
+class Lane:
+    """A method that computes in one way on networks of its own.
+
+    Attributes:
+        parts: Its step, the unavoidable passes, and the update of the parameters, to be timed in turn.
+        times: Of each part, in seconds.
+    """
+
+    def __init__(
+        self, name: str, options: Mapping[str, Any], way: str, arguments: argparse.Namespace, batch: Batch, folder: Path
+    ):
+        computing, teaching = WAYS[way]
+        model = make_model(name, arguments, **teaching, **options)
+        folder.mkdir()
+        self.records = Records(records_file(folder))
+        self.engine = Engine(
             {**defaults(Schedule), "lr": arguments.lr, "epochs": arguments.warmup + arguments.steps},
-            device,
-            Path(folder),
+            torch.device(arguments.device),
+            folder,
             activation_checkpointing=arguments.activation_checkpointing,
-            hooks=lambda index, phase: [RecordHook(records)],
+            hooks=lambda index, phase: [RecordHook(self.records)],
+            **computing,
         )
-        loop = measured_loop(model, model.method.phases()[-1], batch, engine)
-        loop.runner.call_hook("before_train_epoch")
+        phase = model.method.phases()[-1]
+        self.cached = phase.step is None
+        self.loop = measured_loop(model, phase, batch, self.engine)
+        self.loop.runner.call_hook("before_train_epoch")
         # Passes work on a copy: same weights, same layout, and gradients that nobody mixes up.
         twin = copy.deepcopy(model)
         trained = [parameter for parameter in twin.student.parameters() if parameter.requires_grad]
         optimizer = torch.optim.SGD(trained, arguments.lr, 0.9, weight_decay=5e-4, fused=True)
-        prepared = twin.student.prepare(loop.numbered(copy.deepcopy(batch)))
-        passes = twin.method.passes(twin, prepared)
+        self.prepared = twin.student.prepare(self.loop.numbered(copy.deepcopy(batch)))
+        with self.engine.autocast(self.cached):
+            passes = twin.method.passes(twin, self.prepared)
 
         def update() -> None:
             optimizer.step()
             optimizer.zero_grad()
 
-        times: list[list[float]] = [[] for _ in range(len(passes) + 2)]
-        for round_number in range(arguments.warmup + arguments.steps):
-            prepared["step"] = loop.iter  # passes may depend on where in the training they are
-            taken = [timed(function, device) for function in (partial(loop.advance, batch), *passes, update)]
-            if round_number >= arguments.warmup:
-                for values, value in zip(times, taken, strict=True):
-                    values.append(value)
-        records.close()
-    medians = [statistics.median(values) * 1e3 for values in times]
-    unavoidable = sum(medians[1:])
-    return {
-        "method": label,
-        "step_ms": medians[0],
-        "passes_ms": medians[1:-1],
-        "update_ms": medians[-1],
-        "unavoidable_ms": unavoidable,
-        "ratio": medians[0] / unavoidable,
-        "images_per_second": arguments.batch / medians[0] * 1e3,
-    }
+        self.parts = [partial(self.loop.advance, batch), *(partial(self._cast, each) for each in passes), update]
+        self.times: list[list[float]] = [[] for _ in self.parts]
+
+    def _cast(self, function: Callable[[], Any]) -> None:
+        """A pass in the precision of the step, which sees to its own."""
+        with self.engine.autocast(self.cached):
+            function()
+
+    def round(self, time: Callable[[Callable[[], Any]], float]) -> None:
+        """Times every part once."""
+        self.prepared["step"] = self.loop.iter  # passes may depend on where in the training they are
+        for part, values in zip(self.parts, self.times, strict=True):
+            values.append(time(part))
 
 
-def bench_torchdistill(arguments: argparse.Namespace, batch: dict[str, Any]) -> dict[str, Any] | None:
-    """The same KD step as torchdistill's training box and example script run it, timed in turn with ours.
+def bench_method(
+    label: str, name: str, options: Mapping[str, Any], arguments: argparse.Namespace, batch: Batch
+) -> list[dict[str, Any]]:
+    """Medians in milliseconds of a method's step and of its unavoidable passes, in every way that is asked for.
 
-    Returns None where torchdistill is not installed.
+    What is timed takes turns, so that whatever else the machine does meets all alike. KD has torchdistill's step among
+    them, where that is installed.
     """
-    try:
-        from torchdistill.core.distillation import DistillationBox
-    except ImportError:
-        return None
-    device = torch.device(arguments.device)
-    ours = make_model("kd", arguments)
-    networks = [copy.deepcopy(part.network).to(device) for part in (ours.teacher, ours.student)]
-    target = {
-        f"{who}_module_{what}": value
-        for who in ("student", "teacher")
-        for what, value in (("path", "."), ("io", "output"))
-    }
-    # Its alpha weights the cross-entropy, ours the soft targets.
-    config = {
-        "num_epochs": 1,
-        "teacher": {"requires_grad": False, "forward_proc": "forward_batch_only"},
-        "student": {"requires_grad": True, "forward_proc": "forward_batch_only"},
-        "optimizer": {"key": "SGD", "kwargs": {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}},
-        "criterion": {
-            "key": "WeightedSumLoss",
-            "kwargs": {
-                "sub_terms": {
-                    "kd": {
-                        "criterion": {
-                            "key": "KDLoss",
-                            "kwargs": {**target, "temperature": 4.0, "alpha": 0.1, "reduction": "batchmean"},
-                        },
-                        "weight": 1.0,
-                    }
-                }
-            },
-        },
-    }
-    box = DistillationBox(*networks, {}, config, device, [], False, 1)
-    networks[0].eval()
-    networks[1].train()
-    # The box holds the bare networks, which see normalised images.
-    images = ours.student.normalise(batch["inputs"].cpu()).contiguous().to(device)
-
-    def theirs() -> None:
-        loss = box.forward_process(images, batch["labels"], None)
-        box.post_forward_process(loss)
-        loss.item()
-
+    time = partial(timed, device=torch.device(arguments.device), clock=CLOCKS[arguments.clock])
+    ways = [way for way in arguments.ways if METHODS[name].needs_teacher or not WAYS[way][1]]
+    peer = torchdistill_step(arguments, batch) if name == PEER and not arguments.dense else None
+    theirs: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        loop = measured_loop(ours, ours.method.phases()[-1], batch, Engine(defaults(Schedule), device, Path(folder)))
-        pairs = []
+        lanes = {way: Lane(name, options, way, arguments, batch, Path(folder, way)) for way in ways}
         for _ in range(arguments.warmup + arguments.steps):
-            pairs.append((timed(lambda: loop.step(batch), device), timed(theirs, device)))
-    mine, other = (statistics.median(values) * 1e3 for values in zip(*pairs[arguments.warmup :], strict=True))
-    return {"kt_ms": mine, "torchdistill_ms": other, "ratio": mine / other}
+            for lane in lanes.values():
+                lane.round(time)
+            if peer is not None:
+                theirs.append(time(peer))
+        for lane in lanes.values():
+            lane.records.close()
+    rows = []
+    for way, lane in lanes.items():
+        step, *passes = (median(values, arguments) for values in lane.times)
+        row = {"method": label, "way": way, "step_ms": step, "passes_ms": passes[:-1], "update_ms": passes[-1]}
+        row |= {"unavoidable_ms": sum(passes), "ratio": step / sum(passes)}
+        row |= {"images_per_second": arguments.batch / step * 1e3}
+        if theirs:
+            row |= {"torchdistill_ms": median(theirs, arguments)}
+            row |= {"over_torchdistill": step / row["torchdistill_ms"]}
+        rows.append(row)
+    return rows
 
 
-def labels_of(images: int) -> NDArray[np.int64]:
-    """The classes of so many images."""
-    return np.arange(images) % CLASSES
+def median(values: list[float], arguments: argparse.Namespace) -> float:
+    """Of seconds, those of the warm-up aside, in milliseconds."""
+    return statistics.median(values[arguments.warmup :]) * 1e3
 
 
-def image_batch(size: int, device: torch.device) -> dict[str, Any]:
-    """Random images to classify."""
-    images = torch.rand(size, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
-    return {
-        "inputs": images.to(device).contiguous(memory_format=torch.channels_last),
-        "labels": torch.from_numpy(labels_of(size)).to(device),
-        "indices": torch.arange(size, device=device),
-    }
+def show(results: list[dict[str, Any]], arguments: argparse.Namespace, title: str, console: Console) -> None:
+    """Prints a line for each method, and what torchdistill takes beside KD."""
+    table = Table(title=title)
+    table.add_column("method", no_wrap=True)
+    for way in arguments.ways:
+        for column in (f"{way} ms", "passes ms", "ratio"):
+            table.add_column(column, justify="right")
+    if arguments.dense:
+        table.add_column("peak MiB", justify="right")
+    for label in dict.fromkeys(row["method"] for row in results):
+        own = {row["way"]: row for row in results if row["method"] == label}
+        cells: list[str] = []
+        for way in arguments.ways:
+            row = own.get(way, {})
+            numbers = ("step_ms", ".1f"), ("unavoidable_ms", ".1f"), ("ratio", ".3f")
+            cells += [format(row[key], form) if row else "" for key, form in numbers]
+        if arguments.dense:
+            cells.append(f"{own[arguments.ways[0]]['peak_memory'] / 2**20:.0f}")
+        table.add_row(label, *cells)
+    console.print(table)
+    beside = [row for row in results if "torchdistill_ms" in row]
+    if beside:
+        table = Table(title=f"KD's step beside that of torchdistill {importlib.metadata.version('torchdistill')}")
+        for column in ("kt", "ms", "torchdistill ms", "kt/torchdistill"):
+            table.add_column(column, justify="left" if column == "kt" else "right")
+        for row in beside:
+            figures = f"{row['step_ms']:.1f}", f"{row['torchdistill_ms']:.1f}", f"{row['over_torchdistill']:.3f}"
+            table.add_row(row["way"], *figures)
+        console.print(table)
+    elif PEER in arguments.methods and not arguments.dense:
+        console.print(f"KD beside torchdistill: not measured, it is not installed ({EXTRA})", markup=False)
 
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r}: expected an integer >= 1")
     return int(text)
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected an integer >= 0")
+    return int(text)
+
+
+def _ways(text: str) -> list[str]:
+    names = text.split(",")
+    for name in names:
+        if name not in WAYS:
+            raise argparse.ArgumentTypeError(f"{name!r}: expected some of {','.join(WAYS)}{nearest(name, WAYS)}")
+    return [way for way in WAYS if way in names]
 
 
 def _width(text: str) -> float:
@@ -307,13 +273,22 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--activation-checkpointing", action="store_true", help="in the steps; the passes beside them keep everything"
     )
     parser.add_argument("--phases", action="store_true", help="stage by stage: all phases over end-to-end mimicking")
+    parser.add_argument("--data", action="store_true", help="images per second of loaders and of scoring instead")
+    parser.add_argument("--batches", type=_count, default=4, help="timed of each loader, with --data")
+    parser.add_argument("--workers", type=_whole, default=0, help="processes that read files, with --data")
     parser.add_argument("--process", type=at_home, help="process.pth that DistPro replays, with and without its clip")
     parser.add_argument("--steps", type=_count, default=20, help="timed steps of each method")
     parser.add_argument("--warmup", type=_count, default=3)
+    parser.add_argument(
+        "--ways", type=_ways, default=[*WAYS], help=f"how networks compute, some of {','.join(WAYS)} (default: all)"
+    )
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="cpu: the process's own seconds, on a busy machine (one thread)"
+    )
     parser.add_argument("--device", type=_device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=at_home, help="also write the numbers to this file")
     arguments = parser.parse_args(argv)
-    dense = arguments.student in DENSE_NETWORKS
+    arguments.dense = dense = arguments.student in DENSE_NETWORKS
     for who in ("student", "teacher"):
         networks, name = [*(DENSE_NETWORKS if dense else NETWORKS)], getattr(arguments, who)
         if name not in networks:
@@ -327,51 +302,36 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         if name not in known:
             raise UserError(f"method {name!r}: expected one of {', '.join(known)}{nearest(name, known)}")
     arguments.methods = arguments.methods or known
+    if arguments.clock == "cpu" and (arguments.device != "cpu" or torch.get_num_threads() > 1 or arguments.workers):
+        raise UserError("--clock=cpu: sees one thread of this process alone; expected --device=cpu, OMP_NUM_THREADS=1")
     return arguments
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the bench and prints a table."""
     arguments = parse_arguments(argv)
-    dense = arguments.student in DENSE_NETWORKS
     device = torch.device(arguments.device)
-    batch = dense_batch(arguments) if dense else image_batch(arguments.batch, device)
-    if arguments.phases:
-        found = bench_phases(arguments, batch, make_model, timed)
-        if arguments.json:
-            write_json(arguments.json, {"threads": torch.get_num_threads(), "torch": torch.__version__, **found})
-        return 0
-    results = [bench_method(label, *case, arguments, batch) for label, case in cases(arguments).items()]
-    if dense:
-        for row in results:
-            row["peak_memory"] = peak_memory_of(row["method"], arguments)
-    compared = "kd" in arguments.methods and not dense
-    reference = bench_torchdistill(arguments, batch) if compared else None
-    height, width = DENSE_SIZE if dense else (SIZE, SIZE)
+    height, width = DENSE_SIZE if arguments.dense else (SIZE, SIZE)
     title = f"{arguments.teacher} -> {arguments.student}, {height}x{width}, batch {arguments.batch}, {device}"
     title += ", activation checkpointing" if arguments.activation_checkpointing else ""
-    table = Table(title=title)
-    columns = ["method", "step ms", "unavoidable ms", "passes ms", "ratio", "images/s"]
-    for column in [*columns, "peak MiB"] if dense else columns:
-        table.add_column(column, justify="left" if column == "method" else "right")
-    for row in results:
-        passes = " + ".join(f"{value:.0f}" for value in (*row["passes_ms"], row["update_ms"]))
-        cells = [f"{row[key]:.1f}" for key in ("step_ms", "unavoidable_ms")]
-        cells += [passes, f"{row['ratio']:.3f}", f"{row['images_per_second']:.0f}"]
-        cells += [f"{row['peak_memory'] / 2**20:.0f}"] if dense else []
-        table.add_row(row["method"], *cells)
-    console = Console(width=max(100, Console().width))  # a narrow terminal, or none, would cut the names
-    console.print(table)
-    if reference is None and compared:
-        console.print("KD beside torchdistill: not measured (pip install torchdistill, then run this again)")
-    elif reference is not None:
-        console.print(
-            f"KD step: kt {reference['kt_ms']:.1f} ms, torchdistill {reference['torchdistill_ms']:.1f} ms, "
-            f"kt/torchdistill {reference['ratio']:.2f}"
-        )
+    console = Console(width=max(132, Console().width))  # a narrow terminal, or none, would cut the names
+    found: dict[str, Any] = {"title": title, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    found |= {"clock": arguments.clock, "load": os.getloadavg()[0]}
+    if arguments.data:
+        found |= {"data": bench_data(arguments, console)}
+    else:
+        batch = dense_batch(arguments) if arguments.dense else image_batch(arguments.batch, device)
+        if arguments.phases:
+            found |= bench_phases(arguments, batch)
+        else:
+            cased = cases(arguments).items()
+            rows = found["methods"] = [row for one, case in cased for row in bench_method(one, *case, arguments, batch)]
+            for row in rows if arguments.dense else ():
+                if row["way"] == arguments.ways[0]:
+                    row["peak_memory"] = peak_memory_of(row["method"], arguments)
+            show(rows, arguments, title, console)
     if arguments.json:
-        setting = {"title": title, "threads": torch.get_num_threads(), "torch": torch.__version__}
-        write_json(arguments.json, {**setting, "methods": results, "torchdistill": reference})
+        write_json(arguments.json, found)
     return 0
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.bench import timed
+from experiments.benched import timed
 from experiments.build import (
     as_hidden,
     assemble,

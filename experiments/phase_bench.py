@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from experiments.benched import CLOCKS, make_model, timed
 from kt.cost import few_images
 from kt.engine import Engine, measured_loop
 from kt.phase import Batch
@@ -57,19 +58,12 @@ def sums(costs: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
     return [{prefix + length: ratio(each, length, head) for prefix, head, length in kinds} for each in costs]
 
 
-def bench_phases(
-    arguments: argparse.Namespace,
-    batch: Batch,
-    make_model: Callable[..., TransferModel],
-    timed: Callable[[Callable[[], Any], torch.device], float],
-) -> dict[str, Any]:
+def bench_phases(arguments: argparse.Namespace, batch: Batch) -> dict[str, Any]:
     """Times and operations of all phases; prints them and returns them.
 
     Args:
         arguments: The bench's.
         batch: As a loader yields it.
-        make_model: The bench's; takes a method's options.
-        timed: The bench's clock.
     """
     device = torch.device(arguments.device)
     models = [make_model("stagewise", arguments, stages=1)]
@@ -83,7 +77,7 @@ def bench_phases(
         for number in range(arguments.warmup + arguments.steps):
             for stages, own in enumerate(steps, 1):
                 for name, step in own.items():
-                    taken = timed(step, device)
+                    taken = timed(step, device, CLOCKS[arguments.clock])
                     if number >= arguments.warmup:
                         times.setdefault((stages, name), []).append(taken)
     medians = [

@@ -25,6 +25,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from kt import ranks
 from kt.data.loaders import Loader, endless
 from kt.errors import UserError, nearest
+from kt.pages import keep_pages
 from kt.phase import BETAS, TRAIN, Batch, Phase, Trained, phase_folder
 from kt.recomputing import recomputing
 from kt.transfer import TransferModel
@@ -435,6 +436,8 @@ class PhaseRunner(Runner):
         A step averages its gradients itself (`PhaseLoop.update`). Either way mmengine then sends the first process's
         weights and buffers to all.
         """
+        if self.engine.device.type == "cpu":
+            keep_pages()
         model.place(self.engine.device)
         if not self.distributed or self.phase.step is not None:
             return model

@@ -1,16 +1,25 @@
 """What only a machine with a GPU shows: `python -m pytest tests/gpu.py`, minutes; skipped where there is none.
 
-KT_GPU_TESTS=cpu runs all of it on the CPU, which shows that the tests themselves are in order.
+`python -m pytest tests/gpu.py -k speed -s` prints how fast it is: steps over the sum of their passes, ours beside a
+plain loop with its own loader, and cells side by side on one card.
+
+KT_GPU_TESTS=cpu runs all of it on the CPU, which shows that the tests themselves are in order (so few steps that what
+they say of speed means nothing).
 """
 
 from __future__ import annotations
 
 import copy
 import os
+import shutil
+import subprocess
 import sys
+import time
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,8 +27,14 @@ from torch import Tensor
 import dense_settings
 import method_settings
 from checks import Interrupt, bits, rows, step_each_phase
+from experiments import bench
+from experiments.benched import labels_of, make_model
+from kt.data.loaders import ResidentLoader, endless
+from kt.engine import Engine, measured_loop
 from kt.hypergradient import directional
+from kt.settings import METHODS, Schedule, defaults
 from kt.train import fit
+from plain_loop import PlainLoop, steps_per_second
 
 DEVICE = os.environ.get("KT_GPU_TESTS", "cuda")
 pytestmark = [
@@ -28,6 +43,16 @@ pytestmark = [
 ]
 DENSE = [name for name in dense_settings.SETTINGS if " ifvd" in name] + ["depth kd"]
 DETECTORS = ["faster r-cnn hybrid_forward", "retinanet hybrid_forward"]
+# What is timed: the bench's arguments and loading processes, and cells with the keys of their trainings.
+if DEVICE == "cuda":
+    TIMED, WORKERS = "--steps 100 --warmup 20", 8
+    CELLS, TRAINING = 8, "teacher=resnet56 student=resnet20 schedule.epochs=20 teacher.schedule.epochs=1"
+else:
+    TIMED, WORKERS = "--steps 1 --warmup 1 --batch 8 --images 200 --teacher resnet8 --student resnet8", 0
+    CELLS, TRAINING = (
+        2,
+        "teacher=resnet8 student=resnet8 schedule.iterations=2 dataset.train_size=96 dataset.test_size=8",
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -159,5 +184,53 @@ def test_resumes_to_the_same_numbers(data: Any, tmp_path: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-if __name__ == "__main__":
-    sys.exit(pytest.main([__file__]))
+def timing(*methods: str) -> Namespace:
+    return bench.parse_arguments([*methods, "--device", DEVICE, *TIMED.split()])
+
+
+def test_speed_of_steps_over_their_passes() -> None:
+    """As a table; a step's time is in milliseconds."""
+    methods = ["kd", "hybrid_forward", "crd", "reviewkd", "distpro_search"]
+    assert bench.main([*methods, "--device", DEVICE, *TIMED.split()]) == 0
+
+
+@pytest.mark.parametrize("name", ["kd", "crd"])
+def test_speed_beside_a_plain_loop(name: str, tmp_path: Path) -> None:
+    """Those two methods that RepDistiller has as well, each loop with its own loader."""
+    arguments = timing(name)
+    images = np.random.default_rng(0).integers(0, 256, (arguments.images, 32, 32, 3), np.uint8)
+    labels, device, each = labels_of(arguments.images), torch.device(DEVICE), arguments.batch
+    model = make_model(name, arguments)
+    networks = (copy.deepcopy(part.network) for part in (model.student, model.teacher))
+    negatives = min(defaults(METHODS[name]).get("negatives", 0), arguments.images // 2)
+    plain = PlainLoop(*networks, images, labels, negatives, each, DEVICE, WORKERS)
+    common = {"augmentation": "crop_flip", "shuffle": True, "seed": 0, "device": device}
+    loader = ResidentLoader(torch.from_numpy(images), torch.from_numpy(labels), batch_size=each, **common)
+    batches = endless(loader)
+    engine = Engine(defaults(Schedule), device, tmp_path)
+    loop = measured_loop(model, model.method.phases()[-1], next(batches), engine)
+    ours = steps_per_second(batches, loop.advance, arguments.steps, arguments.warmup)
+    theirs = plain.rate(arguments.steps, arguments.warmup)
+    print(f"\n{name}, {arguments.teacher} -> {arguments.student}, batch {each}: {ours:.2f} steps/s, plain {theirs:.2f}")
+    assert ours > 0 and theirs > 0
+
+
+def test_speed_of_cells_side_by_side(tmp_path: Path) -> None:
+    """The same cells on one card, all at once and one after the other; their teacher is trained before."""
+
+    def train(root: Path, seeds: range, workers: int) -> float:
+        keys = f"method=kd dataset=scenes_small {TRAINING} device={DEVICE} wandb.mode=disabled workers={workers}"
+        keys += f" seed={','.join(map(str, seeds))} output_root={root}"
+        start = time.perf_counter()
+        command = [sys.executable, "-m", "experiments.run", "-m", *keys.split()]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+        assert done.returncode == 0, done.stdout + done.stderr
+        return time.perf_counter() - start
+
+    train(tmp_path / "teacher", range(CELLS, CELLS + 1), 1)
+    for name in ("together", "in_turn"):
+        shutil.copytree(tmp_path / "teacher", tmp_path / name)
+    together, in_turn = (
+        train(tmp_path / name, range(CELLS), workers) for name, workers in (("together", CELLS), ("in_turn", 1))
+    )
+    print(f"\n{CELLS} cells: {together:.0f} s at once, {in_turn:.0f} s one after the other")

@@ -95,11 +95,14 @@ LISTS = ("kt.settings",)
 ELSEWHERE = {
     "none": set(MODULES),
     "l2": {"kt.consistency", "kt.functional", "experiments.checking"},
-    "imagenet": {"kt.models.names", "tables.stated"},
+    "imagenet": {"kt.models.names", "tables.stated", "experiments.data_bench"},
+    "imagefolder": {"experiments.data_bench"},
     "scenes": {"experiments.schema"},
-    "kd": {"experiments.bench"},
+    "kd": {"experiments.peer_bench", "experiments.data_bench"},
     "stagewise": {"experiments.phase_bench"},
+    "resnet18": {"experiments.data_bench"},
     "resnet20": {"experiments.bench"},
+    "resnet34": {"experiments.data_bench"},
     "resnet56": {"experiments.bench"},
 }
 

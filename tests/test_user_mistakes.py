@@ -300,6 +300,8 @@ def test_a_sweep_elsewhere_is_none(name: str, tmp_path: Path) -> None:
         (["--device", "abacus"], "--device: 'abacus': no such device here"),
         (["--student", "resnt20"], "--student=resnt20: .*'resnet20'"),
         (["--student", "fasterrcnn_resnet18"], "--teacher=resnet56: .* beside fasterrcnn_resnet18"),
+        (["--ways", "fp32,bf61"], "--ways: 'bf61': expected some of fp32,teacher_bf16,bf16.*'bf16'"),
+        (["--clock", "cpu", "--workers", "2"], "--clock=cpu: sees one thread of this process alone"),
         (["--zz"], "unrecognized arguments: --zz"),
     ],
 )
