@@ -171,7 +171,7 @@ class Compiler:
         plain = statistics.median(self._seconds[WARM:tried])
         found: dict[str, Any] = {"compiled": False, "steps": taken, "eager_ms": 1e3 * plain}
         if taken == tried:
-            settled = not repays(plain, BEST * plain, LEAST, left)
+            settled = not repays(plain, (1 - BEST) * plain, LEAST, left)
         else:
             settled, faster = True, statistics.median(self._seconds[tried + WARM :])
             cost = sum(self._seconds[tried : tried + WARM]) - WARM * faster
