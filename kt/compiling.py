@@ -116,7 +116,8 @@ class Compiler:
     Attributes:
         choice: As given, until it has been found out.
         found: Then what `auto` has found: `compiled`, whether steps are from now, the steps taken (`steps`), the
-            milliseconds of one (`eager_ms`, and `compiled_ms` and `seconds` of compiling, where it was tried).
+            milliseconds of one (`eager_ms`; where it was tried also `compiled_ms`, the `seconds` of compiling and whether
+            they are `repaid`), and `why` nothing can be compiled.
 
     Raises:
         UserError: Nothing can be compiled on this machine, and it was asked for.
@@ -128,13 +129,11 @@ class Compiler:
         self.found: dict[str, Any] | None = None
         self._shapes: dict[tuple[int, ...], torch.Size] = {}
         self._seconds: list[float] = []
-        if choice and backend == "inductor" and (fault := _fault(self.device.type)):
-            if choice is True:
-                raise UserError(
-                    f"compile=true: nothing can be compiled on this machine ({fault}); expected a C++ compiler (g++), "
-                    "on a GPU also triton, or compile=false"
-                )
-            self.settle({"compiled": False, "why": fault})
+        if choice is True and (fault := self._fault()):
+            raise UserError(
+                f"compile=true: nothing can be compiled on this machine ({fault}); expected a C++ compiler (g++), "
+                "on a GPU also triton, or compile=false"
+            )
 
     def settle(self, found: dict[str, Any]) -> None:
         """Takes over what has been found out."""
@@ -151,12 +150,16 @@ class Compiler:
         else:
             if self.graphs:
                 torch.compiler.cudagraph_mark_step_begin()
-            # The stages' own graphs let gradients be exchanged as they come.
-            with torch._dynamo.config.patch(optimize_ddp=False), compiling(self):
+            # Blocks let gradients be exchanged as they come, and graphs may have to stay for another pass backward.
+            ddp, buffers = torch._dynamo.config, torch._functorch.config
+            with ddp.patch(optimize_ddp=False), buffers.patch(donated_buffer=False), compiling(self):
                 yield
         if trying:
             self._seconds.append(self._now() - started)
             self._judge(left - 1)
+
+    def _fault(self) -> str | None:
+        return _fault(self.device.type) if self.backend == "inductor" else None
 
     def _now(self) -> float:
         if self.device.type == "cuda":
@@ -171,9 +174,13 @@ class Compiler:
         plain = statistics.median(self._seconds[WARM:tried])
         found: dict[str, Any] = {"compiled": False, "steps": taken, "eager_ms": 1e3 * plain}
         if taken == tried:
-            settled = not repays(plain, (1 - BEST) * plain, LEAST, left)
+            short = not repays(plain, (1 - BEST) * plain, LEAST, left)
+            if fault := None if short else self._fault():
+                found["why"] = fault
+            settled = short or fault is not None
         else:
-            settled, faster = True, statistics.median(self._seconds[tried + WARM :])
+            settled = True
+            faster = statistics.median(self._seconds[tried + WARM :])
             cost = sum(self._seconds[tried : tried + WARM]) - WARM * faster
             found |= {"compiled_ms": 1e3 * faster, "seconds": cost, "compiled": repays(plain, faster, 0.0, left)}
             found["repaid"] = repays(plain, faster, cost, left)
