@@ -116,7 +116,7 @@ class Compiler:
     Attributes:
         choice: As given, until it has been found out.
         found: Then what `auto` has found: `compiled`, whether steps are from now, the steps taken (`steps`), the
-            milliseconds of one (`eager_ms`; where it was tried also `compiled_ms`, the `seconds` of compiling and whether
+            milliseconds of one (`eager_ms`; where it was tried also `compiled_ms`, `seconds` of compiling and whether
             they are `repaid`), and `why` nothing can be compiled.
 
     Raises:
