@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from types import FunctionType
@@ -129,6 +130,8 @@ class Compiler:
         self.found: dict[str, Any] | None = None
         self._shapes: dict[tuple[int, ...], torch.Size] = {}
         self._seconds: list[float] = []
+        if choice:  # torch says it of its own look at tensors
+            warnings.filterwarnings("ignore", r"The \.grad attribute of a Tensor that is not a leaf", UserWarning)
         if choice is True and (fault := self._fault()):
             raise UserError(
                 f"compile=true: nothing can be compiled on this machine ({fault}); expected a C++ compiler (g++), "
