@@ -25,6 +25,7 @@ from kt.settings import (
     Method,
     Schedule,
     Settings,
+    check_compile,
     check_schedule,
     check_settings,
     check_value,
@@ -156,6 +157,7 @@ def validate(config: Mapping[str, Any]) -> None:
             if searched is not None:
                 _check(searched, whose, f"{prefix}.search.{who}.", method)
     check_device(config["device"])
+    check_compile(config["compile"], config["activation_checkpointing"])
     known = [*choices("dataset"), *ANALYSES]
     if config["evaluation"] is not None and config["evaluation"] not in known:
         hint = nearest(config["evaluation"], known)

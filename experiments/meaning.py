@@ -449,7 +449,7 @@ def _decisive(config: Mapping[str, Any]) -> Config:
         "schedule": length,
         "precision": config["precision"],
         "seed": None if given and schedule["epochs"] == 0 else config["seed"],
-    }
+    } | ({"compile": chosen} if (chosen := config.get("compile")) and schedule["epochs"] != 0 else {})  # a younger key
 
 
 def semantics(config: Mapping[str, Any], depth: int = 0) -> Config:

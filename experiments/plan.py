@@ -132,6 +132,7 @@ def costs(config: Mapping[str, Any]) -> Config:
         "unit": "iterations" if config["schedule"]["iterations"] else "epochs",
         "precision": config["precision"],
         "activation_checkpointing": config.get("activation_checkpointing", False),
+        "compile": config.get("compile", False),
         "method": _structure(config["method"]),
     }
 

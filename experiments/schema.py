@@ -221,6 +221,9 @@ class Config(Settings):
     output_root: Text = Field(description="the folder of results")
     device: str = Field(description="auto | cpu | cuda | cuda:<index>")
     precision: Literal["fp32", "bf16"] = Field(description="of the forward passes")
+    compile: bool | Literal["auto"] = Field(
+        description="true: passes of the training are compiled (Inductor) | auto: where that repays its time"
+    )
     activation_checkpointing: bool = Field(description="true: less memory for longer steps, to the same numbers")
     threads: Count | None = Field(description="CPU threads of a cell; null: one on embedded data, else all")
     workers: Count | None = Field(

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from kt import ranks
+from kt.compiling import Compiler
 from kt.data.loaders import Loader, endless
 from kt.errors import UserError, nearest
 from kt.pages import keep_pages
@@ -143,6 +144,7 @@ class Engine:
         seed: Everything random in a phase follows from (seed, phase index, epoch, rank).
         precision: `fp32`, or `bf16` for autocast.
         activation_checkpointing: Whether backward passes run stages again instead of keeping what they computed inside.
+        compile: Whether passes are compiled, or `auto`, see `kt.compiling.Compiler`.
         hooks: Makes the observers of one phase (records, evaluation, progress, ...): `(phase index, phase) -> hooks`.
     """
 
@@ -152,6 +154,7 @@ class Engine:
     seed: int = 0
     precision: str = "fp32"
     activation_checkpointing: bool = False
+    compile: bool | str = False
     hooks: Callable[[int, Phase], list[Hook]] = field(default=lambda index, phase: [])
 
     def autocast(self, cache: bool = True) -> contextlib.AbstractContextManager:
@@ -215,6 +218,7 @@ class PhaseLoop(BaseLoop):
         passes, chunks: Batches of an update, on this process and on all.
         steps_per_epoch: Updates of an epoch.
         drawn: How many batches each further loader has given, by name.
+        compiler: Of the passes of its steps.
     """
 
     def __init__(self, runner: Runner, loaders: Mapping[str, Loader], phase: Phase, index: int, engine: Engine):
@@ -233,6 +237,7 @@ class PhaseLoop(BaseLoop):
         self.max_epochs = math.ceil(self.max_iters / self.steps_per_epoch)
         self.drawn = dict.fromkeys((name for name in loaders if name != TRAIN), 0)
         self._streams: dict[str, Iterator[Batch]] = {}
+        self.compiler = Compiler(engine.compile, engine.device, phase.step is None)
 
     @property
     def folder(self) -> Path:
@@ -291,7 +296,8 @@ class PhaseLoop(BaseLoop):
             OneValueError: A pass has too few images to be normalised.
         """
         try:
-            return self._step(batch, rest)
+            with self.compiler.step(self.max_iters - self.iter):
+                return self._step(batch, rest)
         except ValueError as error:
             if not str(error).startswith("Expected more than 1 value per channel"):  # as torch says it
                 raise

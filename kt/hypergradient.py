@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kt import ranks
+from kt.compiling import compiling
 from kt.errors import nearest
 from kt.recomputing import recomputing, repeated_within
 from kt.transfer import frozen_statistics
@@ -53,7 +54,7 @@ def with_values(
     def call(function: Callable[[], Any]) -> Any:
         return torch.func.functional_call(_Calling(model, function), given, ())
 
-    with repeated_within(call):
+    with repeated_within(call), compiling(None):
         return call(function)
 
 

@@ -6,9 +6,9 @@ import ctypes
 import functools
 import sys
 
-# Of glibc's malloc.h, and values: never give back the top of the heap, and take blocks up to the largest size that it
-# allows from there.
-_SETTINGS = {"M_TRIM_THRESHOLD": (-1, -1), "M_MMAP_THRESHOLD": (-3, 32 << 20)}
+# Of glibc's malloc.h, and the values to try, best first: never give back the top of the heap, and take blocks of a gigabyte
+# from there too, which older versions allow up to 32 MiB only.
+_SETTINGS = {"M_TRIM_THRESHOLD": (-1, (-1,)), "M_MMAP_THRESHOLD": (-3, (1 << 30, 32 << 20))}
 
 
 @functools.cache
@@ -24,4 +24,6 @@ def keep_pages() -> bool:
     if sys.platform != "linux":
         return False
     library = ctypes.CDLL(None)
-    return hasattr(library, "mallopt") and all([library.mallopt(*each) == 1 for each in _SETTINGS.values()])
+    if not hasattr(library, "mallopt"):
+        return False
+    return all([any(library.mallopt(key, value) == 1 for value in values) for key, values in _SETTINGS.values()])

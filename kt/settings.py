@@ -1002,6 +1002,16 @@ def accumulates(method: Mapping[str, Any]) -> bool:
     return name in METHODS and METHODS[name].accumulates_with({**method, **base})
 
 
+def check_compile(compile: bool | str, activation_checkpointing: bool) -> None:
+    """Refuses to compile passes that run again in a pass backward, where they would have to be the same to the bit.
+
+    Raises:
+        UserError: Both are asked for.
+    """
+    if compile and activation_checkpointing:
+        raise UserError(f"compile={shown(compile)}: expected false with activation_checkpointing=true")
+
+
 def check_accumulation(passes: int, method: bool, task: str) -> None:
     """Refuses accumulated passes where their mean is not the loss of the update.
 

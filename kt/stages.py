@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kt.compiling import run_steps
 from kt.errors import UserError
 from kt.folding import is_folded
 from kt.models.names import IMAGENET, Normalisation
@@ -62,12 +63,6 @@ class Piece:
 Step = nn.Module | Piece
 
 
-def _run(steps: Iterable[Map], x: Tensor) -> Tensor:
-    for step in steps:
-        x = step(x)
-    return x
-
-
 @dataclass(eq=False)
 class Stage:
     """A view of one stage.
@@ -99,7 +94,7 @@ class Stage:
     @in_own_precision
     def __call__(self, x: Tensor) -> Tensor:
         """The stage's output, (n, channels, h, w) or tokens (n, l, channels), for the output of the stage before."""
-        return _run(self.steps, x)
+        return run_steps(self.steps, x)
 
     @recomputed
     @in_own_precision
@@ -177,12 +172,12 @@ class Head:
     @in_own_precision
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (n, classes) for the last stage's output."""
-        return self.classifier(_run(self.dropout, self.pooled(x)))
+        return self.classifier(run_steps(self.dropout, self.pooled(x)))
 
     @in_own_precision
     def pooled(self, x: Tensor) -> Tensor:
         """The penultimate feature (n, c), before dropout, for the last stage's output."""
-        return _run(self.steps, x)
+        return run_steps(self.steps, x)
 
     def modules(self) -> Iterator[nn.Module]:
         """Its torch modules, nested ones included."""
@@ -378,7 +373,7 @@ def _split_chain(steps: Sequence[Any]) -> tuple[Map, Map] | None:
     if last is None:
         return None
     before, activation = last
-    return (lambda x: before(_run(steps[:-1], x))), activation
+    return (lambda x: before(run_steps(steps[:-1], x))), activation
 
 
 def _residual_sum(block: Any, convolutions: Sequence[tuple[str, str]], x: Tensor) -> Tensor:
@@ -417,7 +412,7 @@ def _(block: Any) -> tuple[Map, Map]:
     from torchvision.models.shufflenetv2 import channel_shuffle
 
     def before(branch: nn.Sequential, x: Tensor) -> Tensor:
-        return _run(tuple(branch)[:-1], x)
+        return run_steps(tuple(branch)[:-1], x)
 
     def preactivation(x: Tensor) -> Tensor:
         # ReLU commutes with the shuffle and leaves the bypassing half alone, which is not negative already.

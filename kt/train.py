@@ -22,11 +22,12 @@ from kt.engine import Engine, run_phase
 from kt.errors import UserError
 from kt.evaluation.outcomes import Outcomes, keep_outcomes
 from kt.files import at_home, replacing, write_json
-from kt.hooks import CheckpointHook, EvaluateHook, ProgressHook, RecordHook, SyncBuffersHook
+from kt.hooks import CheckpointHook, CompileHook, EvaluateHook, ProgressHook, RecordHook, SyncBuffersHook
 from kt.hooks.checkpoint import NEWEST, last_checkpoint, load_checkpoint
+from kt.hooks.compile import PLACE
 from kt.needs import WEIGHTS
 from kt.phase import TRAIN, Phase, phase_folder
-from kt.settings import Schedule, check_accumulation, check_schedule, check_settings, defaults, epochs_of
+from kt.settings import Schedule, check_accumulation, check_compile, check_schedule, check_settings, defaults, epochs_of
 from kt.store import Records, evaluation_file, outcomes_file, read_records, records_file
 from kt.transfer import TransferModel, evaluating, export_student
 
@@ -104,6 +105,7 @@ def fit(
     device: torch.device | str = "cpu",
     precision: str = "fp32",
     activation_checkpointing: bool = False,
+    compile: bool | str = False,
     mirror: Callable[[dict[str, Any]], None] | None = None,
     progress: Any = None,
     snapshots: int = 0,
@@ -124,6 +126,7 @@ def fit(
         device: Where to train.
         precision: `fp32` or `bf16`.
         activation_checkpointing: Less memory for longer steps, to the same numbers (`kt.recomputing`).
+        compile: Whether passes of the training are compiled, or `auto` (`kt.compiling`).
         mirror: Called with every record written.
         progress: An object with `start(total, text)`, `advance(steps, text)`, `line(text)` and `stop()`.
         snapshots: How many weights-only snapshots of the main phase to keep.
@@ -133,13 +136,14 @@ def fit(
         The last epoch's metrics.
 
     Raises:
-        UserError: The schedule has a key or value that it cannot have, the update cannot be accumulated, or images are
-            too small or too few for a network.
+        UserError: The schedule has a key or value that it cannot have, the update cannot be accumulated, images are
+            too small or too few for a network, or passes cannot be compiled.
     """
     cell = at_home(folder)
     settings = {**defaults(Schedule), **(schedule or {})}
     check_settings(settings, Schedule, "schedule.")
     check_schedule({**settings, "epochs": None} if settings["iterations"] else settings)
+    check_compile(compile, activation_checkpointing)
     stretches = plan_phases(model, data, settings)
     phases = [stretch.phase for stretch in stretches]
     first = ranks.is_first()
@@ -158,13 +162,14 @@ def fit(
             SyncBuffersHook(),
             EvaluateHook(data.score, settings["evaluate_every"], records),
             CheckpointHook(cell, records, index == begun, snapshots if phase.name == "train" else 0),
+            CompileHook(cell, records),
             *extra_hooks,
         ]
         if progress is not None and first:
             made.append(ProgressHook(progress))
         return made
 
-    engine = Engine(settings, torch.device(device), cell, seed, precision, activation_checkpointing, hooks)
+    engine = Engine(settings, torch.device(device), cell, seed, precision, activation_checkpointing, compile, hooks)
     steps = [stretch.steps for stretch in stretches]
     if progress is not None and first:
         progress.start(sum(steps), cell.name)
@@ -216,7 +221,9 @@ def images_per_second(cell: Path) -> float | None:
 
 
 def phase_records(cell: Path, batch_size: int) -> list[dict[str, Any]]:
-    """Name, epochs, steps and seconds of pure training of each phase, from the cell's records.
+    """Name, epochs, steps and seconds of pure training of each phase, and what `compile=auto` has found.
+
+    From the cell's records.
 
     Args:
         cell: The cell's folder.
@@ -227,6 +234,8 @@ def phase_records(cell: Path, batch_size: int) -> list[dict[str, Any]]:
         phase = found.setdefault(row["phase"], {"name": row["phase"], "seconds": 0.0})
         phase |= {"epochs": math.ceil(row["epoch"]), "steps": row["step"]}
         phase["seconds"] += batch_size / max(row["images_per_second"], 0.1)
+    for row in read_records(records_file(cell), "compile"):
+        found[row["phase"]]["compile"] = {key: value for key, value in row.items() if key not in PLACE}
     return list(found.values())
 
 

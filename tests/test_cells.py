@@ -92,6 +92,7 @@ def test_identity_forgets_what_is_of_no_account(tmp_path: Path) -> None:
         ["method=kd", *PAIR, "scale=paper", "dataset=scenes", "scale.width=0.25"],
         ["method=kd", *PAIR, "rehearse=synthetic", "activation_checkpointing=true"],
         ["method=kd", *PAIR, "teacher.precision=fp32"],
+        ["method=kd", *PAIR, "compile=false"],
     )
     for overrides in same:
         assert identity(composed(*overrides)) == base, overrides
@@ -100,7 +101,7 @@ def test_identity_forgets_what_is_of_no_account(tmp_path: Path) -> None:
 def test_identity_sees_what_matters() -> None:
     changes = ("method.temperature=3", "seed=1", "teacher.seed=1", "schedule.lr=0.123", "dataset.subset=100")
     changes += ("teacher.schedule.epochs=9", "precision=bf16", "teacher.norm=batch", "student=resnet8", "method=at")
-    changes += ("teacher.precision=bf16",)
+    changes += ("teacher.precision=bf16", "compile=true", "compile=auto")
     ids = [identity(composed("method=kd", *PAIR))]
     for change in changes:
         overrides = [line for line in ("method=kd", *PAIR) if line.split("=")[0] != change.split("=")[0]]
