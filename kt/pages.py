@@ -6,7 +6,7 @@ import ctypes
 import functools
 import sys
 
-# Of glibc's malloc.h, with values to try, best first: never give back the top of the heap, and take blocks of a gigabyte
+# Of glibc's malloc.h, and values to try in turn: never give back the top of the heap, and take blocks of a gigabyte
 # from there too, which older versions allow up to 32 MiB only.
 _SETTINGS = {"M_TRIM_THRESHOLD": (-1, (-1,)), "M_MMAP_THRESHOLD": (-3, (1 << 30, 32 << 20))}
 
