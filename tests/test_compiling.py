@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 from torch import Tensor, nn
 
 import kt.compiling
@@ -175,6 +176,13 @@ def test_auto_keeps_what_is_faster_where_the_run_is_long(
         assert found["repaid"] == ((1 - compiled) * left > 9)
 
 
+class Seen(Hook):
+    """Sees the compiler of a run."""
+
+    def after_train(self, runner: Any) -> None:
+        self.compiler = runner.train_loop.compiler
+
+
 @pytest.mark.usefixtures("traced")
 def test_what_auto_has_found_is_told_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that resumes does not try again, whatever it would find."""
@@ -191,7 +199,9 @@ def test_what_auto_has_found_is_told_and_kept(tmp_path: Path, monkeypatch: pytes
         train(Interrupt(5))
     (told,) = (row for row in rows(tmp_path) if row["kind"] == "compile")
     assert told["steps"] == 4 and told["epoch"] == 1
-    train()
+    resumed = Seen()
+    train(resumed)
+    assert resumed.compiler._seconds == [] and resumed.compiler.choice == told["compiled"]
     assert [row for row in rows(tmp_path) if row["kind"] == "compile"] == [told]
     (phase,) = phase_records(tmp_path, 16)
     assert phase["compile"] == {key: told[key] for key in told if key not in ("kind", "phase", "step", "epoch")}
@@ -217,7 +227,7 @@ def test_checkpointing_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler (apt-get install g++)")
 def test_inductor_computes_the_same() -> None:
-    """Losses and statistics of five steps with dropout, whose random numbers are the same ones."""
+    """Losses and statistics of five steps with dropout, whose random numbers are the same ones, and kept graphs."""
     torch.manual_seed(0)
     x = torch.rand(8, 3, 8, 8)
     plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Dropout(0.5))
@@ -231,6 +241,7 @@ def test_inductor_computes_the_same() -> None:
             with compiler.step(1):
                 loss = run_steps(network, x).square().mean()
                 optimizer.zero_grad()
+                torch.autograd.grad(loss, [*network.parameters()], retain_graph=True)
                 loss.backward()
                 optimizer.step()
             losses.append(loss.item())
