@@ -23,7 +23,6 @@ from experiments.sources import dotted
 from experiments.table import ACCIDENTAL
 from kt import command
 from kt.errors import Parser, UserError, nearest
-from kt.files import read_json
 from kt.settings import shown
 from kt.store import (
     cells_of,
@@ -36,6 +35,7 @@ from kt.store import (
     records_file,
     remove,
 )
+from tables.folders import ROWS, stored_rows
 from tables.records import numbers_in_words, result_label
 from tables.summary import open_grid
 
@@ -139,10 +139,14 @@ def find(cells: Mapping[str, Cell], name: str) -> Cell:
 
 
 def users(output_root: Path) -> dict[tuple[str, str | None], list[str]]:
-    """(Id of a cell, evaluation that is asked of it) -> the tables and sweeps that show it."""
+    """(Id of a cell, evaluation that is asked of it) -> the tables and sweeps that show it.
+
+    Raises:
+        UserError: One of these does not say what it shows.
+    """
     found: dict[tuple[str, str | None], list[str]] = {}
-    for path in sorted([*output_root.glob("tables/*/*/rows.json"), *output_root.glob("sweeps/*/rows.json")]):
-        written = read_json(path) or {}
+    for path in sorted([*output_root.glob(f"tables/*/*/{ROWS}"), *output_root.glob(f"sweeps/*/{ROWS}")]):
+        written = stored_rows(path.parent) or {}
         name = path.parent.relative_to(output_root).as_posix().partition("/")[2]
         for row in written.get("rows") or written.get("points") or ():
             for cell in row["cells"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from omegaconf import OmegaConf
 from pydantic import Field
@@ -163,8 +163,8 @@ class Wandb(Settings):
     """Where Weights & Biases logs go."""
 
     mode: Literal["offline", "online", "disabled"] = Field(description="whether and when runs are uploaded")
-    project: str = Field(description="of the runs")
-    entity: str | None = Field(description="whose they are; null: your own")
+    project: Annotated[str, Field(pattern=r"^[^/\\#?%:\r\n]{1,128}$")] = Field(description="of the runs")
+    entity: Text | None = Field(description="whose they are; null: your own")
 
 
 class TableLabels(Settings):

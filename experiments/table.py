@@ -26,9 +26,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments import progress
 from experiments.cell import check_writable, is_first, sweep_up, tell, world_size
-from experiments.checking import known_keys, plain, unknown
+from experiments.checking import check_asked, known_keys, plain, unknown
 from experiments.groups import choices
-from experiments.idle import idle, reason, told
+from experiments.idle import idle, reason, told, unread
 from experiments.launch import ByLauncher, Report, SideBySide, refresh
 from experiments.meaning import Identified, differences, identify, lenient, needed_cells, settle
 from experiments.mirror import fault, go_offline
@@ -255,7 +255,7 @@ def select(rows: Sequence[Row], user: Mapping[str, list[str]]) -> list[Row]:
     chosen = list(rows)
     for key, attribute in SELECTORS.items():
         wanted = [name.strip(" '\"") for value in user.get(key, []) for name in value.strip("[]").split(",")]
-        wanted = [name for name in wanted if name and name != "null"]
+        wanted = [name for name in wanted if name != "null"]
         if not wanted:
             continue
         known = list(dict.fromkeys(getattr(row, attribute) for row in rows))
@@ -515,9 +515,10 @@ class Table:
             labels = {"name": self.name, "row": named.id, "role": row.role, "label": named.label}
             single |= {f"table.{key}": quoted(text) for key, text in labels.items()}
             overrides = unparse(self._with_recipe(single))
-            composed = plain(self.compose(overrides))
+            loaded = self.compose(overrides)
+            composed = plain(loaded)
             if row.id in self.selected:
-                self.idle.append(idle(composed))
+                self.idle.append(idle(composed) | unread(loaded))
             config = settle(composed)
             points.append((chosen, overrides, config, identify(config)))
         ids = {tuple(chosen.items()): cell.id for chosen, _, _, cell in points}
@@ -746,6 +747,7 @@ def run_table(sweeper: Any, arguments: Sequence[str]) -> tuple[int, Path | None]
     master, launcher = sweeper.config, sweeper.launcher
     for key in ("plan", "rehearse", "settings", "workers"):  # read here, before any cell's config is checked
         check_value(master[key], Schema, key, key)
+    check_asked(master)
     loader = sweeper.hydra_context.config_loader
     output_root, choices_made = str(at_home(str(master.output_root))), master.hydra.runtime.choices
     scale = str(choices_made["scale"])

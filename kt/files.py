@@ -249,13 +249,13 @@ def is_sealed(path: Path) -> bool:
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
     """An object as JSON, with its checksum under a key of its own."""
-    write_json(path, _sealed(content))
+    write_json(path, sealed(content))
 
 
 def rewrite_sealed(path: Path, content: Mapping[str, Any]) -> None:
     """As `write_sealed`, into the old file, which a full disk has room for; half of it reads as an empty object."""
     with open(path, "r+b", buffering=0) as file:
-        file.write(json.dumps(_sealed(content)).encode())
+        file.write(json.dumps(sealed(content)).encode())
         file.truncate()
 
 
@@ -265,7 +265,8 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
     return content if not content or content.pop(_SUM, None) == _sum_of(content) else {}
 
 
-def _sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """An object with its checksum, for what writes JSON in a way of its own."""
     return {**content, _SUM: _sum_of(content)}
 
 

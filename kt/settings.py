@@ -28,7 +28,7 @@ Whole = Annotated[int, Ge(0)]
 Name = Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]  # of what a folder or a file is called after
 Side = Annotated[int, Ge(8)]  # in pixels
 Some = MinLen(1)  # of a list that may not be empty
-Text = Annotated[str, Some]
+Text = Annotated[str, Some, Field(pattern=r"^[^\r\n]*$")]  # of a path, for one
 Stages = Annotated[list[Whole], Some] | Literal["all", "last", "blocks"]
 
 # A rule's attribute -> its words.
@@ -36,6 +36,7 @@ _RULES = {
     **{"ge": ">= ", "gt": "> ", "le": "<= ", "lt": "< ", "multiple_of": "a multiple of "},
     **{"min_length": "of length >= ", "max_length": "of length <= ", "pattern": "that matches "},
 }
+_PATTERNS = {r"^[^\r\n]*$": "in one line"}  # a pattern that says less than words
 
 
 _REPDISTILLER = "RepDistiller's released code (Tian, Krishnan, Isola 2020)"
@@ -1086,7 +1087,7 @@ def _rules(rules: Iterable[Any]) -> Iterator[str]:
         else:
             for name, words in _RULES.items():
                 if (bound := getattr(rule, name, None)) is not None:
-                    yield words + (f"{bound:g}" if isinstance(bound, float) else str(bound))
+                    yield _PATTERNS.get(bound) or words + (f"{bound:g}" if isinstance(bound, float) else str(bound))
 
 
 def literals(kind: Any) -> Iterator[str]:

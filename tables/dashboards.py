@@ -6,7 +6,6 @@ Written offline as `workspace.json` beside the table, it shows what `tables.mirr
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -14,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kt.errors import UserError
-from kt.files import read_json, write_text
+from kt.errors import Parser, UserError
+from kt.files import at_home, read_json, read_sealed, write_text
 from kt.store import folder_of, read_records, read_results, records_file
 from kt.wandb import summary_of
+from tables.folders import CONTENT
 from tables.mirror import about_table, figures_of
 from tables.render import heading
 
@@ -115,10 +115,12 @@ def write_workspace(folder: Path, output_root: str | os.PathLike[str], project: 
     Raises:
         UserError: See `workspace`; or W&B has refused.
     """
-    table, file = read_json(folder / "table.json"), folder / FILE
-    if table is None:
-        raise UserError(f"{folder}: expected a table.json; run the table again")
+    table, file = read_sealed(folder / CONTENT), folder / FILE
+    if not table:
+        raise UserError(f"{folder / CONTENT}: expected it as it was written; run the table again")
     made, before = workspace(folder, table, output_root), read_json(file) or {}
+    if not {"entity", "project", "name", "id"} <= before.keys():
+        before = {}
     place = str(file)
     if project is not None:
         import wandb
@@ -144,15 +146,15 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         UserError: A mistake in the arguments.
     """
-    parser = argparse.ArgumentParser("python -m tables.dashboards", description=str(__doc__).split(": ", 1)[1])
+    parser = Parser("python -m tables.dashboards", description=str(__doc__).split(": ", 1)[1])
     parser.add_argument("names", nargs="*", metavar="table", help="by default all tables that have been rendered")
     parser.add_argument("--output-root", default="outputs", help="where results are (default: outputs)")
     parser.add_argument("--publish", action="store_true", help="save them in the project, once the runs are synced")
     parser.add_argument("--project", default="kt", help="the project of the runs (default: kt)")
     parser.add_argument("--entity", help="its user or team; by default the account's own")
     options = parser.parse_args(arguments)
-    root = Path(options.output_root)
-    found = {path.parent: path.parts[-3] for path in sorted(root.glob("tables/*/*/table.json"))}
+    root = at_home(options.output_root)
+    found = {path.parent: path.parts[-3] for path in sorted(root.glob(f"tables/*/*/{CONTENT}"))}
     for name in options.names:
         if name not in found.values():
             known = ", ".join(dict.fromkeys(found.values())) or "none"

@@ -374,14 +374,17 @@ def content(dataset: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def idle(dataset: Mapping[str, Any]) -> dict[str, str]:
-    """Keys of a dataset's config that decide nothing of it, each with what they go with (`resident` is about memory).
+    """Keys of a dataset's config that decide nothing of it, each with what they go with.
 
-    Which dataset stands in for another one is told by the file of a choice alone.
+    `resident` is about memory, and only image files of classes leave a choice. Which dataset stands in for another one
+    is told by the file of a choice alone.
     """
     spec = DATASETS[dataset["name"]]
     others = kinds(spec.settings).keys() - {*_decisive_keys(spec), "resident", "stand_in"}
     able = {key: [name for name, other in DATASETS.items() if key in other.keys] for key in others}
     found = {key: f"dataset={' or '.join(names)}, not {dataset['name']}" for key, names in able.items()}
+    if dataset["task"] != CLASSIFICATION or spec.code or (spec.labels and not spec.images):
+        found["resident"] = "image files of classes"
     return {**found, "stand_in": "the file of a dataset; choose another one by dataset="}
 
 
