@@ -17,6 +17,7 @@ import pwd
 import time
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path, PurePath
+from stat import S_ISFIFO
 from typing import Any, BinaryIO
 
 from kt.errors import DiskFull, UserError
@@ -213,9 +214,11 @@ def checksum(path: Path, known: MutableMapping[str, Any] = _known) -> str:
         known: What is known of files, by path, fit for JSON; learns what is found. By default this process's own.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: It cannot be read, or is a pipe, which would be waited for.
     """
     stat = path.stat()
+    if S_ISFIFO(stat.st_mode):
+        raise OSError(errno.EPERM, "is a pipe, no file", str(path))
     mark = [stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
     match known.get(str(path)):
         case [*seen, str(found)] if seen == mark:

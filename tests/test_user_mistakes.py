@@ -172,6 +172,14 @@ MISTAKES = {
     "two things at once of a table": ([TABLE, "plan=true", "settings=true"], ["plan=true, settings=true: expected"]),
     "no row": ([TABLE, "rows="], ["rows=: the table has no such row", "baseline"]),
     "empty list of rows": ([TABLE, "rows=[]"], ["rows=: the table has no such row"]),
+    "scored on what it has learned": (
+        ["dataset=coco", "student=retinanet_resnet18", "dataset.test_split=train2017"],
+        ["dataset.test_split=train2017: expected another one than dataset.train_split"],
+    ),
+    "more depth than pixels": (
+        ["dataset=scenes_depth", "student=depth_resnet18", "dataset.depth_samples=99999"],
+        ["dataset.depth_samples=99999: expected at most the pixels of image_size=[64, 128]"],
+    ),
     "path of two lines": (["dataset=cifar100", "data_root='a\nb'"], ["data_root=a b: expected a text", "in one line"]),
     "width of nobody": (["scale.width=0.5", "student.network.width=1"], ["scale.width=0.5: has no effect"]),
     "list": (["method=kd,at"], ["method=kd,at", "+table"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -464,6 +465,8 @@ def check_dataset(dataset: Mapping[str, Any], key: str = "dataset") -> None:
             raise UserError(
                 f"{key}.{part}={given}: expected the name of a folder in the dataset's, such as {split.name}"
             )
+    if dataset["train_split"] is not None and dataset["train_split"] == dataset["test_split"]:
+        raise UserError(f"{key}.test_split={dataset['test_split']}: expected another one than {key}.train_split")
     for part in SPLIT_SIZES:
         if DATASETS[dataset["name"]].code and dataset[part] is None:
             raise UserError(f"{key}.{part}=null: expected how many images to draw, for {dataset['name']}")
@@ -475,6 +478,8 @@ def check_dataset(dataset: Mapping[str, Any], key: str = "dataset") -> None:
         raise UserError(f"{key}.image_size={size}: expected pixels a side, for {task}")
     if task != CLASSIFICATION and not _is_pair(size):
         raise UserError(f"{key}.image_size={size}: expected [height, width] in pixels, for {task}")
+    if (samples := dataset.get("depth_samples", 0)) and samples > math.prod(size):
+        raise UserError(f"{key}.depth_samples={samples}: expected at most the pixels of image_size={list(size)}")
     fits = task == "segmentation" and _is_pair(crop) and crop[0] <= size[0] and crop[1] <= size[1]
     if crop is not None and not fits:
         expected = f"[height, width] of at most image_size={list(size)}" if task == "segmentation" else "null"
