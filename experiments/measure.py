@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import resource
 import tempfile
 import traceback
@@ -40,7 +39,7 @@ from kt.data import Data, DataSpec
 from kt.data.names import CLASSIFICATION, DATASETS
 from kt.data.synthetic import is_stood_in, stand_in
 from kt.engine import Engine, OneBatch, OneValueError, measured_loop, seed_everything
-from kt.errors import UserError
+from kt.errors import UserError, is_out_of_memory
 from kt.models.names import IMAGENET
 from kt.needs import SNAPSHOTS, WEIGHTS, teacher_of
 from kt.phase import TRAIN
@@ -52,7 +51,6 @@ Message = dict[str, Any]
 # Of each phase two, and while they have not taken so many seconds more; the first one finds out how to compute.
 STEPS, MOST_STEPS, STEPPING_SECONDS = 2, 6, 1.0
 # What torch and oneDNN say where the operating system gives them no more memory.
-NO_MEMORY = re.compile("allocate memory|out of memory|bad_alloc|could not create a (memory|primitive)", re.IGNORECASE)
 
 
 def size_of(state: Any) -> int:
@@ -227,7 +225,7 @@ def measure(
     except Exception as error:  # nothing that one cell does may cost the others their rehearsal
         traceback.print_exc()
         why = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
-        if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
+        if is_out_of_memory(error):
             tell({"ended": "memory", "why": why})
         else:
             tell({"ended": "error", "why": why})

@@ -23,6 +23,7 @@ Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Gt(0), Le(1)]
 Fraction = Annotated[float, Ge(0), Lt(1)]
+Width = Annotated[float, Gt(0), Le(16)]  # of a network; more fills any machine
 Count = Annotated[int, Ge(1)]
 Whole = Annotated[int, Ge(0)]
 Name = Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]  # of what a folder or a file is called after

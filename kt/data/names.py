@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from kt.errors import UserError, nearest
+from kt.errors import UserError, is_out_of_memory, nearest
 from kt.settings import Dataset, DepthDataset, kinds, shown
 
 
@@ -532,6 +532,11 @@ def read_dataset(dataset: Mapping[str, Any], data_root: Path, cache_root: Path |
         if error.errno not in _OF_FILES:
             raise  # of the machine: a full disk, a broken one
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
+    except (MemoryError, ValueError) as error:
+        if not DATASETS[name].code or not is_out_of_memory(error):
+            raise
+        asked = ", ".join(f"dataset.{key}={dataset[key]}" for key in (*SPLIT_SIZES, "image_size"))
+        raise UserError(f"{asked}: so many images do not fit into the memory ({error})") from None
     classes = len(source.class_names)
     if dataset["num_classes"] not in (None, classes):
         raise UserError(f"dataset.num_classes={dataset['num_classes']}: {name} has {classes} classes (leave it null)")
