@@ -191,6 +191,33 @@ def test_a_status_that_there_is_no_room_for_takes_the_place_of_the_last(
 SCORED = ("student=deeplabv2_vgg16", "dataset=scenes_seg", "evaluation=gta5")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory: you tried"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+    ],
+    ids=str,
+)
+def test_memory_that_there_is_not_is_the_machines(
+    error: Exception,
+    stand_in: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def train(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(sys.modules["experiments.build"], "train_cell", train)
+    assert main([f"output_root={tmp_path}"]) == 3
+    said = capsys.readouterr().err
+    assert "not enough memory, of which a smaller schedule.device_batch" in said and said.count("\n") == 1
+    (path,) = tmp_path.glob("cells/*/error.txt")
+    assert "Traceback" in path.read_text()
+
+
 @pytest.mark.parametrize("name", ["gta5.json", "result.json", "gta5.failed", "error.txt", "all"])
 def test_a_full_disk_while_a_student_is_scored(
     name: str, stand_in: None, tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch

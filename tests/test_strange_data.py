@@ -187,6 +187,13 @@ def test_names_of_classes_are_a_list(names: Any, tmp_path: Path) -> None:
     assert "expected a list of names, it is a" in refusal(tmp_path, settings)
 
 
+@pytest.mark.parametrize("size", [10**15, 10**18])
+@pytest.mark.parametrize("name", ["scenes", "scenes_kinds"])
+def test_more_images_than_memory(name: str, size: int, tmp_path: Path) -> None:
+    settings = {**layouts.make(name, "classification", tmp_path), "train_size": size}
+    assert re.search(rf"^dataset.train_size={size}, .*do not fit into the memory \(", refusal(tmp_path, settings))
+
+
 def test_one_class_is_none_to_tell_apart(tmp_path: Path) -> None:
     settings = layouts.imagefolder(tmp_path, {"train": {"cat": 2}, "val": {"cat": 2}})
     assert "has one class, cat; expected several" in refusal(tmp_path, settings)

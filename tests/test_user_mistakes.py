@@ -180,6 +180,7 @@ MISTAKES = {
         ["dataset=scenes_depth", "student=depth_resnet18", "dataset.depth_samples=99999"],
         ["dataset.depth_samples=99999: expected at most the pixels of image_size=[64, 128]"],
     ),
+    "width beyond all machines": (["student.network.width=1000"], ["student.network.width=1000: expected", "<= 16"]),
     "path of two lines": (["dataset=cifar100", "data_root='a\nb'"], ["data_root=a b: expected a text", "in one line"]),
     "width of nobody": (["scale.width=0.5", "student.network.width=1"], ["scale.width=0.5: has no effect"]),
     "list": (["method=kd,at"], ["method=kd,at", "+table"]),
