@@ -33,7 +33,7 @@ from experiments import cell, mirror, progress
 from experiments.launch import Report, SideBySide
 from experiments.meaning import identity
 from experiments.plan import Job, jobs_of, plan_lines
-from experiments.progress import Display
+from experiments.progress import Display, cell_log
 from experiments.run import main
 from kt.errors import DiskFull, UserError
 from kt.files import STALE_SECONDS, read_sealed, write_json, write_sealed
@@ -621,6 +621,15 @@ def test_a_warning_is_told_once_and_kept(
         assert said.out.count(CHANCE) == 1 and "third party" not in said.out + said.err, again
         folder = folder_of(tmp_path, result["id"])
         assert read_status(folder)["warnings"] == [CHANCE] and "of a third party" in (folder / "log.txt").read_text()
+
+
+def test_a_log_holds_names_that_are_no_text(tmp_path: Path) -> None:
+    name, heard = os.fsdecode(b"caf\xe9.jpg"), list[str]()
+    with cell_log(tmp_path, heard.append):
+        logging.getLogger("kt.data").warning("%s: is no image that is read", name)
+        print(name)
+    assert heard == [f"{name}: is no image that is read"]
+    assert (tmp_path / "log.txt").read_bytes().count(b"caf\xe9.jpg") == 2
 
 
 def test_a_table_says_what_its_workers_met(
