@@ -159,6 +159,8 @@ def run(arguments: Sequence[str]) -> int:
         if name not in found.values():
             known = ", ".join(dict.fromkeys(found.values())) or "none"
             raise UserError(f"{name}: no such table has been rendered in {root}; it has {known}")
+    if not found:
+        raise UserError(f"--output-root={root}: expected a folder with rendered tables, there are none")
     for folder, name in found.items():
         if not options.names or name in options.names:
             print(write_workspace(folder, root, options.project if options.publish else None, options.entity))
