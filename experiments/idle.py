@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from kt.data.names import DATASETS
 from kt.data.names import idle as idle_of_dataset
 from kt.needs import Config, teacher_dataset
-from kt.settings import METHODS, SOURCE, Schedule, defaults
+from kt.settings import METHODS, SOURCE, Schedule, defaults, epochs_of
 
 FRACTION = "scale.fraction"
 
@@ -26,6 +26,12 @@ def _methods(config: Mapping[str, Any]) -> Iterator[tuple[str, Config, dict[str,
 def idle(config: Mapping[str, Any]) -> dict[str, str]:
     """Dotted key -> what it would go with, of a checked config; a key stands for all below it."""
     found = {f"schedule.{key}": why for key, why in Schedule.idle(config["schedule"]).items()}
+    milestones, length = config["schedule"]["milestones"], epochs_of(config["schedule"])
+    if length and milestones and min(milestones) >= length:  # an empty list means that the learning rate stays
+        late = dict.fromkeys(
+            ("schedule.milestones", "schedule.gamma"), f"a milestone before the end, at {length} epochs"
+        )
+        found = late | found
     for prefix, _, keys in _methods(config):
         found |= {f"{prefix}.{key}": why for key, why in keys.items()}
     own = config["teacher"]["dataset"] or {}

@@ -120,6 +120,10 @@ MISTAKES = {
         ["schedule.policy=cosine", "schedule.milestones=[1]"],
         ["schedule.milestones=[1]: has no effect", "policy=step"],
     ),
+    "milestones after the end": (
+        ["schedule.epochs=9", "schedule.policy=step", "schedule.milestones=[9,300]"],
+        ["schedule.milestones=[9,300]: has no effect", "before the end, at 9 epochs"],
+    ),
     "another length's key": (["schedule.interval=5"], ["schedule.interval=5: has no effect"]),
     "key of no training": (["schedule.epochs=0", "schedule.lr=1"], ["schedule.lr=1: has no effect"]),
     "another optimizer's key": (
