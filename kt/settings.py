@@ -37,7 +37,7 @@ _RULES = {
     **{"ge": ">= ", "gt": "> ", "le": "<= ", "lt": "< ", "multiple_of": "a multiple of "},
     **{"min_length": "of length >= ", "max_length": "of length <= ", "pattern": "that matches "},
 }
-_PATTERNS = {r"^[^\r\n]*$": "in one line"}  # a pattern that says less than words
+_PATTERNS = {r"^[^\r\n]*$": "in one line, all of it UTF-8"}  # a pattern that says less than words
 
 
 _REPDISTILLER = "RepDistiller's released code (Tian, Krishnan, Isola 2020)"
