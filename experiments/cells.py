@@ -138,15 +138,24 @@ def find(cells: Mapping[str, Cell], name: str) -> Cell:
 # Who uses what
 
 
-def users(output_root: Path) -> dict[tuple[str, str | None], list[str]]:
+def users(output_root: Path, sure: bool = False) -> dict[tuple[str, str | None], list[str]]:
     """(Id of a cell, evaluation that is asked of it) -> the tables and sweeps that show it.
 
+    Args:
+        output_root: Where results are.
+        sure: Whether each of these has to say what it shows.
+
     Raises:
-        UserError: One of these does not say what it shows.
+        UserError: One does not.
     """
     found: dict[tuple[str, str | None], list[str]] = {}
     for path in sorted([*output_root.glob(f"tables/*/*/{ROWS}"), *output_root.glob(f"sweeps/*/{ROWS}")]):
-        written = stored_rows(path.parent) or {}
+        try:
+            written = stored_rows(path.parent) or {}
+        except UserError:
+            if sure:
+                raise
+            continue
         name = path.parent.relative_to(output_root).as_posix().partition("/")[2]
         for row in written.get("rows") or written.get("points") or ():
             for cell in row["cells"]:
@@ -169,7 +178,7 @@ def unused(cells: Mapping[str, Cell], output_root: Path) -> list[Cell]:
     by_settings: dict[str, list[Cell]] = {}
     for cell in cells.values():
         by_settings.setdefault(cell.id.partition("-")[0], []).append(cell)
-    todo = [(cells[cell_id], evaluation) for cell_id, evaluation in users(output_root) if cell_id in cells]
+    todo = [(cells[cell_id], evaluation) for cell_id, evaluation in users(output_root, sure=True) if cell_id in cells]
     used: set[str] = set()
     seen: set[tuple[str, str | None]] = set()
     while todo:

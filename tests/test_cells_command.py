@@ -117,6 +117,16 @@ def test_what_an_analysis_needs_is_used(tmp_path: Path, capsys: pytest.CaptureFi
     assert f"{solo}-01234567" in told(capsys, tmp_path, "prune")
 
 
+def test_nothing_is_pruned_while_a_table_does_not_say_what_it_shows(
+    tmp_path: Path, cells: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "tables" / "a" / "mini" / "rows.json"
+    path.write_text(path.read_text().replace(cells["kd"], cells["hot"]))
+    with pytest.raises(UserError, match="rows.json: expected it as it was written"):
+        run(["prune", "--output-root", str(tmp_path)])
+    assert cells["alone"] in told(capsys, tmp_path)
+
+
 def test_nothing_is_pruned_while_a_cell_is_trained(
     tmp_path: Path, cells: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
