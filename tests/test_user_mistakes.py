@@ -178,7 +178,7 @@ MISTAKES = {
     "empty list of rows": ([TABLE, "rows=[]"], ["rows=: the table has no such row"]),
     "scored on what it has learned": (
         ["dataset=coco", "student=retinanet_resnet18", "dataset.test_split=train2017"],
-        ["dataset.test_split=train2017: expected another one than dataset.train_split"],
+        ["dataset.train_split=train2017, dataset.test_split=train2017: expected two splits"],
     ),
     "more depth than pixels": (
         ["dataset=scenes_depth", "student=depth_resnet18", "dataset.depth_samples=99999"],

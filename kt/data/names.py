@@ -466,7 +466,8 @@ def check_dataset(dataset: Mapping[str, Any], key: str = "dataset") -> None:
                 f"{key}.{part}={given}: expected the name of a folder in the dataset's, such as {split.name}"
             )
     if dataset["train_split"] is not None and dataset["train_split"] == dataset["test_split"]:
-        raise UserError(f"{key}.test_split={dataset['test_split']}: expected another one than {key}.train_split")
+        given = ", ".join(f"{key}.{part}={dataset[part]}" for part in ("train_split", "test_split"))
+        raise UserError(f"{given}: expected two splits, one to train on and one to score on")
     for part in SPLIT_SIZES:
         if DATASETS[dataset["name"]].code and dataset[part] is None:
             raise UserError(f"{key}.{part}=null: expected how many images to draw, for {dataset['name']}")
