@@ -26,7 +26,7 @@ import configs
 from experiments.checking import known_keys
 from experiments.run import main, normalise
 from kt.data import build_data
-from kt.data.names import PACKED_ENDS
+from kt.data.names import IMAGE_ENDS, PACKED_ENDS
 from kt.errors import UserError
 
 SECONDS = 30  # that a case may take
@@ -259,7 +259,7 @@ def fault_of_file(seed: int, root: Path) -> str | None:
     if kind == "changed":
         kind, sure = (kind, False) if path.suffix == ".json" else ("flipped", False)
     sure &= str(path) in read or path.suffix in PACKED_ENDS  # what no split reads is nobody's, and HDF5 opens by itself
-    sure &= kind not in ("gone", "folder") or path.suffix not in (".jpg", ".png", *PACKED_ENDS)
+    sure &= kind not in ("gone", "folder") or path.suffix.lower() not in (*IMAGE_ENDS, *PACKED_ENDS)
     shown = f"file {seed} {name} {task}: {path.relative_to(place)} {kind}"
     path.unlink()
     if kind == "folder":
