@@ -185,6 +185,14 @@ MISTAKES = {
         ["dataset.depth_samples=99999: expected at most the pixels of image_size=[64, 128]"],
     ),
     "width beyond all machines": (["student.network.width=1000"], ["student.network.width=1000: expected", "<= 16"]),
+    "folder elsewhere": (
+        ["dataset=imagefolder", "dataset.folder=../x", "plan=true"],
+        ["dataset.folder=../x: expected a folder below data_root"],
+    ),
+    "split elsewhere": (
+        ["dataset=coco", "student=retinanet_resnet18", "dataset.train_split=a/../../b", "plan=true"],
+        ["dataset.train_split=a/../../b: expected the name of a folder"],
+    ),
     "path of two lines": (["dataset=cifar100", "data_root='a\nb'"], ["data_root=a b: expected a text", "in one line"]),
     "width of nobody": (["scale.width=0.5", "student.network.width=1"], ["scale.width=0.5: has no effect"]),
     "list": (["method=kd,at"], ["method=kd,at", "+table"]),
