@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kt import command
 from kt.errors import Parser, UserError
 from kt.files import at_home, read_json, read_sealed, write_text
 from kt.store import folder_of, read_records, read_results, records_file
@@ -168,8 +169,4 @@ def run(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(run(sys.argv[1:]))
-    except UserError as error:
-        print(f"kt: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(command.run(lambda: run(sys.argv[1:])))
