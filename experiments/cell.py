@@ -39,7 +39,7 @@ from experiments.progress import Display, cell_log, current
 from experiments.schema import ANALYSES, LEFT
 from kt import ranks
 from kt.data.fingerprint import State, changes, combined, forget, summarised
-from kt.errors import DiskFull, Failure, UserError, nearest
+from kt.errors import DiskFull, Failure, UserError, is_out_of_memory, nearest
 from kt.files import STALE_SECONDS, is_full, sweep, write_json, write_sealed, write_text, writing
 from kt.needs import Config
 from kt.ranks import launched as world_size
@@ -258,7 +258,10 @@ def _one_line(error: BaseException, folder: Path) -> str:
     if is_full(error):
         return str(DiskFull(folder))
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+    told = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+    if is_out_of_memory(error):
+        return f"not enough memory, of which a smaller schedule.device_batch or dataset.image_size takes less ({told})"
+    return told
 
 
 def _failure(error: BaseException, folder: Path, what: str) -> Failure:

@@ -23,7 +23,6 @@ from experiments.sources import dotted
 from experiments.table import ACCIDENTAL
 from kt import command
 from kt.errors import Parser, UserError, nearest
-from kt.files import read_json
 from kt.settings import shown
 from kt.store import (
     cells_of,
@@ -36,6 +35,7 @@ from kt.store import (
     records_file,
     remove,
 )
+from tables.folders import ROWS, stored_rows
 from tables.records import numbers_in_words, result_label
 from tables.summary import open_grid
 
@@ -138,11 +138,24 @@ def find(cells: Mapping[str, Cell], name: str) -> Cell:
 # Who uses what
 
 
-def users(output_root: Path) -> dict[tuple[str, str | None], list[str]]:
-    """(Id of a cell, evaluation that is asked of it) -> the tables and sweeps that show it."""
+def users(output_root: Path, sure: bool = False) -> dict[tuple[str, str | None], list[str]]:
+    """(Id of a cell, evaluation that is asked of it) -> the tables and sweeps that show it.
+
+    Args:
+        output_root: Where results are.
+        sure: Whether each of these has to say what it shows.
+
+    Raises:
+        UserError: One does not.
+    """
     found: dict[tuple[str, str | None], list[str]] = {}
-    for path in sorted([*output_root.glob("tables/*/*/rows.json"), *output_root.glob("sweeps/*/rows.json")]):
-        written = read_json(path) or {}
+    for path in sorted([*output_root.glob(f"tables/*/*/{ROWS}"), *output_root.glob(f"sweeps/*/{ROWS}")]):
+        try:
+            written = stored_rows(path.parent) or {}
+        except UserError:
+            if sure:
+                raise
+            continue
         name = path.parent.relative_to(output_root).as_posix().partition("/")[2]
         for row in written.get("rows") or written.get("points") or ():
             for cell in row["cells"]:
@@ -165,7 +178,7 @@ def unused(cells: Mapping[str, Cell], output_root: Path) -> list[Cell]:
     by_settings: dict[str, list[Cell]] = {}
     for cell in cells.values():
         by_settings.setdefault(cell.id.partition("-")[0], []).append(cell)
-    todo = [(cells[cell_id], evaluation) for cell_id, evaluation in users(output_root) if cell_id in cells]
+    todo = [(cells[cell_id], evaluation) for cell_id, evaluation in users(output_root, sure=True) if cell_id in cells]
     used: set[str] = set()
     seen: set[tuple[str, str | None]] = set()
     while todo:

@@ -158,12 +158,24 @@ def validate(config: Mapping[str, Any]) -> None:
                 _check(searched, whose, f"{prefix}.search.{who}.", method)
     check_device(config["device"])
     check_compile(config["compile"], config["activation_checkpointing"])
+    check_asked(config)
     known = [*choices("dataset"), *ANALYSES]
     if config["evaluation"] is not None and config["evaluation"] not in known:
         hint = nearest(config["evaluation"], known)
         raise UserError(f"evaluation={config['evaluation']}: expected a dataset or one of {', '.join(ANALYSES)}{hint}")
     _check_base(method, config["method"])
     METHODS[method].check(config["method"], epochs_of(config["schedule"]))
+
+
+def check_asked(config: Mapping[str, Any]) -> None:
+    """Refuses a command that asks for several things in the place of the training.
+
+    Raises:
+        UserError: Names them.
+    """
+    asked = [f"{key}={shown(config[key])}" for key in ("plan", "rehearse", "settings") if config[key]]
+    if len(asked) > 1:
+        raise UserError(f"{', '.join(asked)}: expected one of these at a time")
 
 
 def _check_base(method: str, settings: Mapping[str, Any]) -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
 from kt.data.names import DATASETS
 from kt.data.names import idle as idle_of_dataset
 from kt.needs import Config, teacher_dataset
-from kt.settings import METHODS, SOURCE, Schedule, defaults
+from kt.settings import METHODS, SOURCE, Schedule, defaults, epochs_of
+
+FRACTION = "scale.fraction"
 
 
 def _methods(config: Mapping[str, Any]) -> Iterator[tuple[str, Config, dict[str, str]]]:
@@ -22,6 +26,12 @@ def _methods(config: Mapping[str, Any]) -> Iterator[tuple[str, Config, dict[str,
 def idle(config: Mapping[str, Any]) -> dict[str, str]:
     """Dotted key -> what it would go with, of a checked config; a key stands for all below it."""
     found = {f"schedule.{key}": why for key, why in Schedule.idle(config["schedule"]).items()}
+    milestones, length = config["schedule"]["milestones"], epochs_of(config["schedule"])
+    if length and milestones and min(milestones) >= length:  # an empty list means that the learning rate stays
+        late = dict.fromkeys(
+            ("schedule.milestones", "schedule.gamma"), f"a milestone before the end, at {length} epochs"
+        )
+        found = late | found
     for prefix, _, keys in _methods(config):
         found |= {f"{prefix}.{key}": why for key, why in keys.items()}
     own = config["teacher"]["dataset"] or {}
@@ -30,11 +40,25 @@ def idle(config: Mapping[str, Any]) -> dict[str, str]:
     for prefix, dataset in named.items():
         found |= {f"{prefix}.{key}": why for key, why in idle_of_dataset(dataset).items()} if dataset else {}
     taught = config["teacher"]["network"] is not None and METHODS[config["method"]["name"]].needs_teacher
+    if config["teacher"]["network"] is None:
+        found |= dict.fromkeys((f"teacher.{key}" for key in config["teacher"]), "teacher=<network>")
+    elif not (taught and METHODS[config["method"]["name"]].runs_teacher):
+        found |= dict.fromkeys(("teacher.norm", "teacher.precision"), "a method whose teacher answers in training")
     if taught and config["teacher"]["checkpoint"] and "source" not in METHODS[config["method"]["name"]].needs(config):
         found |= dict.fromkeys(("teacher.schedule", "teacher.seed"), "teacher.checkpoint=null")
     if not _scales_a_width(config):
         found["scale.width"] = "networks without a width of their own on embedded data"
+    if config["wandb"]["mode"] == "disabled":
+        found |= dict.fromkeys(("wandb.project", "wandb.entity"), "wandb.mode=offline or online")
     return found
+
+
+def unread(config: DictConfig) -> dict[str, str]:
+    """The same of keys that only other keys read, of the config as it is composed, references and all."""
+    values = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(values, dict)
+    told = "a length that is a recipe's, not the command's"
+    return {} if FRACTION in str({**values, "hydra": None}) else {FRACTION: told}
 
 
 def _scales_a_width(config: Mapping[str, Any]) -> bool:
@@ -48,6 +72,7 @@ def _scales_a_width(config: Mapping[str, Any]) -> bool:
 def idle_alone(config: Mapping[str, Any]) -> dict[str, str]:
     """The same of a command of one cell, whose keys are for no other one."""
     found = {**idle(config), **dict.fromkeys(("scale.stand_in", "scale.tuned"), "+table=<name>")}
+    found["workers"] = "+table=<name> or -m"
     if config["cell"] == "student" and config["teacher"]["network"] is not None:
         method = config["method"]["name"]
         if not METHODS[method].needs_teacher:

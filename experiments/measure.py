@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
-import re
 import resource
 import tempfile
 import time
@@ -43,7 +42,7 @@ from kt.data.images import kept_bytes
 from kt.data.names import CLASSIFICATION, DATASETS
 from kt.data.synthetic import is_stood_in, stand_in
 from kt.engine import Engine, OneBatch, OneValueError, PhaseLoop, measured_loop, seed_everything
-from kt.errors import UserError
+from kt.errors import UserError, is_out_of_memory
 from kt.models.names import IMAGENET
 from kt.needs import SNAPSHOTS, WEIGHTS, teacher_of
 from kt.phase import TRAIN
@@ -56,7 +55,6 @@ Message = dict[str, Any]
 STEPS, MOST_STEPS, STEPPING_SECONDS = 2, 6, 1.0
 DECODED = 8  # images at most of which the time to read one is taken
 # What torch and oneDNN say where the operating system gives them no more memory.
-NO_MEMORY = re.compile("allocate memory|out of memory|bad_alloc|could not create a (memory|primitive)", re.IGNORECASE)
 
 
 def size_of(state: Any) -> int:
@@ -259,7 +257,7 @@ def measure(
     except Exception as error:  # nothing that one cell does may cost the others their rehearsal
         traceback.print_exc()
         why = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
-        if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
+        if is_out_of_memory(error):
             tell({"ended": "memory", "why": why})
         else:
             tell({"ended": "error", "why": why})

@@ -19,7 +19,14 @@ def fault() -> str | None:
     """
     command = [sys.executable, "-c", "import wandb; wandb.login(verify=True)"]
     try:
-        asked = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE)
+        asked = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=PATIENCE,
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     lines = asked.stderr.strip().splitlines() or ["it does not say why"]

@@ -194,7 +194,7 @@ class _Warnings(logging.Handler):
 
 @contextlib.contextmanager
 def _log_file(folder: Path) -> Iterator[TextIO]:
-    file = open(folder / "log.txt", "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - whose end may fail
+    file = open(folder / "log.txt", "a", buffering=1, encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
     try:
         yield file
     finally:

@@ -55,7 +55,7 @@ from experiments.checking import plain
 from experiments.completion import complete
 from experiments.groups import CONF, GROUPS, choices
 from experiments.help import help_of, overview, version
-from experiments.idle import idle_alone, reason, told
+from experiments.idle import idle_alone, reason, told, unread
 from experiments.meaning import cell_id
 from experiments.mirror import go_offline
 from experiments.schema import is_group, other_length, sign, with_recipe
@@ -248,12 +248,13 @@ def _run_one(hydra: Hydra, overrides: list[str]) -> int:
     from experiments.rehearse import rehearse
 
     _refuse_sweep(overrides, "add -m, or +table=<name> for the rows of a table")
-    config = plain(hydra.compose_config(CONFIG_NAME, list(overrides), RunMode.RUN))
+    composed = hydra.compose_config(CONFIG_NAME, list(overrides), RunMode.RUN)
+    config = plain(composed)
     for key in ("rows", "role"):
         if config[key] is not None:
             tables = ", ".join(choices("table"))
             raise UserError(f"{key}={config[key]}: selects rows of a table; add +table=<name> (one of {tables})")
-    without_effect = idle_alone(config)
+    without_effect = idle_alone(config) | unread(composed)
     for line in overrides:
         key, _, value = line.lstrip("+").partition("=")
         if why := reason(key, without_effect):

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from experiments import progress
 from experiments.cell import check_writable, is_first, sweep_up, tell, world_size
+from experiments.checking import check_asked
 from experiments.launch import ByLauncher, Report, SideBySide, refresh
 from experiments.meaning import lenient
 from experiments.mirror import fault, go_offline
@@ -85,6 +86,7 @@ def compose(sweeper: Any, arguments: Sequence[str]) -> Run | int:
     master, launcher = sweeper.config, sweeper.launcher
     for key in ("plan", "rehearse", "settings", "workers"):  # read here, before any cell's config is checked
         check_value(master[key], Schema, key, key)
+    check_asked(master)
     loader = sweeper.hydra_context.config_loader
     output_root, choices_made = str(at_home(str(master.output_root))), master.hydra.runtime.choices
     scale = str(choices_made["scale"])

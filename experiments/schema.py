@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from omegaconf import OmegaConf
 from pydantic import Field
@@ -14,7 +14,7 @@ from experiments.groups import GROUPS, choices, dataset_choice, stood_in
 from kt.data.names import DATASETS
 from kt.errors import UserError
 from kt.needs import Need, alone
-from kt.settings import SOURCE, Count, Dataset, Method, Name, Positive, Schedule, Settings, Share, Text, Whole
+from kt.settings import SOURCE, Count, Dataset, Method, Name, Schedule, Settings, Share, Text, Whole, Width
 
 
 def is_group(key: str) -> bool:
@@ -95,7 +95,7 @@ class Network(Settings):
     """A network of `kt.models` by name, or one that a config file of mmdet or mmseg describes."""
 
     name: str = Field(description="one of the choices of teacher= and student=")
-    width: Positive | None = Field(
+    width: Width | None = Field(
         description="share of the channels; null: the scale's on embedded data, all of them on other data"
     )
     small_stem: bool = Field(description="a stem of stride 1 for small images, where the network has another one")
@@ -149,7 +149,7 @@ class Scale(Settings):
 
     name: Name = Field(description="of the folder that a table is rendered into")
     fraction: Share = Field(description="share of a recipe's length")
-    width: Positive = Field(description="share of the networks' channels, on embedded data only")
+    width: Width = Field(description="share of the networks' channels, on embedded data only")
     stand_in: bool = Field(
         description="whether a table's dataset gives way to its embedded stand-in, unless dataset= is given"
     )
@@ -163,8 +163,8 @@ class Wandb(Settings):
     """Where Weights & Biases logs go."""
 
     mode: Literal["offline", "online", "disabled"] = Field(description="whether and when runs are uploaded")
-    project: str = Field(description="of the runs")
-    entity: str | None = Field(description="whose they are; null: your own")
+    project: Annotated[str, Field(pattern=r"^[^/\\#?%:\r\n]{1,128}$")] = Field(description="of the runs")
+    entity: Text | None = Field(description="whose they are; null: your own")
 
 
 class TableLabels(Settings):

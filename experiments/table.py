@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.checking import known_keys, plain, unknown
 from experiments.groups import choices
-from experiments.idle import idle, reason, told
+from experiments.idle import idle, reason, told, unread
 from experiments.meaning import Identified, differences, identify, needed_cells, settle
 from experiments.plan import Config, Job
 from experiments.schema import is_group, other_length, sign, with_recipe
@@ -243,7 +243,7 @@ def select(rows: Sequence[Row], user: Mapping[str, list[str]]) -> list[Row]:
     chosen = list(rows)
     for key, attribute in SELECTORS.items():
         wanted = [name.strip(" '\"") for value in user.get(key, []) for name in value.strip("[]").split(",")]
-        wanted = [name for name in wanted if name and name != "null"]
+        wanted = [name for name in wanted if name != "null"]
         if not wanted:
             continue
         known = list(dict.fromkeys(getattr(row, attribute) for row in rows))
@@ -503,9 +503,10 @@ class Table:
             labels = {"name": self.name, "row": named.id, "role": row.role, "label": named.label}
             single |= {f"table.{key}": quoted(text) for key, text in labels.items()}
             overrides = unparse(self._with_recipe(single))
-            composed = plain(self.compose(overrides))
+            loaded = self.compose(overrides)
+            composed = plain(loaded)
             if row.id in self.selected:
-                self.idle.append(idle(composed))
+                self.idle.append(idle(composed) | unread(loaded))
             config = settle(composed)
             points.append((chosen, overrides, config, identify(config)))
         ids = {tuple(chosen.items()): cell.id for chosen, _, _, cell in points}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib.util
+import re
 from collections.abc import Iterable
 from typing import NoReturn
 
@@ -29,6 +30,17 @@ class DiskFull(Failure):
 
     def __init__(self, place: object):
         super().__init__(f"no space left on {place}: make some, and the same command goes on from here")
+
+
+_NO_MEMORY = re.compile(
+    "allocate memory|out of memory|bad_alloc|could not create a (memory|primitive)|array is too big|maximum allowed",
+    re.IGNORECASE,
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, of whichever library, is that there is no memory left."""
+    return isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)) is not None
 
 
 def nearest(value: object, choices: Iterable[object]) -> str:

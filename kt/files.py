@@ -17,6 +17,7 @@ import pwd
 import time
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path, PurePath
+from stat import S_ISFIFO
 from typing import Any, BinaryIO
 
 from kt.errors import DiskFull, UserError
@@ -213,9 +214,11 @@ def checksum(path: Path, known: MutableMapping[str, Any] = _known) -> str:
         known: What is known of files, by path, fit for JSON; learns what is found. By default this process's own.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: It cannot be read, or is a pipe, which would be waited for.
     """
     stat = path.stat()
+    if S_ISFIFO(stat.st_mode):
+        raise OSError(errno.EPERM, "is a pipe, no file", str(path))
     mark = [stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
     match known.get(str(path)):
         case [*seen, str(found)] if seen == mark:
@@ -249,13 +252,13 @@ def is_sealed(path: Path) -> bool:
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
     """An object as JSON, with its checksum under a key of its own."""
-    write_json(path, _sealed(content))
+    write_json(path, sealed(content))
 
 
 def rewrite_sealed(path: Path, content: Mapping[str, Any]) -> None:
     """As `write_sealed`, into the old file, which a full disk has room for; half of it reads as an empty object."""
     with open(path, "r+b", buffering=0) as file:
-        file.write(json.dumps(_sealed(content)).encode())
+        file.write(json.dumps(sealed(content)).encode())
         file.truncate()
 
 
@@ -265,7 +268,8 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
     return content if not content or content.pop(_SUM, None) == _sum_of(content) else {}
 
 
-def _sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """An object with its checksum, for what writes JSON in a way of its own."""
     return {**content, _SUM: _sum_of(content)}
 
 

@@ -6,6 +6,7 @@ Hydra's group `method`, the check of a config and `kt.methods.build_method` are 
 from __future__ import annotations
 
 import functools
+import math
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from operator import getitem
@@ -23,12 +24,14 @@ Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Gt(0), Le(1)]
 Fraction = Annotated[float, Ge(0), Lt(1)]
+Width = Annotated[float, Gt(0), Le(16)]  # of a network; more fills any machine
 Count = Annotated[int, Ge(1)]
+Length = Annotated[int, Ge(1), Le(10**12)]
 Whole = Annotated[int, Ge(0)]
 Name = Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]  # of what a folder or a file is called after
 Side = Annotated[int, Ge(8)]  # in pixels
 Some = MinLen(1)  # of a list that may not be empty
-Text = Annotated[str, Some]
+Text = Annotated[str, Some, Field(pattern=r"^[^\r\n]*$")]  # of a path, for one
 Stages = Annotated[list[Whole], Some] | Literal["all", "last", "blocks"]
 
 # A rule's attribute -> its words.
@@ -36,6 +39,7 @@ _RULES = {
     **{"ge": ">= ", "gt": "> ", "le": "<= ", "lt": "< ", "multiple_of": "a multiple of "},
     **{"min_length": "of length >= ", "max_length": "of length <= ", "pattern": "that matches "},
 }
+_PATTERNS = {r"^[^\r\n]*$": "in one line, all of it UTF-8"}  # a pattern that says less than words
 
 
 _REPDISTILLER = "RepDistiller's released code (Tian, Krishnan, Isola 2020)"
@@ -122,7 +126,7 @@ class Schedule(Settings):
 
     sources: ClassVar[Mapping[str, str]] = {"": _REPDISTILLER}
     epochs: Whole | None = Field(240, description="length; null with iterations")
-    iterations: Count | None = Field(None, description="length in updates; null with epochs")
+    iterations: Length | None = Field(None, description="length in updates; null with epochs")
     interval: Count | None = Field(
         None, description="updates that count as an epoch of a length in iterations, or more that divide it; null: all"
     )
@@ -982,7 +986,10 @@ def epochs_of(schedule: Mapping[str, Any]) -> int:
     if iterations is None:
         return int(schedule["epochs"])
     most = max(1, iterations // (interval or iterations))
-    return next(epochs for epochs in range(most, 0, -1) if iterations % epochs == 0)
+    if iterations % most == 0:
+        return most
+    divisors = (each for each in range(1, math.isqrt(iterations) + 1) if iterations % each == 0)
+    return max(each for pair in ((small, iterations // small) for small in divisors) for each in pair if each <= most)
 
 
 def device_batch(schedule: Mapping[str, Any], processes: int) -> int:
@@ -1096,7 +1103,7 @@ def _rules(rules: Iterable[Any]) -> Iterator[str]:
         else:
             for name, words in _RULES.items():
                 if (bound := getattr(rule, name, None)) is not None:
-                    yield words + (f"{bound:g}" if isinstance(bound, float) else str(bound))
+                    yield _PATTERNS.get(bound) or words + (f"{bound:g}" if isinstance(bound, float) else str(bound))
 
 
 def literals(kind: Any) -> Iterator[str]:

@@ -15,9 +15,10 @@ from typing import Any
 
 from kt import command
 from kt.errors import Parser, UserError
-from kt.files import at_home, read_json, write_text
+from kt.files import at_home, read_json, read_sealed, write_text
 from kt.store import folder_of, read_records, read_results, records_file
 from kt.wandb import summary_of
+from tables.folders import CONTENT
 from tables.mirror import about_table, figures_of
 from tables.render import heading
 
@@ -115,10 +116,12 @@ def write_workspace(folder: Path, output_root: str | os.PathLike[str], project: 
     Raises:
         UserError: See `workspace`; or W&B has refused.
     """
-    table, file = read_json(folder / "table.json"), folder / FILE
-    if table is None:
-        raise UserError(f"{folder}: expected a table.json; run the table again")
+    table, file = read_sealed(folder / CONTENT), folder / FILE
+    if not table:
+        raise UserError(f"{folder / CONTENT}: expected it as it was written; run the table again")
     made, before = workspace(folder, table, output_root), read_json(file) or {}
+    if not {"entity", "project", "name", "id"} <= before.keys():
+        before = {}
     place = str(file)
     if project is not None:
         import wandb
@@ -152,13 +155,13 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--entity", help="its user or team; by default the account's own")
     options = parser.parse_args(arguments)
     root = at_home(options.output_root)
-    found = {path.parent: path.parts[-3] for path in sorted(root.glob("tables/*/*/table.json"))}
-    if not (found or options.names):
-        raise UserError(f"--output-root={root}: no table has been rendered there")
+    found = {path.parent: path.parts[-3] for path in sorted(root.glob(f"tables/*/*/{CONTENT}"))}
     for name in options.names:
         if name not in found.values():
             known = ", ".join(dict.fromkeys(found.values())) or "none"
             raise UserError(f"{name}: no such table has been rendered in {root}; it has {known}")
+    if not found:
+        raise UserError(f"--output-root={root}: expected a folder with rendered tables, there are none")
     for folder, name in found.items():
         if not options.names or name in options.names:
             print(write_workspace(folder, root, options.project if options.publish else None, options.entity))

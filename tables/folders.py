@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from kt.errors import DiskFull, UserError
-from kt.files import read_json, write_text, writing
+from kt.files import read_sealed, write_text, writing
 
-ROWS = "rows.json"
+ROWS, CONTENT = "rows.json", "table.json"  # what a rendering is made from, and what it shows; with checksums
 
 
 def table_folder(
@@ -41,15 +41,14 @@ def rendered_folders(output_root: str | os.PathLike[str], name: str, scale: str)
 
 
 def stored_rows(folder: Path) -> dict[str, Any] | None:
-    """What `tables.render.write_table` was last given for a folder; None if never.
+    """What `tables.render.write_table`, or `tables.sweeps.write_sweep`, was last given for a folder; None if never.
 
     Raises:
-        UserError: The file is damaged, or only another user can read it.
+        UserError: The file is not as it was written, or only another user can read it.
     """
-    path = folder / ROWS
-    stored = read_json(path)
-    if stored is not None and not {"rows", "scale", "dataset"} <= stored.keys():
-        raise UserError(f"{path}: expected the rows of a table; run the table again")
+    stored = read_sealed(folder / ROWS)
+    if stored == {}:
+        raise UserError(f"{folder / ROWS}: expected it as it was written; run the same command again")
     return stored
 
 

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kt.files import checksum, read_json
+from kt.files import checksum, read_json, read_sealed
 from kt.needs import WEIGHTS
 from kt.store import folder_of, pictures_file
 from kt.wandb import MARK, WandbRun, runs_folder, tag_cell, tags_of
+from tables.folders import CONTENT
 from tables.judging import FAILS, HOLDS, UNKNOWN
 from tables.render import pair
 
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 
-FILES = ("table.json", "table.md", "table.csv", "table.tex")
+FILES = (CONTENT, "table.md", "table.csv", "table.tex")
 
 
 def mirror_table(
@@ -46,14 +47,14 @@ def mirror_table(
 def _mirror(
     folder: Path, output_root: str | os.PathLike[str], settings: Mapping[str, Any], cell_ids: Iterable[str]
 ) -> None:
-    table = read_json(folder / "table.json")
-    if table is None:
+    table = read_sealed(folder / CONTENT)
+    if not table:
         return
     about = about_table(folder, table)
     group = about["group"]
     if not all(tag_cell(folder_of(output_root, cell_id), settings, group) for cell_id in dict.fromkeys(cell_ids)):
         return  # W&B has failed once, and would for each cell
-    mark, numbers = folder / MARK, checksum(folder / "table.json")
+    mark, numbers = folder / MARK, checksum(folder / CONTENT)
     if (read_json(mark) or {}).get("of") == numbers:
         return
     with _staging(output_root), WandbRun(output_root, settings, about, mark, numbers) as run:

@@ -16,10 +16,10 @@ from typing import Any
 from markupsafe import Markup
 
 from kt.errors import UserError
-from kt.files import read_json, write_text
+from kt.files import read_sealed, write_text
 from kt.store import folder_of, glance
 from tables import papers
-from tables.folders import ROWS
+from tables.folders import CONTENT, ROWS
 from tables.judging import tally
 from tables.pages import PAGE, SWEEPS, in_brackets, relative, template
 from tables.records import find_table, load_paper
@@ -86,7 +86,7 @@ def _folders(root: Path, kind: str, pattern: str) -> list[Path]:
 
 def _table(root: Path, folder: Path, running: Collection[str]) -> Json | None:
     """What the page shows of a rendering; None if no paper has the table any more, or its rows cannot be read."""
-    stored, table = _kept(folder / ROWS), _kept(folder / "table.json")
+    stored, table = _kept(folder / ROWS), _kept(folder / CONTENT)
     try:
         record = find_table(folder.parent.name)
     except UserError:
@@ -114,7 +114,7 @@ def _sweep(root: Path, folder: Path, running: Collection[str]) -> Json:
     return {
         "name": folder.name,
         "keys": keys,
-        **_seen(root, folder, stored.get("points", []), _kept(folder / "table.json"), running),
+        **_seen(root, folder, stored.get("points", []), _kept(folder / CONTENT), running),
     }
 
 
@@ -160,7 +160,10 @@ def _kept(path: Path) -> Json:
 
 @functools.lru_cache(maxsize=512)
 def _parsed(path: Path, modified: int, size: int) -> Json:
-    return read_json(path) or {}
+    try:
+        return read_sealed(path) or {}
+    except UserError:  # another user's
+        return {}
 
 
 def _thumbnail(table: Mapping[str, Any]) -> Markup | None:

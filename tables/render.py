@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kt.files import write_text
+from kt.files import sealed, write_text
 from kt.store import folder_of, read_results, records_file
 from tables.cell_page import write_cell_pages
 from tables.collect import SYNONYMS, collect
 from tables.figures import write_drawings
-from tables.folders import ROWS, rendering, table_folder
+from tables.folders import CONTENT, ROWS, rendering, table_folder
 from tables.judging import Context, tally
 from tables.learning import LINES, Learner, learning_curves
 from tables.overview import write_overview
@@ -71,7 +71,7 @@ def write_table(
         plots = _write_curves(record, table, output_root, folder)
         page = as_html(record, table, output_root, folder, plots, command)
         texts = {"table.csv": as_csv(table), "table.tex": as_latex(record, table)}
-        texts |= {ROWS: as_json(stored), "table.json": as_json(table), "index.html": page}
+        texts |= {ROWS: as_json(sealed(stored)), CONTENT: as_json(sealed(table)), "index.html": page}
         for file, text in texts.items():
             write_text(folder / file, text)
     with contextlib.suppress(OSError):  # of all results, among which it stands without being listed

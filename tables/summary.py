@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kt.files import read_json
+from kt.files import read_sealed
 from kt.store import read_evaluation, read_result
-from tables.folders import NotWritten
+from tables.folders import CONTENT, NotWritten
 from tables.records import numbers_in_words
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def show(render: Callable[[], Path]) -> tuple[Path | None, int]:
 def show_rendering(folder: Path) -> None:
     """Prints the table or sweep that a folder has been rendered into, and where its page is."""
     markdown = (folder / "table.md").read_text(encoding="utf-8")
-    show_collected(read_json(folder / "table.json") or {}, markdown, folder / "index.html")
+    show_collected(read_sealed(folder / CONTENT) or {}, markdown, folder / "index.html")
 
 
 def show_collected(table: Mapping[str, Any], markdown: str, page: Path | None = None) -> None:
@@ -107,7 +107,7 @@ def summarise(ran: Sequence[Ran]) -> None:
     for title in ("table", "rows", "done after (min)", "claims", "alive", ""):
         shown.add_column(title, justify="right" if title.startswith("done") else "left")
     for each in ran:
-        written = read_json(each.folder / "table.json") if each.folder else None
+        written = read_sealed(each.folder / CONTENT) if each.folder else None
         rows = claims = alive = ""
         if written:
             trained = [row["cells"] for row in written["rows"] if row["cells"]]  # others are only cited

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from kt.errors import UserError
-from kt.files import read_json, write_text
+from kt.files import sealed, write_text
 from kt.store import folder_of, read_evaluation, read_results
 from tables.cell_page import write_cell_pages
 from tables.collect import measured_row, warnings_of
 from tables.figures import write_drawings
-from tables.folders import rendering
+from tables.folders import CONTENT, ROWS, rendering, stored_rows
 from tables.learning import LINES, Learner, learning_curves
 from tables.overview import write_overview
 from tables.pages import SWEEPS, facts_of, link_to_overview, linked_cells, pair, template
@@ -79,8 +79,8 @@ def write_sweep(
         texts = {
             "table.csv": as_csv(sweep),
             "index.html": page,
-            "table.json": as_json(sweep),
-            "rows.json": as_json(stored),
+            CONTENT: as_json(sealed(sweep)),
+            ROWS: as_json(sealed(stored)),
         }
         for file, text in texts.items():
             write_text(folder / file, text)
@@ -95,10 +95,10 @@ def stored_points(name: str, output_root: Path) -> Json:
     Raises:
         UserError: There is no such sweep.
     """
-    path = output_root / SWEEPS / name / "rows.json"
-    stored = (read_json(path) if Path(name).name == name else None) or {}
-    if not {"keys", "points"} <= stored.keys():
-        known = ", ".join(sorted(each.parent.name for each in path.parent.parent.glob("*/rows.json"))) or "none"
+    path = output_root / SWEEPS / name / ROWS
+    stored = stored_rows(path.parent) if Path(name).name == name else None
+    if stored is None or not {"keys", "points"} <= stored.keys():
+        known = ", ".join(sorted(each.parent.name for each in path.parent.parent.glob(f"*/{ROWS}"))) or "none"
         raise UserError(f"{name}: there is no such sweep in {path.parent.parent}; it has {known}")
     return stored
 

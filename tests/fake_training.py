@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kt.errors import UserError
+from kt.files import write_sealed
 from kt.store import pictures_file
 from tables.folders import ROWS, table_folder
 
@@ -75,7 +76,7 @@ def write_table(
     """Leaves what it was given."""
     folder = table_folder(output_root, name, scale, settings)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / ROWS).write_text(json.dumps({"rows": rows, "scale": scale, "dataset": dataset, "settings": settings}))
+    write_sealed(folder / ROWS, {"rows": rows, "scale": scale, "dataset": dataset, "settings": settings})
     (folder / "table.md").write_text("| the table |\n")
     return folder
 

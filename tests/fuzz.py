@@ -11,6 +11,7 @@ import json
 import random
 import shutil
 import signal
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ import configs
 from experiments.checking import known_keys
 from experiments.run import main, normalise
 from kt.data import build_data
-from kt.data.names import PACKED_ENDS
+from kt.data.names import IMAGE_ENDS, PACKED_ENDS
 from kt.errors import UserError
 
 SECONDS = 30  # that a case may take
@@ -179,7 +180,6 @@ DATA = (
     *(("stanford40", "classification"), ("mit67", "classification")),
     *(("tiny_imagenet", "classification"),),
 )
-UNREAD = ("unlisted.jpg", "list.txt", "n02_boxes.txt")
 NO_FILE: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "empty": lambda content, rng: b"",
     "half": lambda content, rng: content[: len(content) // 2],
@@ -212,6 +212,27 @@ def changed(content: bytes, rng: random.Random) -> bytes:
         return json.dumps(whole).encode()
 
 
+_opened: list[set[str]] = []  # whom to tell
+
+
+def _hear(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "open" and _opened and isinstance(arguments[0], str):
+        _opened[-1].add(arguments[0])
+
+
+sys.addaudithook(_hear)
+
+
+@contextlib.contextmanager
+def opening() -> Iterator[set[str]]:
+    """Within, what files are opened."""
+    _opened.append(set())
+    try:
+        yield _opened[-1]
+    finally:
+        _opened.pop()
+
+
 def _read(settings: dict[str, Any], root: Path, cache: Path) -> None:
     shutil.rmtree(cache, ignore_errors=True)
     data = build_data({"augmentation": "none", **settings}, root, batch_size=2, seed=0, workers=0, cache_root=cache)
@@ -226,16 +247,19 @@ def fault_of_file(seed: int, root: Path) -> str | None:
     name, task = rng.choice(DATA)
     place = root / f"{name}-{task}"
     if not place.exists():
-        layouts.make(name, task, place)
-        (place / "settings.json").write_text(json.dumps(layouts.make(name, task, root / f"{name}-{task}-again")))
-    settings = json.loads((place / "settings.json").read_text())
+        settings = layouts.make(name, task, place)
+        with opening() as opened:
+            _read(settings, place, root / "cache")
+        (place / "settings.json").write_text(json.dumps([settings, sorted(opened)]))
+    settings, read = json.loads((place / "settings.json").read_text())
     files = [path for path in sorted(place.rglob("*")) if path.is_file() and path.parent != place]
-    path = rng.choice([each for each in files if each.name not in UNREAD and "cache" not in each.parts])
+    path = rng.choice([each for each in files if "cache" not in each.parts])
     content, kind = path.read_bytes(), rng.choice([*NO_FILE, "flipped", "flipped", "changed", "folder", "gone"])
     sure = kind != "flipped" and not (path.suffix in (".txt", ".csv") and kind == "half")
     if kind == "changed":
         kind, sure = (kind, False) if path.suffix == ".json" else ("flipped", False)
-    sure &= kind not in ("gone", "folder") or path.suffix not in (".jpg", ".png", *PACKED_ENDS)
+    sure &= str(path) in read or path.suffix in PACKED_ENDS  # what no split reads is nobody's, and HDF5 opens by itself
+    sure &= kind not in ("gone", "folder") or path.suffix.lower() not in (*IMAGE_ENDS, *PACKED_ENDS)
     shown = f"file {seed} {name} {task}: {path.relative_to(place)} {kind}"
     path.unlink()
     if kind == "folder":

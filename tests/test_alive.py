@@ -10,12 +10,13 @@ import pytest
 
 from kt.evaluation.depth import depth_spread
 from kt.evaluation.outcomes import keep_outcomes
+from kt.files import write_sealed
 from kt.store import folder_of, outcomes_file
 from results import make_row, write_cell
 from tables.alive import commonest, flat, reach
 from tables.collect import collect
 from tables.folders import table_folder
-from tables.render import as_json, life_notes
+from tables.render import life_notes
 from tables.summary import Ran, summarise
 
 Json = dict[str, Any]
@@ -70,7 +71,7 @@ def test_the_summary_of_tables_says_who_is_alive(tmp_path: Path, capsys: pytest.
         table = life(tmp_path / name, name, {row_id: {"top1": top1}}, num_classes=10, test_size=1000)
         folder = table_folder(tmp_path, name, "mini")
         folder.mkdir(parents=True)
-        (folder / "table.json").write_text(as_json(table))
+        write_sealed(folder / "table.json", table)
         ran.append(Ran(name, 0, 1.0, "", folder))
     summarise(ran)
     lines = capsys.readouterr().out.splitlines()

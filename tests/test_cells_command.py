@@ -12,7 +12,7 @@ from configs import composed
 from experiments.cells import BARS, bars, run
 from experiments.meaning import identity, needed_cells, settle
 from kt.errors import UserError
-from kt.files import write_json
+from kt.files import write_sealed
 from kt.store import folder_of, lock_of, write_status
 from results import write_cell
 
@@ -43,7 +43,7 @@ def cells(tmp_path: Path) -> dict[str, str]:
     alone = make(tmp_path, "student=resnet8", top1=40.0)
     rows = {"rows": [{"id": "kd", "evaluation": None, "cells": [{"id": kd, "seed": 0}]}]}
     (tmp_path / "tables" / "a" / "mini").mkdir(parents=True)
-    write_json(tmp_path / "tables" / "a" / "mini" / "rows.json", rows)
+    write_sealed(tmp_path / "tables" / "a" / "mini" / "rows.json", rows)
     return {"teacher": teacher, "kd": kd, "hot": hot, "alone": alone}
 
 
@@ -110,11 +110,21 @@ def test_what_an_analysis_needs_is_used(tmp_path: Path, capsys: pytest.CaptureFi
     write_cell(tmp_path, f"{solo}-01234567", {"top1": 50.0}, config=settle(composed("student=resnet20")))
     (tmp_path / "sweeps" / "sweep-1").mkdir(parents=True)
     points = {"points": [{"id": "kd", "evaluation": "consistency_solo", "cells": [{"id": kd, "seed": 0}]}]}
-    write_json(tmp_path / "sweeps" / "sweep-1" / "rows.json", points)
+    write_sealed(tmp_path / "sweeps" / "sweep-1" / "rows.json", points)
     assert "is used by a table" in told(capsys, tmp_path, "prune")
     points["points"][0]["evaluation"] = None
-    write_json(tmp_path / "sweeps" / "sweep-1" / "rows.json", points)
+    write_sealed(tmp_path / "sweeps" / "sweep-1" / "rows.json", points)
     assert f"{solo}-01234567" in told(capsys, tmp_path, "prune")
+
+
+def test_nothing_is_pruned_while_a_table_does_not_say_what_it_shows(
+    tmp_path: Path, cells: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "tables" / "a" / "mini" / "rows.json"
+    path.write_text(path.read_text().replace(cells["kd"], cells["hot"]))
+    with pytest.raises(UserError, match="rows.json: expected it as it was written"):
+        run(["prune", "--output-root", str(tmp_path)])
+    assert cells["alone"] in told(capsys, tmp_path)
 
 
 def test_nothing_is_pruned_while_a_cell_is_trained(

@@ -148,7 +148,20 @@ def test_stretches_of_iterations_are_the_epochs_batches_in_order() -> None:
 
 @pytest.mark.parametrize(
     ("iterations", "interval", "epochs"),
-    [(9, 3, 3), (9, None, 1), (9, 9, 1), (50, 200, 1), (100, 40, 2), (50, 40, 1), (9, 4, 1), (7, 2, 1), (12, 5, 2)],
+    [
+        *[
+            (9, 3, 3),
+            (9, None, 1),
+            (9, 9, 1),
+            (50, 200, 1),
+            (100, 40, 2),
+            (50, 40, 1),
+            (9, 4, 1),
+            (7, 2, 1),
+            (12, 5, 2),
+        ],
+        (999_999_999_989, 2, 1),  # a prime, which must not take long
+    ],
 )
 def test_an_interval_is_as_long_as_it_says_or_longer(iterations: int, interval: int | None, epochs: int) -> None:
     assert epochs_of({"epochs": None, "iterations": iterations, "interval": interval}) == epochs

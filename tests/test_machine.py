@@ -33,7 +33,7 @@ from experiments import cell, mirror, progress
 from experiments.launch import Report, SideBySide
 from experiments.meaning import identity
 from experiments.plan import Job, jobs_of, plan_lines
-from experiments.progress import Display
+from experiments.progress import Display, cell_log
 from experiments.run import main
 from kt.errors import DiskFull, UserError
 from kt.files import STALE_SECONDS, read_sealed, write_json, write_sealed
@@ -189,6 +189,33 @@ def test_a_status_that_there_is_no_room_for_takes_the_place_of_the_last(
 
 
 SCORED = ("student=deeplabv2_vgg16", "dataset=scenes_seg", "evaluation=gta5")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory: you tried"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+    ],
+    ids=str,
+)
+def test_memory_that_there_is_not_is_the_machines(
+    error: Exception,
+    stand_in: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def train(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(sys.modules["experiments.build"], "train_cell", train)
+    assert main([f"output_root={tmp_path}"]) == 3
+    said = capsys.readouterr().err
+    assert "not enough memory, of which a smaller schedule.device_batch" in said and said.count("\n") == 1
+    (path,) = tmp_path.glob("cells/*/error.txt")
+    assert "Traceback" in path.read_text()
 
 
 @pytest.mark.parametrize("name", ["gta5.json", "result.json", "gta5.failed", "error.txt", "all"])
@@ -596,6 +623,15 @@ def test_a_warning_is_told_once_and_kept(
         assert said.out.count(CHANCE) == 1 and "third party" not in said.out + said.err, again
         folder = folder_of(tmp_path, result["id"])
         assert read_status(folder)["warnings"] == [CHANCE] and "of a third party" in (folder / "log.txt").read_text()
+
+
+def test_a_log_holds_names_that_are_no_text(tmp_path: Path) -> None:
+    name, heard = os.fsdecode(b"caf\xe9.jpg"), list[str]()
+    with cell_log(tmp_path, heard.append):
+        logging.getLogger("kt.data").warning("%s: is no image that is read", name)
+        print(name)
+    assert heard == [f"{name}: is no image that is read"]
+    assert (tmp_path / "log.txt").read_bytes().count(b"caf\xe9.jpg") == 2
 
 
 def test_a_table_says_what_its_workers_met(

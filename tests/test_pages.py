@@ -17,6 +17,7 @@ from experiments.pages import Page, Pages
 from kt.errors import UserError
 from kt.evaluation.accuracy import evaluate_accuracy
 from kt.evaluation.outcomes import Outcomes, keep_outcomes
+from kt.files import write_sealed
 from kt.store import folder_of, outcomes_file, write_status
 from results import make_row, write_cell
 from tables.cell_page import CONFUSED, confusions, write_cell_pages
@@ -72,13 +73,12 @@ def test_the_overview_says_how_everything_stands(tmp_path: Path) -> None:
 
 
 def test_the_overview_survives_what_it_cannot_read(tmp_path: Path) -> None:
-    for name, content in (
-        ("no_such_table", "{}"),
-        (NAME, "{"),
-        ("cityscapes_teachers", '{"rows": [], "scale": "mini"}'),
-    ):
+    foreign = '{"rows": [{"cells": 5}], "scale": "mini"}'
+    for name, content in (("no_such_table", "{}"), (NAME, "{"), ("kcd_metrics", foreign), ("cityscapes_teachers", "")):
         (tmp_path / "tables" / name / "mini").mkdir(parents=True)
         (tmp_path / "tables" / name / "mini" / "rows.json").write_text(content)
+        (tmp_path / "tables" / name / "mini" / "table.json").write_text('{"claims": 5, "metrics": 5}')
+    write_sealed(tmp_path / "tables" / name / "mini" / "rows.json", {"rows": [], "scale": "mini"})
     text = write_overview(tmp_path).read_text()
     assert text.count("<article") == 1 and "no cells" in text
 

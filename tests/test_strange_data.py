@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import struct
 import zlib
 from collections.abc import Callable
@@ -178,6 +179,41 @@ def test_what_readers_give_is_checked(images: Any, labels: list[int], words: str
         check_split(part, 2, "ours")
 
 
+@pytest.mark.parametrize("names", ["abcdefghijklmnopqrst", {str(i): i for i in range(20)}])
+def test_names_of_classes_are_a_list(names: Any, tmp_path: Path) -> None:
+    """Of a text each letter would be a class."""
+    settings = layouts.cifar100(tmp_path)
+    (tmp_path / "cifar-100-python" / "meta").write_bytes(pickle.dumps({b"fine_label_names": names}))
+    assert "expected a list of names, it is a" in refusal(tmp_path, settings)
+
+
+@pytest.mark.parametrize("size", [10**15, 10**18])
+@pytest.mark.parametrize("name", ["scenes", "scenes_kinds"])
+def test_more_images_than_memory(name: str, size: int, tmp_path: Path) -> None:
+    settings = {**layouts.make(name, "classification", tmp_path), "train_size": size}
+    assert re.search(rf"^dataset.train_size={size}, .*do not fit into the memory \(", refusal(tmp_path, settings))
+
+
+def test_one_class_is_none_to_tell_apart(tmp_path: Path) -> None:
+    settings = layouts.imagefolder(tmp_path, {"train": {"cat": 2}, "val": {"cat": 2}})
+    assert "has one class, cat; expected several" in refusal(tmp_path, settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "place"), [("imagefolder", "pets/train/cat/0.png"), ("cifar100", "cifar-100-python/meta")]
+)
+def test_a_pipe_is_no_file(name: str, place: str, tmp_path: Path) -> None:
+    """Whoever opens one waits for a writer."""
+    settings = layouts.make(name, "classification", tmp_path)
+    (tmp_path / place).unlink()
+    os.mkfifo(tmp_path / place)
+    whole = {**defaults(DATASETS[name].settings), "augmentation": "none", **settings}
+    with pytest.raises(UserError, match=rf"{place}: cannot be read \(is a pipe, no file\)"):
+        fingerprint.state_of(whole, tmp_path, tmp_path / "cache")
+    if name == "imagefolder":
+        assert re.search(r"cat/0.png: cannot be read as an image \(is a pipe, no file\)", refusal(tmp_path, settings))
+
+
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_a_set_without_images_is_refused(part: str, tmp_path: Path) -> None:
     settings = layouts.cifar100(tmp_path)
@@ -302,6 +338,14 @@ def colour(values: np.ndarray) -> np.ndarray:
 
 MAPS: list[tuple[Callable[[Path], Any], str]] = [
     (lambda r: turn(r / "street/images/train/0.jpg"), r"train/0.png: has 32 x 64 pixels; its image 0.jpg has 64 x 32"),
+    (
+        lambda r: Image.new("L", (64, 32)).save(label_of(r), "JPEG"),
+        r"train/1.png: is a JPEG, which does not keep ids; expected a PNG",
+    ),
+    (
+        lambda r: shutil.copy(r / "street/images/train/0.jpg", r / "street/images/train/0.jpeg"),
+        r"train/0.png: would be the truth of 0.jpeg and of 0.jpg; expected one image",
+    ),
     (lambda r: rewrite(label_of(r), np.transpose), r"train/1.png: has 64 x 32 pixels; its image 1.png has 32 x 64"),
     (lambda r: rewrite(label_of(r, "val"), halve), r"val/1.png: has 16 x 32 pixels; its image 1.png has 32 x 64"),
     (lambda r: rewrite(label_of(r, "val"), colour), r"val/1.png: has 3 channels; expected one"),
@@ -481,13 +525,17 @@ def test_label_maps_of_which_no_pixel_counts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"classes": ["a"] * 12}, {"ignore_index": 254.5}, {"ignore_index": float("inf")}, {"ignore_index": None}],
+    [
+        *({"classes": ["a"] * 12}, {"ignore_index": 254.5}, {"ignore_index": float("inf")}, {"ignore_index": None}),
+        *({"classes": [*"abcdefghijk", None]}, {"classes": "abcdefghijkl"}, {"ignore_idx": 11}),
+    ],
     ids=str,
 )
 def test_classes_that_are_none(changes: Json, tmp_path: Path) -> None:
     pytest.importorskip("mmdet", reason=MM)
     settings = layouts.segfolder(tmp_path, {"classes": [*"abcdefghijkl"], **changes})
-    assert re.search(r"classes.json: cannot be read \(two classes have one name, or", refusal(tmp_path, settings))
+    reason = r"classes.json: cannot be read \((two classes have one name, or|the classes are no list|it has the key)"
+    assert re.search(reason, refusal(tmp_path, settings))
 
 
 def test_dense_images_of_16_bits_and_of_no_known_range(tmp_path: Path) -> None:
@@ -599,6 +647,11 @@ FAULTS: list[tuple[Callable[[Json], Any], str]] = [
     (lambda c: c["images"][1].update(id=7), r"image id=7 file_name='1.jpg', not an id of its own"),
     (lambda c: c["images"][1].update(file_name="0.jpg"), r"image id=8 file_name='0.jpg', not a file of its own"),
     (lambda c: c["annotations"][1].update(area=10**400), r"id=1 area=10+\.\.\.0+, not a number"),
+    (lambda c: c["annotations"][1].update(bbox=[1, 2, 3, 10**30]), r"id=1 bbox=\[1, 2, 3, 10+\], not x, y"),
+    (lambda c: c["annotations"][1].update(bbox=[1, 2, 1e300, 9]), r"id=1 bbox=\[1, 2, 1e\+300, 9\], not x, y"),
+    (lambda c: c["annotations"][1].update(iscrowd="0"), r"id=1 iscrowd='0', neither 0 nor 1"),
+    (lambda c: c["annotations"][1].update(iscrowd=[0]), r"id=1 iscrowd=\[0\], neither 0 nor 1"),
+    (lambda c: c["annotations"][1].update(ignore="false"), r"id=1 ignore='false', neither 0 nor 1"),
     (lambda c: c["images"][1].pop("id"), r"image id=None file_name='1.jpg', not an id of its own"),
     (lambda c: c["images"][1].pop("width"), r"id=8 file_name='1.jpg' height=32 width=None, not a name and a size"),
     (lambda c: c["images"][1].update(height=0), r"height=0 width=64, not a name and a size"),

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from kt.errors import UserError
+from kt.files import read_sealed
 from kt.store import records_file, write_status
 from results import make_row, write_cell
 from tables import papers
@@ -746,7 +747,7 @@ def test_render_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     folder = write_table(NAME, rows, tmp_path, "mini", "scenes", command)
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     stored = {"rows": rows, "scale": "mini", "dataset": "scenes", "command": command, "settings": {}}
-    assert json.loads(before["rows.json"]) == stored
+    assert read_sealed(folder / "rows.json") == stored
     other = write_table(NAME, rows, tmp_path, "mini", "scenes", command, {"schedule.lr": ["0.5"]})
     for each in (folder, other):
         (each / "index.html").unlink()
@@ -756,9 +757,10 @@ def test_render_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "**75.00**" in capsys.readouterr().out
     (tmp_path / "cells" / "kd-s0" / "result.json").unlink()
     assert run([NAME, "--output-root", str(tmp_path)]) == 3
-    (folder / "rows.json").write_text("{")
-    with pytest.raises(UserError, match="expected the rows of a table"):
-        run([NAME, "--output-root", str(tmp_path)])
+    for content in ("{", before["rows.json"].decode().replace('"kd-s0"', "5")):
+        (folder / "rows.json").write_text(content)
+        with pytest.raises(UserError, match="rows.json: expected it as it was written"):
+            run([NAME, "--output-root", str(tmp_path)])
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from experiments import progress
 from experiments.meaning import cell_id
 from experiments.run import main
 from kt.errors import UserError
+from kt.files import write_sealed
 from tables.__main__ import run as run_tables
 
 TABLE = "+table=imagenet_compression"
@@ -119,6 +120,10 @@ MISTAKES = {
         ["schedule.policy=cosine", "schedule.milestones=[1]"],
         ["schedule.milestones=[1]: has no effect", "policy=step"],
     ),
+    "milestones after the end": (
+        ["schedule.epochs=9", "schedule.policy=step", "schedule.milestones=[9,300]"],
+        ["schedule.milestones=[9,300]: has no effect", "before the end, at 9 epochs"],
+    ),
     "another length's key": (["schedule.interval=5"], ["schedule.interval=5: has no effect"]),
     "key of no training": (["schedule.epochs=0", "schedule.lr=1"], ["schedule.lr=1: has no effect"]),
     "another optimizer's key": (
@@ -141,6 +146,54 @@ MISTAKES = {
         ["method=kd", "teacher=resnet56", f"teacher.checkpoint={__file__}", "teacher.schedule.epochs=3"],
         ["teacher.schedule.epochs=3: has no effect", "teacher.checkpoint=null"],
     ),
+    "norm of a teacher that is not asked": (
+        ["method=finetune", "teacher=resnet20", "teacher.norm=batch"],
+        ["teacher.norm=batch: has no effect", "teacher answers"],
+    ),
+    "norm of nobody": (["teacher.norm=batch"], ["teacher.norm=batch: has no effect", "teacher=<network>"]),
+    "norm of nobody in a table": ([TABLE, "rows=baseline", "teacher.norm=batch"], ["teacher.norm=batch: has no"]),
+    "runs of nobody": (["wandb.mode=disabled", "wandb.entity=x"], ["wandb.entity=x: has no effect", "offline"]),
+    "runs of nobody in a table": (
+        [TABLE, "rows=kd", "wandb.mode=disabled", "wandb.project=x"],
+        ["wandb.project=x: has no effect"],
+    ),
+    "project": (["wandb.project=a/b"], ["wandb.project=a/b: expected a text that matches"]),
+    "memory of what is drawn": (["dataset.resident=true"], ["dataset.resident=true: has no effect", "image files"]),
+    "memory of scenes": (
+        ["dataset=coco", "student=retinanet_resnet18", "dataset.resident=true"],
+        ["dataset.resident=true: has no effect"],
+    ),
+    "workers of one cell": (["workers=2"], ["workers=2: has no effect", "+table"]),
+    "fraction of one's own length": (
+        ["scale.fraction=0.5", "schedule.iterations=3"],
+        ["scale.fraction=0.5: has no effect", "recipe"],
+    ),
+    "fraction of one's own length in a table": (
+        [TABLE, "rows=kd", "scale.fraction=0.5", "schedule.epochs=3"],
+        ["scale.fraction=0.5: has no effect"],
+    ),
+    "two things at once": (["plan=true", "rehearse=synthetic"], ["plan=true, rehearse=synthetic: expected one"]),
+    "two things at once of a table": ([TABLE, "plan=true", "settings=true"], ["plan=true, settings=true: expected"]),
+    "no row": ([TABLE, "rows="], ["rows=: the table has no such row", "baseline"]),
+    "empty list of rows": ([TABLE, "rows=[]"], ["rows=: the table has no such row"]),
+    "scored on what it has learned": (
+        ["dataset=coco", "student=retinanet_resnet18", "dataset.test_split=train2017"],
+        ["dataset.train_split=train2017, dataset.test_split=train2017: expected two splits"],
+    ),
+    "more depth than pixels": (
+        ["dataset=scenes_depth", "student=depth_resnet18", "dataset.depth_samples=99999"],
+        ["dataset.depth_samples=99999: expected at most the pixels of image_size=[64, 128]"],
+    ),
+    "width beyond all machines": (["student.network.width=1000"], ["student.network.width=1000: expected", "<= 16"]),
+    "folder elsewhere": (
+        ["dataset=imagefolder", "dataset.folder=../x", "plan=true"],
+        ["dataset.folder=../x: expected a folder below data_root"],
+    ),
+    "split elsewhere": (
+        ["dataset=coco", "student=retinanet_resnet18", "dataset.train_split=a/../../b", "plan=true"],
+        ["dataset.train_split=a/../../b: expected the name of a folder"],
+    ),
+    "path of two lines": (["dataset=cifar100", "data_root='a\nb'"], ["data_root=a b: expected a text", "in one line"]),
     "width of nobody": (["scale.width=0.5", "student.network.width=1"], ["scale.width=0.5: has no effect"]),
     "list": (["method=kd,at"], ["method=kd,at", "+table"]),
     "selection without a table": (["rows=kd"], ["rows=kd", "+table"]),
@@ -287,7 +340,7 @@ def test_a_sweep_elsewhere_is_none(name: str, tmp_path: Path) -> None:
     place = tmp_path / "out" / "sweeps" / name
     (tmp_path / "out" / "sweeps" / "sweep-").mkdir(parents=True)
     place.resolve().mkdir(parents=True, exist_ok=True)
-    (place / "rows.json").write_text('{"keys": [], "points": []}')
+    write_sealed(place / "rows.json", {"keys": [], "points": []})
     with pytest.raises(UserError, match="there is no such sweep"):
         run_tables([name, "--output-root", str(tmp_path / "out")])
 

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from kt.evaluation.outcomes import keep_outcomes
-from kt.files import write_json
+from kt.files import write_sealed
 from kt.store import folder_of, outcomes_file
 from results import make_row, write_cell
 from tables import noise
@@ -413,7 +413,7 @@ def fed(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], dict[
         for name in ("cifar100_stagewise", "imagenet_stagewise", "coco_retinanet"):
             # Claims over several tables read these as they were rendered last.
             (root / "tables" / name / "mini").mkdir(parents=True)
-            write_json(
+            write_sealed(
                 root / "tables" / name / "mini" / "table.json", collect(name, rows[name], root, "mini", "scenes")
             )
         found |= {(name, case): judged(root, name, rows[name]) for name in EXPECTED}

@@ -250,7 +250,7 @@ def test_a_table_gives_up_at_the_first_failure(
     assert not caplog.messages
     mirror_table(folder, tmp_path, OFFLINE, ["baseline-s0", "kd-s0"])
     assert sum("Weights & Biases is off" in message for message in caplog.messages) == 1
-    monkeypatch.setattr("tables.mirror.read_json", lambda path: (path / "below").read_text())
+    monkeypatch.setattr("tables.mirror.read_sealed", lambda path: (path / "below").read_text())
     mirror_table(folder, tmp_path, OFFLINE, ["kd-s0"])
     assert caplog.messages[-1].startswith(f"Weights & Biases is off for {folder}: ")
 

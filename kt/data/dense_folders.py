@@ -111,7 +111,10 @@ def pairs_of(
         found = [(image, folder / truth[0] / split / f"{image.stem}.png") for image in within.images]
         if absent := next((path for _, path in found if not path.exists()), None):
             raise missing(root, absent, f"{folder}/{layout}")
-        known = {path for _, path in found}
+        known = {path: image for image, path in found}
+        if len(known) < len(found):
+            image, path = next((image, path) for image, path in found if known[path] != image)
+            raise UserError(f"{path}: would be the truth of {image.name} and of {known[path].name}; expected one image")
         spare = [path for path in listed(folder / truth[0] / split).images if path not in known]
         tell_unread(folder / truth[0] / split, spare, "belong to no image")
         for pair in found:
@@ -158,8 +161,10 @@ def read_segfolder(dataset: Mapping[str, Any], root: Path, cache: Path | None) -
     if described.exists():
         try:
             read = json.loads(described.read_text(encoding="utf-8-sig"))
-            if not isinstance(read["classes"], list):
-                raise TypeError("the classes are no list")
+            if not isinstance(read["classes"], list) or not all(isinstance(name, str) for name in read["classes"]):
+                raise TypeError("the classes are no list of names")
+            if unknown := [key for key in read if key not in ("classes", "ignore_index")]:
+                raise TypeError(f"it has the key {unknown[0]!r}")
             names, ignore = tuple(str(name) for name in read["classes"]), read.get("ignore_index", 255)
             if len(set(names)) < len(names) or type(ignore) is not int:
                 raise TypeError(f"two classes have one name, or ignore_index={ignore} is no whole number")

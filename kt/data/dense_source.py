@@ -7,7 +7,6 @@ import io
 import json
 import logging
 import reprlib
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +123,8 @@ def read_ids(path: str) -> NDArray[np.uint8]:
     """
     with opened(path) as image:
         spread = SPREAD.get(str(image.tile[0].args), 1) if isinstance(image, PngImageFile) else 1
+        if image.format == "JPEG":
+            raise UserError(f"{path}: is a JPEG, which does not keep ids; expected a PNG")
         ids = np.asarray(ImageOps.exif_transpose(image)) // spread
     if ids.ndim != 2:
         cure = "colours of classes have to be replaced by ids first"
@@ -216,7 +217,7 @@ def check_images(root: Path, folder: Path, names: Iterable[str], listed: Path, l
     for name in names:
         if fault := unseen(name, form):
             raise UserError(f"{listed}: {fault}; expected {layout}")
-        if not (folder / name).exists():
+        if not (folder / name).is_file():
             raise missing(root, folder / name, layout)
 
 
@@ -224,6 +225,7 @@ def check_images(root: Path, folder: Path, names: Iterable[str], listed: Path, l
 TOLD = 3
 # So large a share of its boxes may be left out without a word: real files have a few below a pixel. Our choice.
 SILENT = 0.01
+LARGEST = 2**31  # of pixels and areas: more is no image's, and beyond single precision
 
 
 def read_coco_form(path: Path, layout: str) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
@@ -285,6 +287,8 @@ def read_coco_form(path: Path, layout: str) -> tuple[tuple[str, ...], list[dict[
             faults.append(f"annotation {_of(row, 'id', 'bbox')}, not x, y, width, height")
         elif not _is_number(area):
             faults.append(f"annotation {_of(row, 'id', 'area')}, not a number")
+        elif odd := [key for key in ("iscrowd", "ignore") if row.get(key) not in (None, 0, 1)]:
+            faults.append(f"annotation {_of(row, 'id', *odd)}, neither 0 nor 1")
         else:
             x, y, width, height = box
             inside = min(x + width, image["width"]) > max(x, 0) and min(y + height, image["height"]) > max(y, 0)
@@ -319,7 +323,7 @@ def _identifier(row: dict[str, Any], key: str) -> str | None:
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def labelled(images: Iterable[dict[str, Any]], classes: Sequence[str], folder: Path) -> list[dict[str, Any]]:

@@ -142,6 +142,8 @@ def image_data(
         raise UserError(
             f"dataset.name={dataset['name']}: has no test images; without any it is of use as method.source only"
         )
+    if classes < 2:
+        raise UserError(f"dataset.name={dataset['name']}: has one class, {source.class_names[0]}; expected several")
     held = check_share(len(labels), dataset["subset"], dataset["validation"])
     chosen = _chosen(labels, dataset, classes)
     held_out: NDArray[np.int64] = np.empty(0, np.int64)
@@ -365,6 +367,8 @@ def opened(path: Path | str) -> Iterator[Image.Image]:
         UserError: It is damaged, or none.
     """
     try:
+        if Path(path).is_fifo():  # which would be waited for
+            raise OSError("is a pipe, no file")
         with Image.open(path) as image:
             yield image
     except UserError:
@@ -433,7 +437,9 @@ def read_cifar100(dataset: Mapping[str, Any], root: Path, cache: Path | None) ->
         arrays = {
             name: [np.asarray(records[name][key]) for key in ("data", "fine_labels")] for name in ("train", "test")
         }
-        names = tuple(as_text(value) for value in records["meta"]["fine_label_names"])
+        if not isinstance(told := records["meta"]["fine_label_names"], list | tuple):
+            raise TypeError(f"expected a list of names, it is a {type(told).__name__}")
+        names = tuple(as_text(value) for value in told)
     except KeyError as error:
         raise UserError(f"{folder}: the pickles lack {error}; {CIFAR_LAYOUT}") from None
     except (ValueError, TypeError, OverflowError) as error:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import importlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from kt.errors import UserError, nearest
+from kt.errors import UserError, is_out_of_memory, nearest
 from kt.settings import Dataset, DepthDataset, kinds, shown
 
 
@@ -374,14 +375,17 @@ def content(dataset: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def idle(dataset: Mapping[str, Any]) -> dict[str, str]:
-    """Keys of a dataset's config that decide nothing of it, each with what they go with (`resident` is about memory).
+    """Keys of a dataset's config that decide nothing of it, each with what they go with.
 
-    Which dataset stands in for another one is told by the file of a choice alone.
+    `resident` is about memory, and only image files of classes leave a choice. Which dataset stands in for another one
+    is told by the file of a choice alone.
     """
     spec = DATASETS[dataset["name"]]
     others = kinds(spec.settings).keys() - {*_decisive_keys(spec), "resident", "stand_in"}
     able = {key: [name for name, other in DATASETS.items() if key in other.keys] for key in others}
     found = {key: f"dataset={' or '.join(names)}, not {dataset['name']}" for key, names in able.items()}
+    if dataset["task"] != CLASSIFICATION or spec.code or (spec.labels and not spec.images):
+        found["resident"] = "image files of classes"
     return {**found, "stand_in": "the file of a dataset; choose another one by dataset="}
 
 
@@ -461,6 +465,9 @@ def check_dataset(dataset: Mapping[str, Any], key: str = "dataset") -> None:
             raise UserError(
                 f"{key}.{part}={given}: expected the name of a folder in the dataset's, such as {split.name}"
             )
+    if dataset["train_split"] is not None and dataset["train_split"] == dataset["test_split"]:
+        given = ", ".join(f"{key}.{part}={dataset[part]}" for part in ("train_split", "test_split"))
+        raise UserError(f"{given}: expected two splits, one to train on and one to score on")
     for part in SPLIT_SIZES:
         if DATASETS[dataset["name"]].code and dataset[part] is None:
             raise UserError(f"{key}.{part}=null: expected how many images to draw, for {dataset['name']}")
@@ -472,6 +479,8 @@ def check_dataset(dataset: Mapping[str, Any], key: str = "dataset") -> None:
         raise UserError(f"{key}.image_size={size}: expected pixels a side, for {task}")
     if task != CLASSIFICATION and not _is_pair(size):
         raise UserError(f"{key}.image_size={size}: expected [height, width] in pixels, for {task}")
+    if (samples := dataset.get("depth_samples", 0)) and samples > math.prod(size):
+        raise UserError(f"{key}.depth_samples={samples}: expected at most the pixels of image_size={list(size)}")
     fits = task == "segmentation" and _is_pair(crop) and crop[0] <= size[0] and crop[1] <= size[1]
     if crop is not None and not fits:
         expected = f"[height, width] of at most image_size={list(size)}" if task == "segmentation" else "null"
@@ -524,6 +533,11 @@ def read_dataset(dataset: Mapping[str, Any], data_root: Path, cache_root: Path |
         if error.errno not in _OF_FILES:
             raise  # of the machine: a full disk, a broken one
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
+    except (MemoryError, ValueError) as error:
+        if not DATASETS[name].code or not is_out_of_memory(error):
+            raise
+        asked = ", ".join(f"dataset.{key}={dataset[key]}" for key in (*SPLIT_SIZES, "image_size"))
+        raise UserError(f"{asked}: so many images do not fit into the memory ({error})") from None
     classes = len(source.class_names)
     if dataset["num_classes"] not in (None, classes):
         raise UserError(f"dataset.num_classes={dataset['num_classes']}: {name} has {classes} classes (leave it null)")

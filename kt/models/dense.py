@@ -445,8 +445,8 @@ def build_dense(model: ModelConfig, key: str = "network") -> Any:
     from mmdet.registry import MODELS as DETECTION
     from mmseg.registry import MODELS as SEGMENTATION
 
-    import kt.models.backbone
-    import kt.models.depth
+    import kt.models.backbone  # noqa: F401 - as above
+    import kt.models.depth  # noqa: F401 - as above
     import kt.models.pose  # noqa: F401 - as above
 
     kind = str(model.get("type"))

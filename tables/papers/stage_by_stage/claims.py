@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from kt.files import read_json
+from kt.files import read_sealed
 from kt.store import read_results
+from tables.folders import CONTENT
 from tables.judging import (
     FAILS,
     HOLDS,
@@ -129,8 +130,8 @@ def elsewhere(context: Context, name: str) -> Context:
         return context
     scales = [(result.get("config") or {}).get("scale", {}).get("name") for result in context.results.values()]
     scale = next((each for each in scales if each), "mini")
-    path = context.output_root / "tables" / name / scale / "table.json"
-    rows = (read_json(path) or {}).get("rows")
+    path = context.output_root / "tables" / name / scale / CONTENT
+    rows = (read_sealed(path) or {}).get("rows")
     if rows is None:
         raise Missing(f"Needs the table {name} at the same scale: +table={name} scale={scale}.")
     ids = {cell["id"] for row in rows for cell in row["cells"]}
