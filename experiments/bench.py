@@ -52,6 +52,8 @@ WAYS: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "fp32": ({}, {}),
     "teacher_bf16": ({}, {"teacher_precision": "bf16"}),
     "bf16": ({"precision": "bf16"}, {}),
+    "compiled": ({"compile": True}, {}),
+    "bf16_compiled": ({"precision": "bf16", "compile": True}, {}),
 }
 
 
@@ -137,8 +139,8 @@ class Lane:
         self.times: list[list[float]] = [[] for _ in self.parts]
 
     def _cast(self, function: Callable[[], Any]) -> None:
-        """A pass in the precision of the step, which sees to its own."""
-        with self.engine.autocast(self.cached):
+        """A pass in the precision of the step, and compiled where it is; the step sees to its own."""
+        with self.loop.compiler.step(1), self.engine.autocast(self.cached):
             function()
 
     def round(self, time: Callable[[Callable[[], Any]], float]) -> None:
@@ -280,7 +282,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=_count, default=20, help="timed steps of each method")
     parser.add_argument("--warmup", type=_count, default=3)
     parser.add_argument(
-        "--ways", type=_ways, default=[*WAYS], help=f"how networks compute, some of {','.join(WAYS)} (default: all)"
+        "--ways",
+        type=_ways,
+        default=[way for way, (computing, _) in WAYS.items() if "compile" not in computing],
+        help=f"how networks compute, some of {','.join(WAYS)} (default: all that need not be compiled)",
     )
     parser.add_argument(
         "--clock", choices=CLOCKS, default="wall", help="cpu: the process's own seconds, on a busy machine (one thread)"

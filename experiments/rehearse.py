@@ -2,7 +2,7 @@
 
 Cells that differ in nothing that costs time or memory (`experiments.plan.costs`) are one case. A case is built as its
 cells are and passes over 2 and over 4 images, each in a process of its own. To the schedule's batch time and memory are
-extrapolated; where that should fit and takes no minute, it is measured as well, or as many images as do.
+extrapolated; where that should fit and takes seconds, it is measured as well, or as many images as do.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ from kt.ranks import launched
 from kt.settings import accumulates, check_accumulation, device_batch
 
 IMAGES = (2, 4)  # of the passes that are measured
-CASE_SECONDS = 60.0  # for all passes of a case; what is known then has to do
+CASE_SECONDS = 20.0  # for all passes of a case; what is known then has to do
+FEWEST_SECONDS = 300.0  # for those over the fewest images, without which nothing is known
 BUILDING_SECONDS = 600.0  # for reading the data and building the networks
 RESERVE = 1 << 30  # bytes that stay free for the rest of the machine
 POLL_SECONDS = 0.2
@@ -350,7 +351,8 @@ class Case:
 
     def _add(self, stage: Stage, images: int) -> bool:
         configs = [self.config, *(self.cells.values() if self._counted is None else ())]  # once is enough
-        run = self.runs[images] = stage.measure(configs, images, self._left)
+        seconds = self._left if self.runs else FEWEST_SECONDS
+        run = self.runs[images] = stage.measure(configs, images, seconds)
         return run.ended == "done"
 
     @property
@@ -517,9 +519,9 @@ class Case:
         if not self.facts:
             return f"not built within {BUILDING_SECONDS:.0f} s"
         if not self._telling:
-            return f"{min(self.runs)} images take more than {CASE_SECONDS:.0f} s a step"
+            return f"{min(self.runs)} images take more than {FEWEST_SECONDS:.0f} s a step"
         unknown = None in self.seconds().values()
-        return f"not all of it could be measured in {CASE_SECONDS:.0f} s" if unknown else ""
+        return "not all of it could be measured in time" if unknown else ""
 
     def record(self) -> Config:
         """What is written of it."""

@@ -625,7 +625,8 @@ def test_a_warning_is_told_once_and_kept(
         assert read_status(folder)["warnings"] == [CHANCE] and "of a third party" in (folder / "log.txt").read_text()
 
 
-def test_a_log_holds_names_that_are_no_text(tmp_path: Path) -> None:
+def test_a_log_holds_names_that_are_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest-xdist cannot send what pytest's would keep
     name, heard = os.fsdecode(b"caf\xe9.jpg"), list[str]()
     with cell_log(tmp_path, heard.append):
         logging.getLogger("kt.data").warning("%s: is no image that is read", name)

@@ -340,13 +340,13 @@ def test_rows_are_rehearsed_one_after_the_other(
 def test_what_time_allows_is_said(tmp_path: Path) -> None:
     none = faked(tmp_path, limit=8, two=run(2, 0, {}, None, "slow"))
     assert (
-        none.problem() == "2 images take more than 60 s a step"
+        none.problem() == "2 images take more than 300 s a step"
         and none.seconds() == {"one": None}
         and none.memory(8) is None
     )
     one = faked(tmp_path, limit=99, two=run(2, 3, {0: [9.0]}, None, "slow"))
     assert one.step_seconds() == [36.0, None] and one.seconds() == {"one": None} and one.memory(8) == 9 * 2**30
-    assert one.problem() == "not all of it could be measured in 60 s"
+    assert one.problem() == "not all of it could be measured in time"
 
 
 def test_what_does_not_fit_is_named_and_leaves_the_machine_alive(
@@ -443,3 +443,15 @@ def test_images_stand_in_for_every_published_dataset(
         assert data.spec.num_classes == (1 if task == "depth" else 8)
         batch = next(data.train.epoch(0))
         assert batch["inputs"][0].shape == (3, *((32, 64) if dense else (16, 16)))
+
+
+def test_the_fewest_images_have_time_of_their_own(tmp_path: Path) -> None:
+    given: dict[int, float] = {}
+
+    class Watch(Stage):
+        def measure(self, configs: Any, images: int, seconds: float) -> Run:
+            given[images] = seconds
+            return Run(images, facts={"phases": ["train"]}, ended="done", seconds=5.0)
+
+    case_of(tmp_path, *SMALL).rehearse(Watch(tmp_path, tmp_path / "log.txt", False))
+    assert given == {2: rehearse.FEWEST_SECONDS, 4: rehearse.CASE_SECONDS - 5.0}
