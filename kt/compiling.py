@@ -25,6 +25,8 @@ from kt import ranks
 from kt.errors import UserError
 
 AUTO = "auto"
+# Of torch: 2.4 goes on with what it has compiled where a module has changed since (`track_running_stats`, for one).
+OLDEST = "2.6"
 
 # Of a trial: steps that are not timed, and steps that are.
 WARM, TIMED = 3, 5
@@ -134,8 +136,8 @@ class Compiler:
             warnings.filterwarnings("ignore", r"The \.grad attribute of a Tensor that is not a leaf", UserWarning)
         if choice is True and (fault := self._fault()):
             raise UserError(
-                f"compile=true: nothing can be compiled on this machine ({fault}); expected a C++ compiler (g++), "
-                "on a GPU also triton, or compile=false"
+                f"compile=true: nothing can be compiled on this machine ({fault}); expected torch {OLDEST} or newer "
+                "and a C++ compiler (g++), on a GPU also triton, or compile=false"
             )
 
     def settle(self, found: dict[str, Any]) -> None:
@@ -162,6 +164,8 @@ class Compiler:
             self._judge(left - 1)
 
     def _fault(self) -> str | None:
+        if torch.__version__ < OLDEST:
+            return f"torch {torch.__version__}"
         return _fault(self.device.type) if self.backend == "inductor" else None
 
     def _now(self) -> float:
@@ -201,7 +205,11 @@ class Compiler:
         kind = (*map(type, steps), x.shape, torch.is_grad_enabled(), self.device, self.graphs, self.backend)
         if kind not in _functions:
             _functions[kind] = self._compiled(f"steps_{len(_functions)}")
-        return _functions[kind](steps, x)
+        try:
+            return _functions[kind](steps, x)
+        except torch._dynamo.exc.TorchRuntimeError:  # the steps' own mistake, in words about tracing
+            _through(steps, x)
+            raise
 
     def _compiled(self, name: str) -> Any:
         """A compiled function from steps and their input; torch limits the variants of a code, so each has its own."""
