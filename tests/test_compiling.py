@@ -227,6 +227,30 @@ def test_a_machine_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compiler.choice is False and compiler.found is not None and "no-such-compiler" in compiler.found["why"]
 
 
+def test_what_cannot_be_compiled_runs_as_it_is_under_auto() -> None:
+    tried = []
+
+    def refuse(*_: Any) -> Any:
+        tried.append(1)
+        raise RuntimeError("no such instruction")
+
+    torch.manual_seed(0)
+    x, plain = torch.rand(4, 2), nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    twin, compiler = copy.deepcopy(plain), Compiler("auto", CPU, backend=refuse)
+    for _ in range(2 * (WARM + TIMED)):
+        with compiler.step(10**9):
+            torch.testing.assert_close(run_steps(twin, x), plain(x), rtol=0, atol=0)
+            time.sleep(0.001)
+    assert bits(twin.state_dict()) == bits(plain.state_dict()) and len(tried) == 1
+    assert compiler.choice is False and compiler.found is not None and compiler.found["why"] == "no such instruction"
+    with (
+        pytest.raises(RuntimeError, match="no such instruction"),
+        (asked := Compiler(True, CPU, backend=refuse)).step(1),
+    ):
+        run_steps(twin, x)
+    assert asked.choice is True
+
+
 def test_an_older_torch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kt.compiling, "OLDEST", "99.0")
     with pytest.raises(UserError, match=r"^compile=true: .* \(torch .*\); expected torch 99.0 or newer"):
