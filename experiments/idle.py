@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kt.data.names import DATASETS
 from kt.data.names import idle as idle_of_dataset
-from kt.needs import Config, teacher_dataset
+from kt.needs import Config, teacher_dataset, teacher_of
 from kt.settings import METHODS, SOURCE, Schedule, defaults, epochs_of
 
 FRACTION = "scale.fraction"
@@ -25,13 +25,11 @@ def _methods(config: Mapping[str, Any]) -> Iterator[tuple[str, Config, dict[str,
 
 def idle(config: Mapping[str, Any]) -> dict[str, str]:
     """Dotted key -> what it would go with, of a checked config; a key stands for all below it."""
-    found = {f"schedule.{key}": why for key, why in Schedule.idle(config["schedule"]).items()}
-    milestones, length = config["schedule"]["milestones"], epochs_of(config["schedule"])
-    if length and milestones and min(milestones) >= length:  # an empty list means that the learning rate stays
-        late = dict.fromkeys(
-            ("schedule.milestones", "schedule.gamma"), f"a milestone before the end, at {length} epochs"
-        )
-        found = late | found
+    found = {f"schedule.{key}": why for key, why in _idle_in(config["schedule"]).items()}
+    if config["teacher"]["network"] is not None:  # which learns by what its own schedule does not say otherwise
+        read = config["schedule"].keys() - (config["teacher"]["schedule"] or {}).keys()
+        read -= _idle_in(teacher_of(config)["schedule"]).keys()
+        found = {key: why for key, why in found.items() if key.removeprefix("schedule.") not in read}
     for prefix, _, keys in _methods(config):
         found |= {f"{prefix}.{key}": why for key, why in keys.items()}
     own = config["teacher"]["dataset"] or {}
@@ -50,6 +48,16 @@ def idle(config: Mapping[str, Any]) -> dict[str, str]:
         found["scale.width"] = "networks without a width of their own on embedded data"
     if config["wandb"]["mode"] == "disabled":
         found |= dict.fromkeys(("wandb.project", "wandb.entity"), "wandb.mode=offline or online")
+    return found
+
+
+def _idle_in(schedule: Mapping[str, Any]) -> dict[str, str]:
+    """The same of a schedule's keys."""
+    found = Schedule.idle(schedule)
+    milestones, length = schedule["milestones"], epochs_of(schedule)
+    if length and milestones and min(milestones) >= length:  # an empty list means that the learning rate stays
+        late = f"a milestone before the end, at {length} epochs"
+        found = {"milestones": late, "gamma": late, **found}
     return found
 
 

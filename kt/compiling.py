@@ -25,6 +25,8 @@ from kt import ranks
 from kt.errors import UserError
 
 AUTO = "auto"
+# Of torch: 2.4 goes on with what it has compiled where a module has changed since (`track_running_stats`, for one).
+OLDEST = "2.6"
 
 # Of a trial: steps that are not timed, and steps that are.
 WARM, TIMED = 3, 5
@@ -105,14 +107,15 @@ class Compiler:
     """Compiles the passes of a phase's steps, or none, or finds out.
 
     Finding out takes the phase's first steps, which count as all others: some as they are, and, where what is left
-    could repay it (`BEST`, `LEAST`), some compiled. What is faster stays.
+    could repay it (`BEST`, `LEAST`), some compiled. What is faster stays; where a pass forward cannot be compiled, all
+    go on as they are.
 
     Args:
         choice: True, False or `auto`.
         device: Where the steps run.
         graphs: Whether a GPU replays passes as CUDA graphs (torch's `reduce-overhead`). A step that makes one pass and
             one update may, since every tensor of a pass gives way to the next step's.
-        backend: torch's name of another one than Inductor.
+        backend: Another one than Inductor, as torch takes it.
 
     Attributes:
         choice: As given, until it has been found out.
@@ -124,18 +127,19 @@ class Compiler:
         UserError: Nothing can be compiled on this machine, and it was asked for.
     """
 
-    def __init__(self, choice: bool | str, device: torch.device | str, graphs: bool = False, backend: str = "inductor"):
+    def __init__(self, choice: bool | str, device: torch.device | str, graphs: bool = False, backend: Any = "inductor"):
         self.choice, self.device, self.backend = choice, torch.device(device), backend
         self.graphs = graphs and self.device.type == "cuda"
         self.found: dict[str, Any] | None = None
         self._shapes: dict[tuple[int, ...], torch.Size] = {}
         self._seconds: list[float] = []
+        self._broken = ""  # why nothing is compiled any more
         if choice:  # torch says it of its own look at tensors
             warnings.filterwarnings("ignore", r"The \.grad attribute of a Tensor that is not a leaf", UserWarning)
         if choice is True and (fault := self._fault()):
             raise UserError(
-                f"compile=true: nothing can be compiled on this machine ({fault}); expected a C++ compiler (g++), "
-                "on a GPU also triton, or compile=false"
+                f"compile=true: nothing can be compiled on this machine ({fault}); expected torch {OLDEST} or newer "
+                "and a C++ compiler (g++), on a GPU also triton, or compile=false"
             )
 
     def settle(self, found: dict[str, Any]) -> None:
@@ -162,6 +166,8 @@ class Compiler:
             self._judge(left - 1)
 
     def _fault(self) -> str | None:
+        if torch.__version__ < OLDEST:
+            return f"torch {torch.__version__}"
         return _fault(self.device.type) if self.backend == "inductor" else None
 
     def _now(self) -> float:
@@ -187,6 +193,8 @@ class Compiler:
             cost = sum(self._seconds[tried : tried + WARM]) - WARM * faster
             found |= {"compiled_ms": 1e3 * faster, "seconds": cost, "compiled": repays(plain, faster, 0.0, left)}
             found["repaid"] = repays(plain, faster, cost, left)
+            if self._broken:
+                found |= {"compiled": False, "repaid": False, "why": self._broken}
         if found := ranks.from_first(found if settled else None):
             self.settle(found)
 
@@ -196,12 +204,19 @@ class Compiler:
             return _through(steps, x)
         modules = [module for step in steps for module in step.modules()]
         shape = self._shapes.setdefault(tuple(map(id, steps)), x.shape)
-        if len(modules) == 1 or shape != x.shape or _hooked(modules):
+        if len(modules) == 1 or shape != x.shape or _hooked(modules) or self._broken:
             return _through(steps, x)
         kind = (*map(type, steps), x.shape, torch.is_grad_enabled(), self.device, self.graphs, self.backend)
         if kind not in _functions:
             _functions[kind] = self._compiled(f"steps_{len(_functions)}")
-        return _functions[kind](steps, x)
+        try:
+            return _functions[kind](steps, x)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            x = _through(steps, x)  # which tells a mistake of the steps' own in their words
+            if self.choice is True and self.found is None:  # it was asked for
+                raise
+            self._broken = _reason(error)
+            return x
 
     def _compiled(self, name: str) -> Any:
         """A compiled function from steps and their input; torch limits the variants of a code, so each has its own."""
@@ -226,5 +241,11 @@ def _fault(device: str) -> str | None:
             torch.compile(lambda x: x.exp() + 1, dynamic=False, options=_options(False))(torch.zeros(64, device=device))
             _faults[device] = None
         except Exception as error:  # whatever compilers, linkers and headers lack
-            _faults[device] = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
+            _faults[device] = _reason(error)
     return _faults[device]
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line."""
+    told = getattr(error, "inner_exception", None) or error.__cause__ or error
+    return (str(told).strip().splitlines() or [type(told).__name__])[0]

@@ -160,7 +160,7 @@ def draw(panel: Panel | HeatMaps) -> Any:
 def _style(panel: Panel | HeatMaps) -> contextlib.ExitStack:
     """Settings of matplotlib for one picture; its name makes the SVG's own names unique and repeatable."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # a home without room for its cache is no news
-    import matplotlib  # late: not every command draws
+    from matplotlib import style  # late: not every command draws
 
     stack = contextlib.ExitStack()
     stack.enter_context(warnings.catch_warnings())
@@ -190,7 +190,7 @@ def _style(panel: Panel | HeatMaps) -> contextlib.ExitStack:
         "grid.linewidth": 0.6,
         "lines.solid_capstyle": "round",
     }
-    stack.enter_context(matplotlib.rc_context(options))
+    stack.enter_context(style.context(options, after_reset=True))  # whatever a matplotlibrc says
     return stack
 
 
@@ -247,7 +247,11 @@ def _plot(panel: Panel, figure: Any) -> None:
 def _draw_line(axes: Any, line: Line, number: int) -> None:
     """A line with what its means are of, its points if they are few, and its spreads."""
     known: dict[str, Any] = {"color": COLOURS[number], "clip_on": False}
-    y, means_y = (np.where(np.abs(each) < LARGEST, each, np.nan) for each in (line.y, line.means_y))
+
+    def seen(values: Array) -> Array:
+        return np.where(np.abs(values) < LARGEST, values, np.nan)
+
+    y, means_y = seen(line.y), seen(line.means_y)
     if len(line.x) > len(line.means_x):
         faint = 0.3 if len(line.means_x) > 1 else 0.9  # one mean is no line
         axes.plot(*downsample(line.x, y, FINE), alpha=faint, linewidth=0.8, **known)
@@ -263,7 +267,7 @@ def _draw_line(axes: Any, line: Line, number: int) -> None:
         **known,
     )
     if line.spread is not None:
-        axes.errorbar(*means, yerr=line.spread, fmt="none", ecolor=COLOURS[number], elinewidth=1.2, clip_on=False)
+        axes.errorbar(*means, yerr=seen(line.spread), fmt="none", ecolor=COLOURS[number], elinewidth=1.2, clip_on=False)
 
 
 def _show_maps(panel: HeatMaps, figure: Any) -> None:

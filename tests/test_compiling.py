@@ -22,6 +22,7 @@ from kt.compiling import TIMED, WARM, Compiler, compiling, repays, run_steps
 from kt.errors import UserError
 from kt.train import fit, phase_records
 
+pytestmark = pytest.mark.skipif(torch.__version__ < kt.compiling.OLDEST, reason="nothing is compiled by this torch")
 torch.set_num_threads(1)
 
 CPU = torch.device("cpu")
@@ -144,6 +145,13 @@ def test_only_what_can_be_is_compiled(shapes: list[tuple[int, ...]], hook: bool,
     assert len(seen) == 2 * hook
 
 
+@pytest.mark.usefixtures("traced")
+def test_a_mistake_in_a_step_is_told_as_it_is() -> None:
+    steps = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)]
+    with Traced(True).step(1), pytest.raises(ValueError, match="^Expected more than 1 value per channel"):
+        run_steps(steps, torch.rand(1, 3, 3, 3))
+
+
 def test_it_repays() -> None:
     assert repays(1.0, 0.75, 24.0, 100)
     assert not repays(1.0, 0.75, 25.0, 100)
@@ -217,6 +225,41 @@ def test_a_machine_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
             with compiler.step(10**9):
                 time.sleep(0.001)
     assert compiler.choice is False and compiler.found is not None and "no-such-compiler" in compiler.found["why"]
+
+
+def test_what_cannot_be_compiled_runs_as_it_is_under_auto() -> None:
+    tried = []
+
+    def refuse(*_: Any) -> Any:
+        tried.append(1)
+        raise RuntimeError("no such instruction")
+
+    torch.manual_seed(0)
+    x, plain = torch.rand(4, 2), nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    twin, compiler = copy.deepcopy(plain), Compiler("auto", CPU, backend=refuse)
+    for _ in range(2 * (WARM + TIMED)):
+        with compiler.step(10**9):
+            torch.testing.assert_close(run_steps(twin, x), plain(x), rtol=0, atol=0)
+            time.sleep(0.001)
+    assert bits(twin.state_dict()) == bits(plain.state_dict()) and len(tried) == 1
+    assert compiler.choice is False and compiler.found is not None and compiler.found["why"] == "no such instruction"
+    with (
+        pytest.raises(RuntimeError, match="no such instruction"),
+        (asked := Compiler(True, CPU, backend=refuse)).step(1),
+    ):
+        run_steps(twin, x)
+    assert asked.choice is True
+
+
+def test_an_older_torch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kt.compiling, "OLDEST", "99.0")
+    with pytest.raises(UserError, match=r"^compile=true: .* \(torch .*\); expected torch 99.0 or newer"):
+        Traced(True)
+    compiler = Traced("auto")
+    for _ in range(WARM + TIMED):
+        with compiler.step(10**9):
+            time.sleep(0.001)
+    assert compiler.choice is False and compiler.found is not None and "torch" in compiler.found["why"]
 
 
 def test_checkpointing_is_refused(tmp_path: Path) -> None:

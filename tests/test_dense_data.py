@@ -565,6 +565,15 @@ def test_segfolder_names_and_ignored_ids(tmp_path: Path) -> None:
         list(build(tmp_path, **settings).train.epoch(0))
 
 
+def test_one_split_is_enough_where_a_share_is_held_out(tmp_path: Path) -> None:
+    settings = {**segfolder(tmp_path), "test_split": "train"}
+    with pytest.raises(UserError, match=r"dataset.test_split=train: expected two splits, .*dataset.validation"):
+        build(tmp_path, **settings)
+    data = build(tmp_path, **settings, validation=0.34)
+    trained, held = (torch.cat([batch["indices"] for batch in part.epoch(0)]) for part in (data.train, data.test))
+    assert sorted([*trained.tolist(), *held.tolist()]) == [*range(6)]
+
+
 def test_loading_processes_change_nothing(tmp_path: Path) -> None:
     settings = segfolder(tmp_path)
     alone, helped = (

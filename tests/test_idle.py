@@ -89,3 +89,21 @@ def test_what_is_idle_trains_the_same_student(
         model = make_model(name, data.spec.num_classes, **under, **more)
         left.append(step_each_phase(model, next(iter(data.train.epoch(0))), tmp_path))
     assert left[0].keys() == left[1].keys() and all(torch.equal(left[0][key], left[1][key]) for key in left[0])
+
+
+@pytest.mark.parametrize(
+    ("line", "keys"),
+    [
+        ("schedule.epochs=9 schedule.milestones=[20] teacher.schedule.epochs=30", {"milestones", "gamma"}),
+        ("schedule.optimizer=adam teacher.schedule.optimizer=sgd", {"momentum", "nesterov"}),
+        ("teacher.schedule.iterations=40", {"interval"}),
+    ],
+)
+def test_what_a_teacher_takes_from_the_students_schedule_is_not_idle(line: str, keys: set[str]) -> None:
+    def said(*more: str) -> set[str]:
+        config = composed("method=kd", "teacher=resnet20", "schedule.policy=step", *line.split(), *more)
+        return {key for key in keys if f"schedule.{key}" in idle(config)}
+
+    assert said() == set()
+    assert said("method=none", "teacher=none") == said("teacher.checkpoint=x.pth") == keys
+    assert said(*(f"teacher.schedule.{key}=${{schedule.{key}}}" for key in keys)) == keys

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -280,12 +281,23 @@ def test_axes_have_ticks_whatever_the_range(log: bool, low: float, times: float)
     assert "nan" not in svg
 
 
-@pytest.mark.parametrize("values", [(), (0.0, -1.0), (np.inf, 1.0), (1e300, 1e-300), (np.nan, np.nan)])
-def test_what_no_axis_can_show_is_drawn_without(values: tuple[float, ...]) -> None:
+@pytest.mark.parametrize("values", [(), (0.0, -1.0), (np.inf, 1.0), (1e308, 1e-300), (np.nan, np.nan)])
+@pytest.mark.parametrize("log", [False, True])
+def test_what_no_axis_can_show_is_drawn_without(log: bool, values: tuple[float, ...]) -> None:
     y = np.array(values)
     x = np.arange(float(len(y)))
-    drawn = panel(lines=[Line("猫 <b>", x, y, x, y)], levels=[], log_y=True, borders=[(0.0, "all"), (0.0, "")])
+    lines = [Line("猫 <b>", x, y, x, y, abs(y[::-1]))]
+    drawn = panel(lines=lines, levels=[], log_y=log, borders=[(0.0, "all"), (0.0, "")])
     assert "&lt;b&gt;" in as_svg(drawn) and as_png(drawn).startswith(b"\x89PNG")
+
+
+def test_pictures_are_the_same_whatever_a_matplotlibrc_says() -> None:
+    drawn = panel()
+    expected = as_svg(drawn), as_png(drawn)
+    own = {"text.usetex": True, "savefig.bbox": "tight", "axes.facecolor": "black"}
+    with matplotlib.rc_context(own):
+        assert (as_svg(drawn), as_png(drawn)) == expected
+        assert {key: matplotlib.rcParams[key] for key in own} == own
 
 
 def test_names_of_phases_stand_in_lines_of_their_own() -> None:

@@ -465,9 +465,11 @@ def check_dataset(dataset: Mapping[str, Any], key: str = "dataset") -> None:
             raise UserError(
                 f"{key}.{part}={given}: expected the name of a folder in the dataset's, such as {split.name}"
             )
-    if dataset["train_split"] is not None and dataset["train_split"] == dataset["test_split"]:
+    one = dataset["train_split"] is not None and dataset["train_split"] == dataset["test_split"]
+    if one and not dataset["validation"]:  # which scores on what it holds out
         given = ", ".join(f"{key}.{part}={dataset[part]}" for part in ("train_split", "test_split"))
-        raise UserError(f"{given}: expected two splits, one to train on and one to score on")
+        cure = f"or a share of the one to hold out ({key}.validation)"
+        raise UserError(f"{given}: expected two splits, one to train on and one to score on, {cure}")
     for part in SPLIT_SIZES:
         if DATASETS[dataset["name"]].code and dataset[part] is None:
             raise UserError(f"{key}.{part}=null: expected how many images to draw, for {dataset['name']}")
