@@ -352,8 +352,8 @@ def test_what_time_allows_is_said(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_named_and_leaves_the_machine_alive(
     tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rehearse, "free_memory", lambda: 400 << 20)  # enough to draw the images
-    case = case_of(tmp_path, *SMALL, "dataset.image_size=800", "dataset.train_size=8", "dataset.test_size=2")
+    monkeypatch.setattr(rehearse, "free_memory", lambda: 160 << 20)  # enough to draw the images
+    case = case_of(tmp_path, *SMALL, "dataset.image_size=32", "student.network.width=16")
     case.rehearse(stage)
     assert [run.ended for run in case.runs.values()] == ["memory", "memory"], stage.log.read_text()
     assert case.problem().startswith("does not fit: 1 images need more than the ")
