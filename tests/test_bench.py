@@ -67,7 +67,7 @@ def test_the_bench_tells_all_ways(
         assert row["unavoidable_ms"] == pytest.approx(sum(row["passes_ms"]) + row["update_ms"])
         assert row["ratio"] == pytest.approx(row["step_ms"] / row["unavoidable_ms"])
     said = capsys.readouterr().out
-    assert all(column in said for column in bench.WAYS)
+    assert all(way in said for _, way in ways)
     assert "torchdistill: not measured, it is not installed (pip install -e '.[bench]')" in said
 
 

@@ -268,9 +268,9 @@ class Told:
     [
         (0.1, 1, 9, {}, [2, 4, 8], 8),
         (0.1, 1, 8.5, {}, [2, 4], 4),  # the device's memory, not the machine's
-        (3.0, 1, 99, {}, [2, 4], 8),  # a minute is over before eight images are
-        (9.0, 1, 99, {}, [2], 8),  # and here before four are
-        (2.2, 1, 99, {}, [2, 4], 8),  # what six images have taken counts as well
+        (1.0, 1, 99, {}, [2, 4], 8),  # the time is over before eight images are
+        (3.0, 1, 99, {}, [2], 8),  # and here before four are
+        (0.73, 1, 99, {}, [2, 4], 8),  # what six images have taken counts as well
         (0.1, 1, 9, {4: "memory"}, [2, 4], 2),
         (0.1, 1, 9, {2: "memory"}, [2, 1], 1),
     ],
@@ -287,10 +287,10 @@ def test_how_many_images_are_measured(
 
 @pytest.mark.parametrize("passes", [1, 4])
 def test_more_images_are_measured_where_the_whole_batch_takes_too_long(tmp_path: Path, passes: int) -> None:
-    """At a second an image 42 are left after 2 and 4: too few for 32, enough for 8, be they all of a pass or not."""
+    """At a third of a second an image 14 are left after 2 and 4: too few for 32, enough for 8, of one pass or not."""
     keys = ("schedule.batch_size=32", f"schedule.device_batch={32 // passes}", "method=none")
     case = case_of(tmp_path, *SMALL, *keys)
-    case.rehearse(Told(1.0, 1, 99, {}))  # type: ignore[arg-type]
+    case.rehearse(Told(1 / 3, 1, 99, {}))  # type: ignore[arg-type]
     assert [*case.runs] == [2, 4, 8] and case.is_extrapolated == (passes == 1)
 
 
@@ -324,10 +324,10 @@ def test_rows_are_rehearsed_one_after_the_other(
 
     monkeypatch.setattr(rehearse, "_known", {})
     monkeypatch.setattr(Case, "rehearse", rehearsed_at_once)
-    table = ("+table=imagenet_compression", "rehearse=true", f"output_root={tmp_path / 'out'}")
+    table = ("+table=imagenet_compression", f"output_root={tmp_path / 'out'}")
     printed: dict[str, str] = {}
     for row in "kd", "at":
-        assert main([*table, f"rows={row}"]) == 0
+        assert main([*table, "rehearse=true", f"rows={row}"]) == 0
         printed[row] = capsys.readouterr().out
     assert "waited 75 % of its time for a processor" in printed["at"] and "waited" not in printed["kd"]
     (path,) = (tmp_path / "out" / "rehearsals").glob("*.json")
@@ -352,8 +352,8 @@ def test_what_time_allows_is_said(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_named_and_leaves_the_machine_alive(
     tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rehearse, "free_memory", lambda: 64 << 20)
-    case = case_of(tmp_path, *SMALL, "dataset.image_size=800", "dataset.train_size=8", "dataset.test_size=2")
+    monkeypatch.setattr(rehearse, "free_memory", lambda: 160 << 20)  # enough to draw the images
+    case = case_of(tmp_path, *SMALL, "dataset.image_size=32", "student.network.width=16")
     case.rehearse(stage)
     assert [run.ended for run in case.runs.values()] == ["memory", "memory"], stage.log.read_text()
     assert case.problem().startswith("does not fit: 1 images need more than the ")
