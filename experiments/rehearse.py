@@ -1,7 +1,7 @@
 """`rehearse=true`: what a table's cells will take at their real size, measured before any of them is trained.
 
 Cells that differ in nothing that costs time or memory (`experiments.plan.costs`) are one case. A case is built as its
-cells are and passes over 2 and over 4 images, each in a process of its own. To the schedule's batch time and memory are
+cells are and passes over 2, 4 and 16 images, each in a process of its own. To the schedule's batch time and memory are
 extrapolated; where that should fit and takes seconds, it is measured as well, or as many images as do.
 """
 
@@ -44,7 +44,7 @@ from kt.files import write_json, writing
 from kt.ranks import launched
 from kt.settings import accumulates, check_accumulation, device_batch
 
-IMAGES = (2, 4)  # of the passes that are measured
+IMAGES = (2, 4, 16)  # of the passes that are measured: of few a network's workspace takes more memory than its maps
 CASE_SECONDS = 20.0  # for all passes of a case; what is known then has to do
 FEWEST_SECONDS = 300.0  # for those over the fewest images, without which nothing is known
 BUILDING_SECONDS = 600.0  # for reading the data and building the networks
@@ -321,9 +321,12 @@ class Case:
     def rehearse(self, stage: Stage) -> None:
         """Measures it, as far as time and memory allow."""
         self.limit = free_memory() + (own_memory("VmRSS") or 0)  # which the process has from this one
-        for images in dict.fromkeys(min(each, self.batch) for each in IMAGES):
-            if not self._add(stage, images) or 2 * self.runs[images].seconds > self._left:
+        sizes = [*dict.fromkeys(min(each, self.batch) for each in IMAGES)]
+        for images, more in zip(sizes, [*sizes[1:], math.inf], strict=True):
+            if not self._add(stage, images) or more / images * self.runs[images].seconds > self._left:
                 break  # more images would not come to their end
+            if more / images * self.runs[images].memory > self.limit:
+                break
         smallest = min(self.runs.values(), key=lambda run: run.images)
         if smallest.ended == "memory" and smallest.images > 1:
             self._add(stage, 1)
