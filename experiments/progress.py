@@ -80,15 +80,23 @@ class Display:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Within, others may write to the screen."""
+        """Within, others may write to the screen, where the bars are not."""
         bars = self.bars if self.table is not None else None
+        shown = bars.task_ids if bars is not None else []
+
+        def show(visible: bool) -> None:
+            for task in shown:
+                bars.update(task, visible=visible)
+
         if bars is not None:
+            show(False)  # or they would take as many lines away from what has been written, once they are drawn again
             bars.stop()
         try:
             yield
         finally:
             if bars is not None:
                 bars.start()
+                show(True)
 
     def stop_table(self) -> None:
         """Closes all bars."""

@@ -302,10 +302,11 @@ class Case:
     def config(self) -> Config:
         """Of the cell that is built: what a method remembers of each training image counts."""
 
-        def images(config: Config) -> float:
-            return config["dataset"]["subset"] or config["dataset"]["train_size"] or math.inf
+        def size(config: Config) -> tuple[bool, float]:
+            images = config["dataset"]["subset"] or config["dataset"]["train_size"] or math.inf
+            return config["schedule"]["epochs"] != 0, images  # one that is not trained has nothing to measure
 
-        return max(self.cells.values(), key=images)
+        return max(self.cells.values(), key=size)
 
     @property
     def batch(self) -> int:
@@ -363,14 +364,19 @@ class Case:
         """What there is to do in each length.
 
         The `steps` of each phase, before how many of its epochs it goes through the training set (`surveys`) and the
-        `batches` of that; the number of `evaluations` and their `test_size`.
+        `batches` of that; the number of `evaluations` and their `test_size`. Without a training all phases have none.
         """
         run = self._counted or next((run for run in self.runs.values() if run.lengths), None)
         if run is None:
             return {}
         times = [run.surveys[index]["times"] for index in sorted(run.surveys)]
+        none = [0] * len(self.facts.get("phases", ()))
         return {
-            key: {**length, "surveys": [each[number] for each in times][: len(length["steps"])]}
+            key: {
+                **length,
+                **{name: length[name] or none for name in ("steps", "batches")},
+                "surveys": [each[number] for each in times],
+            }
             for number, (key, length) in enumerate(zip(self.cells, run.lengths, strict=True))
         }
 

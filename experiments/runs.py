@@ -192,10 +192,9 @@ class Training:
                 for text in job.status.get("warnings", ()):
                     self.display.warn(text)
         go_offline(todo, self.display)
-        self.wandb = todo[0].config["wandb"] if todo else self.runs[0].master.wandb
-        self.has_trained = bool(todo)
+        self.todo = todo
         if not todo:
-            self.display.line(f"nothing to train: all {len(self.jobs)} cells are done")
+            self.display.line(f"nothing to train: all {len({job.id for job in self.jobs.values()})} cells are done")
         interrupted = False
         try:
             for run in self.runs:
@@ -254,7 +253,7 @@ class Training:
                     folder, lost = self._show(run, quiet=interrupted and len(self.runs) > 1)
                 status = status or lost
                 if folder is not None and not interrupted:
-                    _mirror(run.table, folder, self.output_root, dict(self.wandb), self.has_trained)
+                    _mirror(run.table, folder, self.output_root, self._wandb)
         except UserError as found:
             status, error = 2, str(found)
         except Failure as found:
@@ -262,6 +261,16 @@ class Training:
         self.ended[name] = Ran(name, status, time.monotonic() - self.began, error, folder)
         if self.pages is not None:
             self.pages.tables.pop(name, None)
+
+    @functools.cached_property
+    def _wandb(self) -> dict[str, Any]:
+        """W&B's settings for tables; whether it can be reached the cells to train have told, else it is asked."""
+        if self.todo:
+            return dict(self.todo[0].config["wandb"])
+        settings = dict(self.runs[0].master.wandb)
+        if settings["mode"] == "online" and fault() is not None:
+            settings["mode"] = "offline"
+        return settings
 
     def _has_begun(self, run: Run) -> bool:
         """Whether there is anything to show of an interrupted run that there was not before."""
@@ -289,7 +298,7 @@ def _status_of(jobs: Sequence[Job]) -> int:
     return 3 if bad else 0
 
 
-def _mirror(table: Table, folder: Path, output_root: str, settings: dict[str, Any], has_trained: bool) -> None:
+def _mirror(table: Table, folder: Path, output_root: str, settings: Mapping[str, Any]) -> None:
     """Mirrors a rendered table, its cells and those that they need, where the cells have been mirrored that it trained.
 
     Args:
@@ -297,12 +306,9 @@ def _mirror(table: Table, folder: Path, output_root: str, settings: dict[str, An
         folder: Where it has been rendered.
         output_root: Where its cells live.
         settings: As `WandbRun` takes them.
-        has_trained: Whether the command has trained any cell, and so knows whether W&B can be reached.
     """
     from tables.mirror import mirror_table
 
-    if settings["mode"] == "online" and not has_trained and fault() is not None:
-        settings["mode"] = "offline"
     cited = [cell_id for shown in table.shown for cell_id in shown.cells]
     mirror_table(folder, output_root, settings, [*cited, *table.jobs])
 

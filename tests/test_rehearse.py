@@ -17,7 +17,7 @@ from configs import composed, table
 from experiments import measure, rehearse  # `measure` here, and not in every process that measures
 from experiments.cell import run_cell
 from experiments.meaning import settle
-from experiments.plan import case_key, rehearsed_cases
+from experiments.plan import Job, case_key, rehearsed_cases
 from experiments.rehearse import Case, Run, Stage, cases_of, extrapolated, merged, spread
 from experiments.run import main
 from kt.data import DATASETS, build_data
@@ -188,6 +188,21 @@ def test_seconds_and_memory_go_to_the_batch(tmp_path: Path) -> None:
     assert whole.fitting() == 8 and whole.problem() == ""
     halves = faked(tmp_path, "method=none", "schedule.device_batch=4", limit=8, two=two, four=four)
     assert halves.step_seconds() == [pytest.approx(2 * 1.5), pytest.approx(2 * 4.0)] and halves.problem() == ""
+
+
+def test_a_cell_without_a_training_is_of_the_case_of_its_network(tmp_path: Path, stage: Stage) -> None:
+    """A table that compares trained with untrained networks has both."""
+    cells = [settle(composed(*SMALL, "method=none", f"schedule.epochs={epochs}")) for epochs in (0, 3)]
+    jobs = [Job(str(n), [], config, f"{n}", [], {"status": "missing"}) for n, config in enumerate(cells)]
+    (case,) = cases_of(jobs)
+    case.runs = {8: stage.measure([case.config, *case.cells.values()], 8, 300.0)}
+    untrained, trained = case.lengths.values()
+    assert (untrained["steps"], trained["steps"], untrained["surveys"]) == ([0], [15], [0])
+    (least, most), (step,), image = case.seconds().values(), case.step_seconds(), case.image_seconds()
+    assert None not in (least, most, step, image, case.start)
+    assert least == pytest.approx(case.start + 12 * image) and step > 0  # type: ignore[operator]
+    assert most == pytest.approx(case.start + 15 * step + trained["evaluations"] * 12 * image)  # type: ignore[operator]
+    assert [len(length["cells"]) for length in case.record()["lengths"]] == [1, 1]
 
 
 def test_memory_without_images_is_that_of_weights_gradients_and_momentum(

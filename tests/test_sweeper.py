@@ -145,10 +145,11 @@ def test_several_tables_share_cells_and_a_summary(tmp_path: Path, capsys: pytest
         assert "beside:\n  - kcd_dynamic\n  - kcd_strategies\n" in path.read_text()
     # What keeps one table from running is told, and the other one runs.
     assert run(tmp_path, "+table=kcd_strategies,kcd_dynamic", "rows=[static]", "workers=1") == 2
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert out.count("| the table |") == 1
     (told,) = [line for line in out.splitlines() if line.startswith("kcd_strategies")]
     assert "rows=static" in told
+    assert err.startswith("kt: not run: kcd_strategies: rows=static: the table has no such row")  # at once
     assert named_tables(["+table=all,kcd_dynamic"]) == choices("table")
     with pytest.raises(UserError, match="kcd_dynamic.: write .table=kcd_strategies,kcd_dynamic$"):
         named_tables(["+table=[kcd_strategies,kcd_dynamic]"])
@@ -458,6 +459,8 @@ def test_wandb_is_asked_once_for_all_tables(tmp_path: Path, monkeypatch: pytest.
     assert run(tmp_path, "+table=kcd_dynamic,kcd_strategies", "rows=[baseline]", "wandb.mode=online") == 0
     modes = [json.loads(path.read_text())["mode"] for path in tmp_path.rglob("mirrored.json")]
     assert modes == ["offline", "offline"] and len(asked) == 1
+    assert run(tmp_path, "+table=kcd_dynamic,kcd_strategies", "rows=[baseline]", "wandb.mode=online") == 0
+    assert len(asked) == 2  # nothing to train, but to mirror
 
 
 def test_second_run_needs_no_torch(tmp_path: Path) -> None:
