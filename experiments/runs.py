@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -182,9 +183,6 @@ class Training:
             What each has come to, in order. Where it was interrupted, statuses are 130.
         """
         todo = [job for job in self.jobs.values() if not job.is_done]
-        if todo:
-            check_writable(self.output_root)
-            sweep_up(self.output_root)
         progress.use(self.display)
         for job in self.jobs.values():
             tell(job.told, self.display)
@@ -216,6 +214,8 @@ class Training:
         return [self.ended[run.table.name] for run in self.runs]
 
     def _train(self) -> None:
+        check_writable(self.output_root)  # what is done needs no place to write to
+        sweep_up(self.output_root)
         first, waiting = self.runs[0], [run for run in self.runs if run.left]
         if is_first():
             shown = {run.table.name: Page(run.render_again, {self.jobs[key].id for key in run.left}) for run in waiting}
@@ -241,8 +241,12 @@ class Training:
     def _end(self, run: Run, interrupted: bool = False) -> None:
         """Renders a table and says what it has come to; of several that were interrupted, their summary does."""
         name, folder = run.table.name, None
-        refresh(run.table.jobs, self.output_root)
         jobs = list(run.table.jobs.values())
+        if interrupted:  # other processes may be elsewhere, or gone
+            for job in jobs:
+                job.status = job.read_status(self.output_root)
+        else:
+            refresh(run.table.jobs, self.output_root)
         for job in jobs:
             if not job.is_done and not (pool := pooled_of(job, self.jobs)).is_done:
                 job.status = pool.status
@@ -258,6 +262,11 @@ class Training:
             status, error = 2, str(found)
         except Failure as found:
             status, error = 3, str(found)
+        except Exception as found:  # a mistake of ours, which must not end the trainings of the other tables
+            if len(self.runs) == 1:
+                raise
+            traceback.print_exc()
+            status, error = 3, f"{type(found).__name__}: {found}"
         self.ended[name] = Ran(name, status, time.monotonic() - self.began, error, folder)
         if self.pages is not None:
             self.pages.tables.pop(name, None)

@@ -20,7 +20,7 @@ import pytest
 import fake_training
 from configs import composed
 from experiments import devices, plan
-from experiments.launch import Report
+from experiments.launch import ByLauncher, Report
 from experiments.lifeline import GRACE_SECONDS, started
 from experiments.meaning import settle
 from experiments.plan import (
@@ -621,6 +621,26 @@ def test_counts_go_back_when_cells_start_again(capsys: pytest.CaptureFixture[str
     report.ended(jobs["a"], {"status": "failed", "error": "killed"})
     lines = capsys.readouterr().out.splitlines()
     assert lines == ["[1/2] a: failed: killed", "  1 cell is started again (why)", "[1/2] a: failed: killed"]
+
+
+def test_why_a_cell_was_not_launched_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file says that a cell was not tried, nor why; others are launched after it."""
+    statuses: dict[str, Json] = {}
+    monkeypatch.setattr(Job, "read_status", lambda self, root: statuses.get(self.id, {"status": "missing"}))
+
+    class Launcher:
+        def launch(self, overrides: list[list[str]], initial_job_idx: int) -> None:
+            for (name,) in overrides:
+                failed = {"status": "failed", "error": "no such file", "started": time.time()}
+                statuses[name] = failed if name == "bad" else {"status": "done", "error": None}
+
+    names = (("bad",), ("good",), ("lacking", "bad"), ("next", "good"), ("later", "next"))
+    jobs = {name: job(name, *needs) for name, *needs in names}
+    for each in jobs.values():
+        each.overrides = [each.id]
+    ByLauncher(Report("name", jobs, str(tmp_path), Display(quiet=True)), Launcher(), None).run()
+    assert [each.status["status"] for each in jobs.values()] == ["failed", "done", "failed", "done", "done"]
+    assert jobs["lacking"].status["error"] == "no such file"
 
 
 def test_a_pool_without_cells_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
