@@ -81,22 +81,19 @@ class Display:
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Within, others may write to the screen, where the bars are not."""
-        bars = self.bars if self.table is not None else None
-        shown = bars.task_ids if bars is not None else []
-
-        def show(visible: bool) -> None:
-            for task in shown:
-                bars.update(task, visible=visible)
-
-        if bars is not None:
-            show(False)  # or they would take as many lines away from what has been written, once they are drawn again
-            bars.stop()
+        if (bars := self.bars) is None or self.table is None:
+            yield
+            return
+        shown = bars.task_ids
+        for task in shown:  # or they would take their lines away from what has been written, once they are drawn again
+            bars.update(task, visible=False)
+        bars.stop()
         try:
             yield
         finally:
-            if bars is not None:
-                bars.start()
-                show(True)
+            bars.start()
+            for task in shown:
+                bars.update(task, visible=True)
 
     def stop_table(self) -> None:
         """Closes all bars."""
