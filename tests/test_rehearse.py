@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -339,10 +340,10 @@ def test_rows_are_rehearsed_one_after_the_other(
 
     monkeypatch.setattr(rehearse, "_known", {})
     monkeypatch.setattr(Case, "rehearse", rehearsed_at_once)
-    table = ("+table=imagenet_compression", "rehearse=true", f"output_root={tmp_path / 'out'}")
+    table = ("+table=imagenet_compression", f"output_root={tmp_path / 'out'}")
     printed: dict[str, str] = {}
     for row in "kd", "at":
-        assert main([*table, f"rows={row}"]) == 0
+        assert main([*table, f"rows={row}", "rehearse=true"]) == 0
         printed[row] = capsys.readouterr().out
     assert "waited 75 % of its time for a processor" in printed["at"] and "waited" not in printed["kd"]
     (path,) = (tmp_path / "out" / "rehearsals").glob("*.json")
@@ -368,8 +369,9 @@ def test_what_does_not_fit_is_named_and_leaves_the_machine_alive(
     tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rehearse, "free_memory", lambda: 64 << 20)
-    case = case_of(tmp_path, *SMALL, "dataset.image_size=800", "dataset.train_size=8", "dataset.test_size=2")
-    case.rehearse(stage)
+    keys = ("dataset.image_size=800", "schedule.batch_size=8", "schedule.epochs=3", "threads=1", "device=cpu")
+    case = case_of(tmp_path, "student=resnet8", "dataset=cifar100", *keys)
+    case.rehearse(dataclasses.replace(stage, synthetic=True))
     assert [run.ended for run in case.runs.values()] == ["memory", "memory"], stage.log.read_text()
     assert case.problem().startswith("does not fit: 1 images need more than the ")
     assert case.fitting() is None and case.seconds() == {"one": None}
