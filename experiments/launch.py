@@ -301,7 +301,7 @@ class ByLauncher:
             finally:
                 if is_first():
                     watch.end()
-                refresh(self.jobs, self.output_root)
+                refresh({job.key: job for job in left}, self.output_root)  # of others no file may say why they failed
             left = [job for job in left if self._is_owed(job, began, broken)]
             if not left:
                 return

@@ -54,7 +54,6 @@ Message = dict[str, Any]
 # Of each phase two, and while they have not taken so many seconds more; the first one finds out how to compute.
 STEPS, MOST_STEPS, STEPPING_SECONDS = 2, 6, 1.0
 DECODED = 8  # images at most of which the time to read one is taken
-# What torch and oneDNN say where the operating system gives them no more memory.
 
 
 def size_of(state: Any) -> int:

@@ -180,6 +180,8 @@ class Times:
 
     def weight(self, job: Job) -> float:
         """Seconds to order jobs by: where nothing tells, what a method computes beside the student alone decides."""
+        if job.key != job.id:
+            return 0.0  # a score takes little beside trainings, and nobody waits for it
         known = self.seconds[job.id]
         return _passes(job.config) * 60.0 if known is None else known
 
@@ -368,7 +370,7 @@ def plan_lines(jobs: Mapping[str, Job], output_root: str, workers: int) -> list[
     """What a run would do: every cell with its state and needs, and how long the rest may take.
 
     Args:
-        jobs: All jobs by id.
+        jobs: All jobs by their keys; those of one cell count as one.
         output_root: Where cells live.
         workers: How many cells would be trained side by side.
     """
@@ -382,7 +384,8 @@ def plan_lines(jobs: Mapping[str, Job], output_root: str, workers: int) -> list[
     lines += dict.fromkeys(line for job in todo if (line := _lacks_weights(job.config)))
     times = expected(todo, output_root)
     known = [seconds for seconds in times.seconds.values() if seconds is not None]
-    unknown = len(todo) - len(known)
+    cells, open_cells = len({job.id for job in jobs.values()}), len(times.seconds)
+    unknown = open_cells - len(known)
     if not todo:
         left = "nothing to train"
     elif not known:
@@ -393,7 +396,7 @@ def plan_lines(jobs: Mapping[str, Job], output_root: str, workers: int) -> list[
             left += f", {in_words(makespan(jobs, times, workers))} by {workers} workers"
         left += f" (from {times.sources})"
         left += f" for {len(known)} of them; {unknown} unknown, rehearse (rehearse=true)" if unknown else ""
-    lines.append(f"{len(jobs)} cells, {len(jobs) - len(todo)} done, {len(todo)} to train: {left}")
+    lines.append(f"{cells} cells, {cells - open_cells} done, {open_cells} to train: {left}")
     return lines
 
 

@@ -80,15 +80,20 @@ class Display:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Within, others may write to the screen."""
-        bars = self.bars if self.table is not None else None
-        if bars is not None:
-            bars.stop()
+        """Within, others may write to the screen, where the bars are not."""
+        if (bars := self.bars) is None or self.table is None:
+            yield
+            return
+        shown = bars.task_ids
+        for task in shown:  # or they would take their lines away from what has been written, once they are drawn again
+            bars.update(task, visible=False)
+        bars.stop()
         try:
             yield
         finally:
-            if bars is not None:
-                bars.start()
+            bars.start()
+            for task in shown:
+                bars.update(task, visible=True)
 
     def stop_table(self) -> None:
         """Closes all bars."""

@@ -303,10 +303,11 @@ class Case:
     def config(self) -> Config:
         """Of the cell that is built: what a method remembers of each training image counts."""
 
-        def images(config: Config) -> float:
-            return config["dataset"]["subset"] or config["dataset"]["train_size"] or math.inf
+        def size(config: Config) -> tuple[bool, float]:
+            images = config["dataset"]["subset"] or config["dataset"]["train_size"] or math.inf
+            return config["schedule"]["epochs"] != 0, images  # one that is not trained has nothing to measure
 
-        return max(self.cells.values(), key=images)
+        return max(self.cells.values(), key=size)
 
     @property
     def batch(self) -> int:
@@ -325,7 +326,7 @@ class Case:
         for images, more in zip(sizes, [*sizes[1:], math.inf], strict=True):
             if not self._add(stage, images) or more / images * self.runs[images].seconds > self._left:
                 break  # more images would not come to their end
-            if more / images * self.runs[images].memory > self.limit:
+            if more / images * self.runs[images].memory > (self.facts.get("limit") or self.limit):
                 break
         smallest = min(self.runs.values(), key=lambda run: run.images)
         if smallest.ended == "memory" and smallest.images > 1:
@@ -368,14 +369,19 @@ class Case:
         """What there is to do in each length.
 
         The `steps` of each phase, before how many of its epochs it goes through the training set (`surveys`) and the
-        `batches` of that; the number of `evaluations` and their `test_size`.
+        `batches` of that; the number of `evaluations` and their `test_size`. Without a training all phases have none.
         """
         run = self._counted or next((run for run in self.runs.values() if run.lengths), None)
         if run is None:
             return {}
         times = [run.surveys[index]["times"] for index in sorted(run.surveys)]
+        none = [0] * len(self.facts.get("phases", ()))
         return {
-            key: {**length, "surveys": [each[number] for each in times][: len(length["steps"])]}
+            key: {
+                **length,
+                **{name: length[name] or none for name in ("steps", "batches")},
+                "surveys": [each[number] for each in times],
+            }
             for number, (key, length) in enumerate(zip(self.cells, run.lengths, strict=True))
         }
 

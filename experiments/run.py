@@ -352,6 +352,9 @@ def _run_tables(hydra: Hydra, named: Mapping[str, Sequence[str]]) -> int:
             show_plans(runs)
         ran |= {run.table.name: Ran(run.table.name, 0, time.monotonic() - began, "", None) for run in runs}
     elif runs:
+        for each in ran.values():  # before what may take hours
+            if each.error and cell.is_first():
+                print(f"kt: not run: {each.name}: {' '.join(each.error.split())}", file=sys.stderr)
         ran |= {each.name: each for each in Training(runs, began).run()}
     if len(named) > 1:
         if cell.is_first() and not (len(runs) == len(named) and runs[0].master.plan):

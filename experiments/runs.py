@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -182,9 +183,6 @@ class Training:
             What each has come to, in order. Where it was interrupted, statuses are 130.
         """
         todo = [job for job in self.jobs.values() if not job.is_done]
-        if todo:
-            check_writable(self.output_root)
-            sweep_up(self.output_root)
         progress.use(self.display)
         for job in self.jobs.values():
             tell(job.told, self.display)
@@ -192,10 +190,9 @@ class Training:
                 for text in job.status.get("warnings", ()):
                     self.display.warn(text)
         go_offline(todo, self.display)
-        self.wandb = todo[0].config["wandb"] if todo else self.runs[0].master.wandb
-        self.has_trained = bool(todo)
+        self.todo = todo
         if not todo:
-            self.display.line(f"nothing to train: all {len(self.jobs)} cells are done")
+            self.display.line(f"nothing to train: all {len({job.id for job in self.jobs.values()})} cells are done")
         interrupted = False
         try:
             for run in self.runs:
@@ -217,6 +214,8 @@ class Training:
         return [self.ended[run.table.name] for run in self.runs]
 
     def _train(self) -> None:
+        check_writable(self.output_root)  # what is done needs no place to write to
+        sweep_up(self.output_root)
         first, waiting = self.runs[0], [run for run in self.runs if run.left]
         if is_first():
             shown = {run.table.name: Page(run.render_again, {self.jobs[key].id for key in run.left}) for run in waiting}
@@ -242,8 +241,12 @@ class Training:
     def _end(self, run: Run, interrupted: bool = False) -> None:
         """Renders a table and says what it has come to; of several that were interrupted, their summary does."""
         name, folder = run.table.name, None
-        refresh(run.table.jobs, self.output_root)
         jobs = list(run.table.jobs.values())
+        if interrupted:  # other processes may be elsewhere, or gone
+            for job in jobs:
+                job.status = job.read_status(self.output_root)
+        else:
+            refresh(run.table.jobs, self.output_root)
         for job in jobs:
             if not job.is_done and not (pool := pooled_of(job, self.jobs)).is_done:
                 job.status = pool.status
@@ -254,14 +257,29 @@ class Training:
                     folder, lost = self._show(run, quiet=interrupted and len(self.runs) > 1)
                 status = status or lost
                 if folder is not None and not interrupted:
-                    _mirror(run.table, folder, self.output_root, dict(self.wandb), self.has_trained)
+                    _mirror(run.table, folder, self.output_root, self._wandb)
         except UserError as found:
             status, error = 2, str(found)
         except Failure as found:
             status, error = 3, str(found)
+        except Exception as found:  # a mistake of ours, which must not end the trainings of the other tables
+            if len(self.runs) == 1:
+                raise
+            traceback.print_exc()
+            status, error = 3, f"{type(found).__name__}: {found}"
         self.ended[name] = Ran(name, status, time.monotonic() - self.began, error, folder)
         if self.pages is not None:
             self.pages.tables.pop(name, None)
+
+    @functools.cached_property
+    def _wandb(self) -> dict[str, Any]:
+        """W&B's settings for tables; whether it can be reached the cells to train have told, else it is asked."""
+        if self.todo:
+            return dict(self.todo[0].config["wandb"])
+        settings = dict(self.runs[0].master.wandb)
+        if settings["mode"] == "online" and fault() is not None:
+            settings["mode"] = "offline"
+        return settings
 
     def _has_begun(self, run: Run) -> bool:
         """Whether there is anything to show of an interrupted run that there was not before."""
@@ -289,7 +307,7 @@ def _status_of(jobs: Sequence[Job]) -> int:
     return 3 if bad else 0
 
 
-def _mirror(table: Table, folder: Path, output_root: str, settings: dict[str, Any], has_trained: bool) -> None:
+def _mirror(table: Table, folder: Path, output_root: str, settings: Mapping[str, Any]) -> None:
     """Mirrors a rendered table, its cells and those that they need, where the cells have been mirrored that it trained.
 
     Args:
@@ -297,12 +315,9 @@ def _mirror(table: Table, folder: Path, output_root: str, settings: dict[str, An
         folder: Where it has been rendered.
         output_root: Where its cells live.
         settings: As `WandbRun` takes them.
-        has_trained: Whether the command has trained any cell, and so knows whether W&B can be reached.
     """
     from tables.mirror import mirror_table
 
-    if settings["mode"] == "online" and not has_trained and fault() is not None:
-        settings["mode"] = "offline"
     cited = [cell_id for shown in table.shown for cell_id in shown.cells]
     mirror_table(folder, output_root, settings, [*cited, *table.jobs])
 

@@ -47,7 +47,7 @@ def _outlets() -> Iterator[list[_Outlet]]:
                 io.BufferedWriter(outlets[-1]),
                 encoding=stream.encoding,
                 errors="replace" if number == 1 else stream.errors,  # of what the terminal cannot show
-                line_buffering=stream.line_buffering,
+                line_buffering=stream.line_buffering or stream.write_through,  # `python -u`, PYTHONUNBUFFERED
             )
             setattr(sys, name, text)
     try:

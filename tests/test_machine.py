@@ -484,6 +484,13 @@ def test_output_that_nobody_reads_does_not_end_the_work() -> None:
     assert (ended.returncode, ended.stderr) == (0, b"")
 
 
+def test_what_python_does_not_buffer_comes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    code = "lambda: print('one', file=sys.stderr) or print('two') or __import__('os').write(1, b'three') - 5"
+    ended = python(code, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert (ended.returncode, ended.stdout) == (0, b"one\ntwo\nthree")
+
+
 def test_output_that_cannot_be_written_is_a_failure() -> None:
     with open("/dev/full", "wb") as full:
         ended = python(CHATTY, stdout=full, stderr=subprocess.PIPE)

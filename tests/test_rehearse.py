@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from configs import composed, table
 from experiments import measure, rehearse  # `measure` here, and not in every process that measures
 from experiments.cell import run_cell
 from experiments.meaning import settle
-from experiments.plan import case_key, rehearsed_cases
+from experiments.plan import Job, case_key, rehearsed_cases
 from experiments.rehearse import Case, Run, Stage, cases_of, extrapolated, merged, spread
 from experiments.run import main
 from kt.data import DATASETS, build_data
@@ -190,6 +191,21 @@ def test_seconds_and_memory_go_to_the_batch(tmp_path: Path) -> None:
     assert halves.step_seconds() == [pytest.approx(2 * 1.5), pytest.approx(2 * 4.0)] and halves.problem() == ""
 
 
+def test_a_cell_without_a_training_is_of_the_case_of_its_network(tmp_path: Path, stage: Stage) -> None:
+    """A table that compares trained with untrained networks has both."""
+    cells = [settle(composed(*SMALL, "method=none", f"schedule.epochs={epochs}")) for epochs in (0, 3)]
+    jobs = [Job(str(n), [], config, f"{n}", [], {"status": "missing"}) for n, config in enumerate(cells)]
+    (case,) = cases_of(jobs)
+    case.runs = {8: stage.measure([case.config, *case.cells.values()], 8, 300.0)}
+    untrained, trained = case.lengths.values()
+    assert (untrained["steps"], trained["steps"], untrained["surveys"]) == ([0], [15], [0])
+    (least, most), (step,), image = case.seconds().values(), case.step_seconds(), case.image_seconds()
+    assert None not in (least, most, step, image, case.start)
+    assert least == pytest.approx(case.start + 12 * image) and step > 0  # type: ignore[operator]
+    assert most == pytest.approx(case.start + 15 * step + trained["evaluations"] * 12 * image)  # type: ignore[operator]
+    assert [len(length["cells"]) for length in case.record()["lengths"]] == [1, 1]
+
+
 def test_memory_without_images_is_that_of_weights_gradients_and_momentum(
     tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -352,9 +368,10 @@ def test_what_time_allows_is_said(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_named_and_leaves_the_machine_alive(
     tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rehearse, "free_memory", lambda: 160 << 20)  # enough to draw the images
-    case = case_of(tmp_path, *SMALL, "dataset.image_size=32", "student.network.width=16")
-    case.rehearse(stage)
+    monkeypatch.setattr(rehearse, "free_memory", lambda: 64 << 20)
+    keys = ("dataset.image_size=800", "schedule.batch_size=8", "schedule.epochs=3", "threads=1", "device=cpu")
+    case = case_of(tmp_path, "student=resnet8", "dataset=cifar100", *keys)
+    case.rehearse(dataclasses.replace(stage, synthetic=True))
     assert [run.ended for run in case.runs.values()] == ["memory", "memory"], stage.log.read_text()
     assert case.problem().startswith("does not fit: 1 images need more than the ")
     assert case.fitting() is None and case.seconds() == {"one": None}

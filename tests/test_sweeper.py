@@ -145,10 +145,11 @@ def test_several_tables_share_cells_and_a_summary(tmp_path: Path, capsys: pytest
         assert "beside:\n  - kcd_dynamic\n  - kcd_strategies\n" in path.read_text()
     # What keeps one table from running is told, and the other one runs.
     assert run(tmp_path, "+table=kcd_strategies,kcd_dynamic", "rows=[static]", "workers=1") == 2
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert out.count("| the table |") == 1
     (told,) = [line for line in out.splitlines() if line.startswith("kcd_strategies")]
     assert "rows=static" in told
+    assert err.startswith("kt: not run: kcd_strategies: rows=static: the table has no such row")  # at once
     assert named_tables(["+table=all,kcd_dynamic"]) == choices("table")
     with pytest.raises(UserError, match="kcd_dynamic.: write .table=kcd_strategies,kcd_dynamic$"):
         named_tables(["+table=[kcd_strategies,kcd_dynamic]"])
@@ -157,6 +158,39 @@ def test_several_tables_share_cells_and_a_summary(tmp_path: Path, capsys: pytest
     assert run(tmp_path, "+table=kcd_dynamic,kcd_strategies", "rows=[baseline]", "plan=true") == 0
     *_, one, together = capsys.readouterr().out.splitlines()
     assert together == f"2 tables together: {one}" and one.startswith("2 cells, 2 done")
+
+
+def test_a_table_that_cannot_be_judged_ends_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_table = fake_training.write_table
+
+    def judged(name: str, *arguments: Any, **others: Any) -> Path:
+        if name == "kcd_dynamic":
+            raise KeyError("a row")
+        return write_table(name, *arguments, **others)
+
+    monkeypatch.setattr(sys.modules["tables.render"], "write_table", judged)
+    assert run(tmp_path, "+table=kcd_dynamic,kcd_strategies", "rows=[baseline]", "workers=1") == 3
+    out, err = capsys.readouterr()
+    assert out.count("| the table |") == 1 and "KeyError: 'a row'" in out and "Traceback" in err
+    with pytest.raises(KeyError):
+        run(tmp_path, "+table=kcd_dynamic", "rows=[baseline]", "workers=1")
+
+
+def test_what_is_done_is_shown_where_nothing_can_be_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, "+table=stage_count", "method=none", "workers=1") == 0
+
+    def refuse(place: str) -> None:
+        raise UserError(f"output_root={place}: cannot be written")
+
+    monkeypatch.setattr("experiments.runs.check_writable", refuse)
+    capsys.readouterr()
+    assert run(tmp_path, "+table=stage_count,imagenet_compression", "method=none", "workers=1") == 2
+    out, err = capsys.readouterr()
+    assert out.count("| the table |") == 1 and err.startswith("kt: error: output_root=") and err.count("\n") == 1
 
 
 def test_tables_of_other_tasks_share_their_cells() -> None:
@@ -412,7 +446,10 @@ def test_a_mistake_that_stops_everything_is_one_line(
 
 def test_an_interrupt_keeps_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_TRAINING", json.dumps({"at": "interrupt"}))
+    asked: list[object] = []
+    monkeypatch.setattr("experiments.launch.agree", lambda value: asked.append(value) or value)
     assert run(tmp_path, TABLE, "rows=kd,at,ab", "workers=1") == 130
+    assert len(asked) == 1  # by then other processes may not answer any more
     assert statuses(tmp_path) == {"teacher": "done", "kd": "done", "at": "interrupted", "ab": "missing"}
     monkeypatch.delenv("FAKE_TRAINING")
     assert run(tmp_path, TABLE, "rows=kd,at,ab") == 0
@@ -458,6 +495,8 @@ def test_wandb_is_asked_once_for_all_tables(tmp_path: Path, monkeypatch: pytest.
     assert run(tmp_path, "+table=kcd_dynamic,kcd_strategies", "rows=[baseline]", "wandb.mode=online") == 0
     modes = [json.loads(path.read_text())["mode"] for path in tmp_path.rglob("mirrored.json")]
     assert modes == ["offline", "offline"] and len(asked) == 1
+    assert run(tmp_path, "+table=kcd_dynamic,kcd_strategies", "rows=[baseline]", "wandb.mode=online") == 0
+    assert len(asked) == 2  # nothing to train, but to mirror
 
 
 def test_second_run_needs_no_torch(tmp_path: Path) -> None:

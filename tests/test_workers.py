@@ -20,7 +20,7 @@ import pytest
 import fake_training
 from configs import composed
 from experiments import devices, plan
-from experiments.launch import Report
+from experiments.launch import ByLauncher, Report
 from experiments.lifeline import GRACE_SECONDS, started
 from experiments.meaning import settle
 from experiments.plan import (
@@ -176,6 +176,18 @@ def test_a_further_score_is_a_job_of_its_own() -> None:
     found = pooled({"against": against, "later": {"kd": later["kd"]}})
     assert list(found) == ["kd", "after", "kd overlap"] and found["kd overlap"].needs == ["kd", "after"]
     assert [[each.key for each in wave] for wave in waves(found)] == [["kd"], ["after"], ["kd overlap"]]
+    assert makespan(found, Times({"kd": 5.0, "after": 3.0}), 1) == 8.0
+
+
+def test_a_cell_with_two_scores_is_one_of_a_plan(tmp_path: Path) -> None:
+    finish(tmp_path, 1, 40.0, *KD)
+    tables = {
+        name: by_id(Job("kd", [], {**cell(*KD), "evaluation": name}, "kd", [], {"status": "missing"}))
+        for name in ("overlap", "distance")
+    }
+    told = plan_lines(pooled(tables), str(tmp_path), 2)[-1]
+    assert told.startswith("1 cells, 0 done, 1 to train: about 40 s one after the other, 40 s by 2 workers (from 1")
+    assert "unknown" not in told
 
 
 def best_packing(seconds: dict[str, float], needs: dict[str, tuple[str, ...]], workers: int) -> float:
@@ -552,11 +564,41 @@ def test_bars_of_several_cells(
     ]
 
 
-def test_bars_make_room_for_a_table() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    """A terminal that keeps what is written to it."""
 
+    def isatty(self) -> bool:
+        return True
+
+    def lines(self) -> list[str]:
+        """What stands on it, as far as lines go that are left, gone back to and cleared."""
+        found, at = [""], 0
+        for command, sign, text in re.findall(r"\x1b\[([\d;?]*[A-Za-z])|([\n\r])|([^\x1b\n\r]+)", self.getvalue()):
+            at += (sign == "\n") - (command == "1A")
+            found += [""] * (at + 1 - len(found))
+            found[at] = "" if command == "2K" else found[at] + text
+        return found
+
+
+def test_bars_take_nothing_of_a_table_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal()
+    display = Display(terminal)
+    assert display.bars is not None
+    display.start_table("two", 2)
+    display.start(10, "kd seed 0", "one")
+    display.start(10, "at seed 0", "two")
+    for number in range(2):
+        with display.paused():
+            terminal.write(f"claims {number}\npage {number}\n")
+        display.bars.refresh()
+    *above, table, one, two = terminal.lines()
+    assert above == ["claims 0", "page 0", "claims 1", "page 1"]
+    assert [line[:3] for line in (table, one, two)] == ["two", "kd ", "at "]
+    display.stop_table()
+
+
+def test_bars_make_room_for_a_table() -> None:
     display = Display(Terminal())
     assert display.bars is not None
     with display.paused():
@@ -579,6 +621,26 @@ def test_counts_go_back_when_cells_start_again(capsys: pytest.CaptureFixture[str
     report.ended(jobs["a"], {"status": "failed", "error": "killed"})
     lines = capsys.readouterr().out.splitlines()
     assert lines == ["[1/2] a: failed: killed", "  1 cell is started again (why)", "[1/2] a: failed: killed"]
+
+
+def test_why_a_cell_was_not_launched_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file says that a cell was not tried, nor why; others are launched after it."""
+    statuses: dict[str, Json] = {}
+    monkeypatch.setattr(Job, "read_status", lambda self, root: statuses.get(self.id, {"status": "missing"}))
+
+    class Launcher:
+        def launch(self, overrides: list[list[str]], initial_job_idx: int) -> None:
+            for (name,) in overrides:
+                failed = {"status": "failed", "error": "no such file", "started": time.time()}
+                statuses[name] = failed if name == "bad" else {"status": "done", "error": None}
+
+    names = (("bad",), ("good",), ("lacking", "bad"), ("next", "good"), ("later", "next"))
+    jobs = {name: job(name, *needs) for name, *needs in names}
+    for each in jobs.values():
+        each.overrides = [each.id]
+    ByLauncher(Report("name", jobs, str(tmp_path), Display(quiet=True)), Launcher(), None).run()
+    assert [each.status["status"] for each in jobs.values()] == ["failed", "done", "failed", "done", "done"]
+    assert jobs["lacking"].status["error"] == "no such file"
 
 
 def test_a_pool_without_cells_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
