@@ -410,7 +410,11 @@ def test_a_chosen_launcher_keeps_its_place(tmp_path: Path, start: Callable[..., 
 def test_an_interrupt_reaches_every_worker(
     tmp_path: Path, start: Callable[..., subprocess.Popen[str]], number: signal.Signals
 ) -> None:
-    process = start(TABLE, "rows=kd,at,ab", "workers=2", kd=60, at=60)
+    before = signal.signal(number, signal.SIG_DFL)  # below nohup, or behind a shell's &, it is ignored and so inherited
+    try:
+        process = start(TABLE, "rows=kd,at,ab", "workers=2", kd=60, at=60)
+    finally:
+        signal.signal(number, before)
     pids = wait_for(running(tmp_path, "kd", "at"))
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
