@@ -159,7 +159,7 @@ def test_negative_means_of_normal_distributions(std: float, mean: float, expecte
 
 
 def test_negative_means_are_those_that_scipy_gives() -> None:
-    mean, std = draw(50).clamp(-1.5, 1.5), draw(50).abs() + 0.5  # three deviations at most: beyond, OFD's code has -3 std
+    mean, std = draw(50).clamp(-1.5, 1.5), draw(50).abs() + 0.5  # beyond three deviations OFD's code has -3 std
     expected = truncnorm.mean(-np.inf, -mean.numpy() / std.numpy(), loc=mean.numpy(), scale=std.numpy())
     np.testing.assert_allclose(kf.negative_mean(mean, std), expected)
     zero = torch.zeros(3)
