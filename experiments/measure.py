@@ -357,7 +357,9 @@ def _measure(
     engine = Engine(settings, device, own, config["seed"], *how)
     model.place(device)
     student = size_of(export_student(model))
-    # Passes would hide in what building has freed and glibc has kept.
+    # An epoch of very small batches is very many of them, and what is drawn is drawn many at a time.
+    batches = [{name: OneBatch(next(loader.epoch(0))) for name, loader in each.loaders.items()} for each in stretches]
+    # Passes would hide in what all this has freed and glibc has kept.
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):  # from here on the kernel's peak is that of the passes
@@ -368,7 +370,7 @@ def _measure(
     before = scheduled()
     disk = student * (1 + min(count_snapshots(config), settings["epochs"] or 0))
     for index, stretch in enumerate(stretches):
-        loaders = {name: OneBatch(next(loader.epoch(0))) for name, loader in stretch.loaders.items()}
+        loaders = batches[index]
         batch = loaders[TRAIN].batch
         loop = measured_loop(model, stretch.phase, batch, engine, index)
         loop.loaders = loaders

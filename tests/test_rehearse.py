@@ -473,3 +473,11 @@ def test_the_fewest_images_have_time_of_their_own(tmp_path: Path) -> None:
     case_of(tmp_path, *SMALL).rehearse(Watch(tmp_path, tmp_path / "log.txt", False))
     left = rehearse.CASE_SECONDS - 5.0
     assert given == {2: rehearse.FEWEST_SECONDS, 4: left, 8: left - 5.0}
+
+
+def test_batches_of_a_long_epoch_are_no_memory_of_passes(tmp_path: Path, stage: Stage) -> None:
+    """Two images of 200,000 are one batch of 100,000, whose indices no training of the real batch holds."""
+    short = ("dataset.subset=200000", "dataset.image_size=32", "dataset.resident=false", "method=none")
+    case = case_of(tmp_path, "student=resnet8", "dataset=imagenet", *short, "threads=1", "device=cpu")
+    found = dataclasses.replace(stage, synthetic=True).measure([case.config], 2, 100.0)
+    assert found.ended == "done" and found.memory - found.fixed < 50 << 20, stage.log.read_text()
