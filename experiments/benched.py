@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from experiments.groups import dataset_choice
 from kt.classifier import Classifier
+from kt.clock import seconds
 from kt.data import DATASETS, DataSpec, build_data
 from kt.dense import DenseModel
 from kt.methods import build_method, find_method
@@ -31,13 +32,9 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time
 
 def timed(function: Callable[[], Any], device: torch.device, clock: Callable[[], float] = time.perf_counter) -> float:
     """Seconds that one call takes, device work included."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = clock()
+    start = seconds(device, clock)
     function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return clock() - start
+    return seconds(device, clock) - start
 
 
 def make_model(

@@ -37,6 +37,7 @@ from experiments.build import (
 from experiments.devices import own_memory, pick_device, processor, scheduled, share_waited
 from experiments.meaning import Unnamed, is_of_library, needs_of, states_of
 from experiments.plan import on_processor
+from kt import clock
 from kt.data import Data, DataSpec
 from kt.data.images import kept_bytes
 from kt.data.names import CLASSIFICATION, DATASETS
@@ -280,9 +281,9 @@ class _Watched(OneBatch):
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Any]:
         """The batch, once."""
         for batch in super().epoch(epoch, first):
-            began = _now(self.device)
+            began = clock.seconds(self.device)
             yield batch
-            self.taken.append(_now(self.device) - began)
+            self.taken.append(clock.seconds(self.device) - began)
 
     def plain(self, by_class: bool = False) -> _Watched:
         """The same."""
@@ -418,13 +419,6 @@ def _evaluations(stretch: Stretch, every: int) -> int:
     """How often the student is scored within a phase, see `kt.hooks.EvaluateHook`."""
     last = stretch.phase.name != TRAIN
     return ((stretch.epochs - 1) // every + last) if stretch.phase.evaluate else 0
-
-
-def _now(device: torch.device) -> float:
-    """Seconds, once a GPU has done what it was told to."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def _held(device: torch.device) -> int:

@@ -165,6 +165,7 @@ class Training:
         self.runs, self.began = runs, began
         self.output_root = runs[0].output_root
         self.jobs = pooled({run.table.name: run.table.jobs for run in runs})
+        self.todo = [job for job in self.jobs.values() if not job.is_done]  # when the command began
         self.ended: dict[str, Ran] = {}  # by name
         self.display = progress.Display(quiet=not is_first())
         self.pages: Pages | None = None
@@ -182,23 +183,21 @@ class Training:
         Returns:
             What each has come to, in order. Where it was interrupted, statuses are 130.
         """
-        todo = [job for job in self.jobs.values() if not job.is_done]
         progress.use(self.display)
         for job in self.jobs.values():
             tell(job.told, self.display)
             if job.is_done:
                 for text in job.status.get("warnings", ()):
                     self.display.warn(text)
-        go_offline(todo, self.display)
-        self.todo = todo
-        if not todo:
+        go_offline(self.todo, self.display)
+        if not self.todo:
             self.display.line(f"nothing to train: all {len({job.id for job in self.jobs.values()})} cells are done")
         interrupted = False
         try:
             for run in self.runs:
                 if not run.left:
                     self._end(run)
-            if todo:
+            if self.todo:
                 self._train()
         except KeyboardInterrupt:
             interrupted = True

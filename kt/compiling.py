@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from kt import ranks
+from kt.clock import seconds
 from kt.errors import UserError
 
 AUTO = "auto"
@@ -151,7 +151,7 @@ class Compiler:
         """One step within; `left` counts it and those behind it."""
         trying = self.choice == AUTO
         on = len(self._seconds) >= WARM + TIMED if trying else self.choice
-        started = self._now() if trying else 0.0
+        started = seconds(self.device) if trying else 0.0
         if not on:
             yield
         else:
@@ -162,18 +162,13 @@ class Compiler:
             with ddp.patch(optimize_ddp=False), buffers.patch(donated_buffer=False), compiling(self):
                 yield
         if trying:
-            self._seconds.append(self._now() - started)
+            self._seconds.append(seconds(self.device) - started)
             self._judge(left - 1)
 
     def _fault(self) -> str | None:
         if torch.__version__ < OLDEST:
             return f"torch {torch.__version__}"
         return _fault(self.device.type) if self.backend == "inductor" else None
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
 
     def _judge(self, left: int) -> None:
         """Decides where enough steps have been timed; all processes as the first one does."""

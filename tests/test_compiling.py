@@ -168,7 +168,7 @@ def test_auto_keeps_what_is_faster_where_the_run_is_long(
 ) -> None:
     """A step takes a second, or `compiled`; compiling three more seconds in each of the first three."""
     compiler, now, done = Traced("auto"), 0.0, list[bool]()
-    monkeypatch.setattr(compiler, "_now", lambda: now)
+    monkeypatch.setattr(kt.compiling, "seconds", lambda device: now)
     for number in range(2 * steps):
         with compiler.step(steps + left - number):
             done.append(kt.compiling._current.get() is not None)
