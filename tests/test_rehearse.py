@@ -369,7 +369,7 @@ def test_what_does_not_fit_is_named_and_leaves_the_machine_alive(
     tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rehearse, "free_memory", lambda: 64 << 20)
-    keys = ("dataset.image_size=800", "schedule.batch_size=8", "schedule.epochs=3", "threads=1", "device=cpu")
+    keys = ("dataset.image_size=2400", "schedule.batch_size=8", "schedule.epochs=3", "threads=1", "device=cpu")
     case = case_of(tmp_path, "student=resnet8", "dataset=cifar100", *keys)
     case.rehearse(dataclasses.replace(stage, synthetic=True))
     assert [run.ended for run in case.runs.values()] == ["memory", "memory"], stage.log.read_text()
