@@ -38,7 +38,7 @@ from experiments.plan import (
     rehearsed_cases,
 )
 from experiments.progress import Display
-from experiments.workers import DENSE_IMPORTS, preload
+from experiments.workers import DENSE_IMPORTS, STEP_IMPORTS, preload
 from kt.errors import UserError
 from kt.files import write_json, writing
 from kt.ranks import launched
@@ -722,7 +722,9 @@ def rehearse(name: str, jobs: Sequence[Job], kind: bool | str, output_root: str,
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
     with _printing_to(path.with_suffix(".log")):
-        preload(("experiments.measure", *(DENSE_IMPORTS if dense else ())))
+        preload(("experiments.measure", *STEP_IMPORTS, *(DENSE_IMPORTS if dense else ())))
+    records: list[Config] = []
+    missing = dict.fromkeys(line for job in jobs for line in job.absent)
     with tempfile.TemporaryDirectory(prefix="kt-rehearsal-") as folder:
         stage = Stage(Path(folder), path.with_suffix(".log"), kind == SYNTHETIC)
         for number, case in enumerate(cases, 1):
@@ -732,17 +734,14 @@ def rehearse(name: str, jobs: Sequence[Job], kind: bool | str, output_root: str,
                 case.rehearse(stage)
                 _known[mark] = case
             case.runs, case.limit = _known[mark].runs, _known[mark].limit
-            display.line(f"[{number}/{len(cases)}] {_title(case.record())}: {_outcome(case.record())}")
-    absent = [line for job in jobs for line in job.absent]
-    missing = [*dict.fromkeys([*absent, *(line for case in cases for line in case.missing)])]
-    records = [case.record() for case in cases]
-    for record in records:
-        record["synthetic"] = stage.synthetic
-    with writing(path.parent):
-        kept = merged(rehearsed_cases(path), records)
-        head = {"version": REHEARSAL_VERSION, "name": name, "scale": scale}
-        write_json(path, {**head, "cases": kept, "missing": missing})
-    _show(name, records, missing)
+            records.append({**case.record(), "synthetic": stage.synthetic})
+            missing |= dict.fromkeys(case.missing)
+            display.line(f"[{number}/{len(cases)}] {_title(records[-1])}: {_outcome(records[-1])}")
+            with writing(path.parent):  # each at once: who interrupts hours of them keeps what was measured
+                head = {"version": REHEARSAL_VERSION, "name": name, "scale": scale}
+                kept = merged(rehearsed_cases(path), records)
+                write_json(path, {**head, "cases": kept, "missing": [*missing]})
+    _show(name, records, [*missing])
     print(path)
     if missing:
         return 2

@@ -30,9 +30,10 @@ from kt.errors import Failure, UserError
 
 Message = dict[str, Any]
 
-# What training imports; whatever fails to, fails again in the cell that needs it, which then says so. The last one is
-# what `wandb.init` imports only then: in each cell a second, half of what it computes beside steps and scores.
-IMPORTS = ("experiments.build", "wandb", "wandb.sdk.launch.inputs.internal")
+# What steps and scores import, some of it only when a cell gets there, which in each cell takes a second as well;
+# whatever fails to, fails again in the cell that needs it, which then says so.
+STEP_IMPORTS = ("experiments.build", "kt.functional", "timm", "matplotlib.pyplot")
+IMPORTS = (*STEP_IMPORTS, "wandb", "wandb.sdk.launch.inputs.internal")  # the last one is what `wandb.init` imports
 DENSE_IMPORTS = ("kt.models.dense", "kt.models.pose", "kt.models.depth", "kt.data.dense")
 LONGEST_TEXT = 500  # characters: a line of JSON stays below what a pipe takes at once
 REPORT_SECONDS = 0.2  # between two messages about a cell's steps

@@ -18,7 +18,7 @@ from layouts import ODD, PETS, imagefolder, real
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
-from kt.data import DATASETS, _checked, build_data, images
+from kt.data import DATASETS, _checked, build_data, images, loaders
 from kt.data.cache import kept
 from kt.data.images import SCENES_MEAN, SCENES_STD, balanced_subset
 from kt.data.loaders import (
@@ -124,6 +124,20 @@ def test_an_update_is_the_same_images_however_they_are_shared(world: int, passes
         assert torch.equal(torch.cat(found), order[: updates * world * passes * chunk])
     with pytest.raises(UserError, match=r"the training set has 0 images, an update is cut into"):
         epoch_order(0, 0, 5, True, 0, world, 12, passes)
+
+
+def test_what_is_drawn_a_few_batches_at_a_time_is_what_each_image_draws_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = build().train
+    alone = {int(index): uniform(3, 4, loader.indices[[index]], 3) for index in range(len(loader.indices))}
+    drawn: list[torch.Tensor] = []
+    monkeypatch.setattr(loaders, "crop_flip", lambda images, draws: drawn.append(draws) or images)
+    monkeypatch.setattr(loaders, "AT_ONCE", 4)  # of the six batches of an epoch
+    for first in (0, 3, 5):
+        drawn.clear()
+        batches = list(loader.epoch(4, first))
+        assert len(drawn) == len(batches) == 6 - first
+        for batch, draws in zip(batches, drawn, strict=True):
+            assert torch.equal(draws, torch.cat([alone[int(index)] for index in batch["indices"]], 1))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

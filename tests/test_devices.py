@@ -59,7 +59,8 @@ def test_torchrun_and_visible_devices_decide(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_devices_that_are_not_there() -> None:
+def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert devices.pick_device("auto") == torch.device("cpu")
     with pytest.raises(UserError, match="device='cuda:1': there is no CUDA device here"):
         devices.pick_device("cuda:1")

@@ -411,6 +411,28 @@ def test_a_normalisation_of_one_value_is_named(
     assert case["problem"].startswith("student.network.layer3.0.bn1 sees one value per channel at 1 images")
 
 
+def test_an_interrupt_keeps_what_was_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+
+    def measure(case: Case, stage: Stage) -> None:
+        if measured:
+            raise KeyboardInterrupt
+        measured.append(case.config["method"]["name"])
+        case.runs[2] = Run(2, ended="done", why="", missing=("nothing.txt: is not there",))
+
+    monkeypatch.setattr(Case, "rehearse", measure)
+    jobs = table("imagenet_compression", f"output_root={tmp_path}").jobs
+    for job in jobs.values():
+        job.status = {"status": "missing"}
+    with pytest.raises(KeyboardInterrupt):
+        rehearse.rehearse("some", [*jobs.values()], True, str(tmp_path), "mini")
+    written = json.loads((tmp_path / "rehearsals" / "some-mini.json").read_text())
+    assert [case["method"] for case in written["cases"]] == measured
+    assert written["missing"] == ["nothing.txt: is not there"]
+
+
 @pytest.mark.parametrize("kind", ["true", "synthetic"])
 def test_everything_missing_is_in_one_list(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: Stage, kind: str

@@ -53,7 +53,7 @@ class Labelled:
     labels: NDArray[np.int64]
 
 
-Split = Labelled | list[tuple[Path, int]]
+Split = Labelled | Sequence[tuple[Path, int]]
 
 
 @dataclass

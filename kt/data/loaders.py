@@ -25,7 +25,9 @@ from kt.errors import UserError
 from kt.settings import count_passes
 
 Batch = dict[str, Tensor]
+Batches = Tensor | tuple[Tensor, ...]  # of indices: rows, or of different lengths; as one tensor a million cost nothing
 PADDING = 4
+AT_ONCE = 256  # batches of which random numbers are drawn: a call takes hardly longer for many images than for a few
 DRAWS = {"none": 0, "crop_flip": 3, "imagenet": 5}  # random numbers that an augmentation takes of each image
 
 
@@ -101,7 +103,7 @@ def by_iterations(loader: Loader, iterations: int, epochs: int) -> Loader:
 
 def epoch_order(
     size: int, seed: int, epoch: int, shuffle: bool, rank: int, world: int, batch_size: int, passes: int = 1
-) -> list[Tensor]:
+) -> Batches:
     """Index batches of one epoch on one rank, `passes` of them for an update.
 
     Shuffled, all chunks of an epoch are of the same size, so that an update is the plain mean over them. What is left
@@ -113,13 +115,18 @@ def epoch_order(
     """
     chunks = world * passes
     if not shuffle:
-        return list(torch.arange(rank, size, world).split(max(1, batch_size // chunks)))
+        return torch.arange(rank, size, world).split(max(1, batch_size // chunks))
     if size < chunks:
         raise UserError(f"schedule.batch_size: the training set has {size} images, an update is cut into {chunks}")
     updates, chunk = max(1, size // batch_size), min(size, batch_size) // chunks
     generator = torch.Generator().manual_seed(_mix(seed, epoch, 0))
     order = torch.randperm(size, generator=generator)[: updates * chunks * chunk]
-    return list(order.view(-1, world, chunk)[:, rank])
+    return order.view(-1, world, chunk)[:, rank]
+
+
+def _each(batches: Batches) -> Iterator[Tensor]:
+    """One after the other: a tensor that is gone through itself makes all of its rows at once."""
+    return (batches[number] for number in range(len(batches)))
 
 
 def _mix(*parts: int) -> int:
@@ -232,11 +239,18 @@ class ImageLoader:
         self.batch_size, self.augmentation, self.shuffle = batch_size, augmentation, shuffle
         self.seed, self.rank, self.world, self.size = seed, rank, world, size
 
-    def _read(self, batches: list[Tensor], epoch: int) -> Iterator[Tensor]:
+    def _read(self, batches: Batches, epoch: int) -> Iterator[Tensor]:
         """The images at the positions of each batch, uint8 (n, h, w, 3)."""
         raise NotImplementedError
 
-    def _order(self, epoch: int) -> list[Tensor]:
+    def _draw(self, batches: Batches, epoch: int) -> Iterator[Tensor]:
+        """The random numbers that the augmentation of each batch takes."""
+        for start in range(0, len(batches), AT_ONCE):
+            numbers = [self.indices[chosen] for chosen in batches[start : start + AT_ONCE]]
+            draws = uniform(self.seed, epoch, torch.cat(numbers), DRAWS[self.augmentation])
+            yield from draws.split([len(each) for each in numbers], 1)
+
+    def _order(self, epoch: int) -> Batches:
         size, shared = len(self.labels), (self.rank, self.world, self.batch_size, self.passes)
         return epoch_order(size, self.seed, epoch, self.shuffle, *shared)
 
@@ -245,13 +259,9 @@ class ImageLoader:
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """One epoch's batches."""
-        device, count = self.device, DRAWS[self.augmentation]
-        batches = self._order(epoch)[first:]
-        numbers = [self.indices[chosen] for chosen in batches]
-        # Of all batches at once: a call takes hardly longer for thousands of images than for a few.
-        draws = uniform(self.seed, epoch, torch.cat(numbers), count) if numbers else torch.empty(count, 0)
-        parts = draws.split([len(chosen) for chosen in batches], 1)
-        for images, chosen, own, drawn in zip(self._read(batches, epoch), batches, numbers, parts, strict=True):
+        device, batches = self.device, self._order(epoch)[first:]
+        own = self._read(batches, epoch), _each(batches), self._draw(batches, epoch)
+        for images, chosen, drawn in zip(*own, strict=True):
             images = images.to(device, non_blocking=True)
             if self.augmentation == "crop_flip":
                 images = crop_flip(images, drawn)
@@ -261,7 +271,11 @@ class ImageLoader:
                 inputs = F.interpolate(inputs, size=(self.size,) * 2, mode="bilinear", antialias=True)
             if self.augmentation == "imagenet":
                 inputs = resized_crop_flip(inputs, drawn).contiguous(memory_format=torch.channels_last)
-            yield {"inputs": inputs, "labels": self.labels[chosen.to(device)], "indices": own.to(device)}
+            yield {
+                "inputs": inputs,
+                "labels": self.labels[chosen.to(device)],
+                "indices": self.indices[chosen].to(device),
+            }
 
     def part(self, chosen: Tensor) -> Self:
         """Some of the images, by their places, as a set of their own."""
@@ -294,8 +308,8 @@ class ResidentLoader(ImageLoader):
         super().__init__(labels, **options)
         self.images = images.to(self.device)
 
-    def _read(self, batches: list[Tensor], epoch: int) -> Iterator[Tensor]:
-        return (self.images[chosen.to(self.device)] for chosen in batches)
+    def _read(self, batches: Batches, epoch: int) -> Iterator[Tensor]:
+        return (self.images[chosen.to(self.device)] for chosen in _each(batches))
 
     def _take(self, places: Tensor) -> None:
         super()._take(places)
@@ -332,10 +346,10 @@ class StreamingLoader(ImageLoader):
         super().__init__(labels, **options)
         self.dataset, self.workers = dataset, workers
 
-    def _read(self, batches: list[Tensor], epoch: int) -> Iterator[Tensor]:
+    def _read(self, batches: Batches, epoch: int) -> Iterator[Tensor]:
         loader = DataLoader(
             _EpochView(self.dataset, self.seed, epoch),
-            batch_sampler=[self.indices[chosen].tolist() for chosen in batches],
+            batch_sampler=(self.indices[chosen].tolist() for chosen in _each(batches)),  # type: ignore[arg-type]
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
             # Its own, for a loader draws one number even if nothing is random.

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,8 +68,24 @@ def _classified(side: int, sizes: tuple[int, int], names: tuple[str, ...], folde
         pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
         with replacing(path) as file:
             Image.fromarray(pixels).save(file, "PNG")
-    train, test = ([(path, number % len(names)) for number in range(size)] for size in sizes)
+    train, test = (_OneFile(path, size, len(names)) for size in sizes)
     return Images(train, test, names)
+
+
+class _OneFile(Sequence[tuple[Path, int]]):
+    """The same file under each label in turn; a list of a million pairs is seconds of garbage collection."""
+
+    def __init__(self, path: Path, length: int, classes: int):
+        self.path, self.length, self.classes = path, length, classes
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.path, range(self.length)[index] % self.classes
+
+    def __iter__(self) -> Iterator[tuple[Path, int]]:
+        return zip(repeat(self.path, self.length), cycle(range(self.classes)))
 
 
 class _Again:
