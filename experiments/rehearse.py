@@ -731,7 +731,10 @@ def rehearse(name: str, jobs: Sequence[Job], kind: bool | str, output_root: str,
             places = case.config["data_root"], case.config["device"], stage.synthetic
             mark = (case.key, *case.cells, *places)
             if mark not in _known:
-                case.rehearse(stage)
+                try:
+                    case.rehearse(stage)
+                except KeyboardInterrupt:
+                    raise KeyboardInterrupt(f"{len(records)} of {len(cases)} cases are in {path}") from None
                 _known[mark] = case
             case.runs, case.limit = _known[mark].runs, _known[mark].limit
             records.append({**case.record(), "synthetic": stage.synthetic})

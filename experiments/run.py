@@ -434,8 +434,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return 0
             with lifeline.interruptible():
                 return dispatch(parser.parse_args(argv), parser)
-        except KeyboardInterrupt:
-            print(INTERRUPTED, file=sys.stderr)
+        except KeyboardInterrupt as error:
+            print(f"kt: interrupted; {error}" if str(error) else INTERRUPTED, file=sys.stderr)
             return 130
         except (HydraException, OmegaConfBaseException) as error:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
