@@ -355,7 +355,8 @@ class Case:
 
     def _add(self, stage: Stage, images: int) -> bool:
         configs = [self.config, *(self.cells.values() if self._counted is None else ())]  # once is enough
-        seconds = self._left if self.runs else FEWEST_SECONDS
+        known = any(run.ended == "done" for run in self.runs.values())
+        seconds = self._left if known else FEWEST_SECONDS
         run = self.runs[images] = stage.measure(configs, images, seconds)
         return run.ended == "done"
 

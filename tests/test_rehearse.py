@@ -501,6 +501,23 @@ def test_the_fewest_images_have_time_of_their_own(tmp_path: Path) -> None:
     assert given == {2: rehearse.FEWEST_SECONDS, 4: left, 8: left - 5.0}
 
 
+def test_one_image_has_time_of_its_own_where_two_are_too_much(tmp_path: Path) -> None:
+    given: dict[int, float] = {}
+
+    class Narrow(Stage):
+        def measure(self, configs: Any, images: int, seconds: float) -> Run:
+            given[images] = seconds
+            known = {"facts": {"phases": ["train"]}, "fixed": 1 << 30, "seconds": 30.0}
+            if images > 1:
+                return Run(images, **known, ended="memory")
+            return Run(images, **known, ended="done", steps={0: [9.0, 8.0]}, memory=17 << 30)
+
+    case = case_of(tmp_path, *SMALL)
+    case.rehearse(Narrow(tmp_path, tmp_path / "log.txt", False))
+    assert given == {2: rehearse.FEWEST_SECONDS, 1: rehearse.FEWEST_SECONDS}
+    assert case.memory(8) == 129 << 30 and case.problem().startswith("does not fit: needs 129.0 GiB, ")
+
+
 def test_batches_of_a_long_epoch_are_no_memory_of_passes(tmp_path: Path, stage: Stage) -> None:
     """Two images of 200,000 are one batch of 100,000, whose indices no training of the real batch holds."""
     short = ("dataset.subset=200000", "dataset.image_size=32", "dataset.resident=false", "method=none")
