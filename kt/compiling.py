@@ -1,15 +1,16 @@
 """Passes through stages compiled by `torch.compile` (Inductor).
 
-What is compiled are the blocks of a network, and its layers where they stand in a row, as functions of these modules:
-nothing is registered or replaced, and a block that comes again in the same shape is compiled once. Heads, losses and
-updates are not compiled, nor is what cannot be: inputs of another shape than a block saw first (an epoch's last batch,
-images of any size), blocks with hooks, and passes whose gradients are differentiated or that run with other
+What is compiled are rows of a stage's modules, all of it where no function stands between them, as functions of these
+modules: nothing is registered or replaced, and a row that comes again in the same shape is compiled once. Heads, losses
+and updates are not compiled, nor is what cannot be: inputs of another shape than a row saw first (an epoch's last
+batch, images of any size), rows with hooks, and passes whose gradients are differentiated or that run with other
 parameters (`kt.hypergradient`). Evaluation never is.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import statistics
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -55,26 +56,13 @@ def _through(steps: Iterable[Any], x: Tensor) -> Tensor:
     return x
 
 
-def _opened(steps: Iterable[Any]) -> Iterator[Any]:
-    """Steps with those in the place of chains of modules that are in these."""
-    for step in steps:
-        chain = isinstance(step, nn.Sequential) and type(step).forward is nn.Sequential.forward and not _hooked([step])
-        yield from _opened(step) if chain else (step,)
-
-
 def _groups(steps: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
-    """Blocks alone, and layers in a row together."""
-    row: list[nn.Module] = []
-    for step in _opened(steps):
-        if isinstance(step, nn.Module) and next(step.children(), None) is None:
-            row.append(step)
-            continue
-        if row:
+    """Modules in a row together, and functions between them alone."""
+    for is_module, row in itertools.groupby(steps, lambda step: isinstance(step, nn.Module)):
+        if is_module:
             yield tuple(row)
-            row = []
-        yield (step,)
-    if row:
-        yield tuple(row)
+        else:
+            yield from zip(row, strict=True)
 
 
 def _hooked(modules: Iterable[nn.Module]) -> bool:
@@ -201,7 +189,7 @@ class Compiler:
         shape = self._shapes.setdefault(tuple(map(id, steps)), x.shape)
         if len(modules) == 1 or shape != x.shape or _hooked(modules) or self._broken:
             return _through(steps, x)
-        kind = (*map(type, steps), x.shape, torch.is_grad_enabled(), self.device, self.graphs, self.backend)
+        kind = (*map(type, modules), x.shape, torch.is_grad_enabled(), self.device, self.graphs, self.backend)
         if kind not in _functions:
             _functions[kind] = self._compiled(f"steps_{len(_functions)}")
         try:

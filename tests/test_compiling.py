@@ -146,6 +146,15 @@ def test_only_what_can_be_is_compiled(shapes: list[tuple[int, ...]], hook: bool,
 
 
 @pytest.mark.usefixtures("traced")
+def test_a_row_that_comes_again_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kt.compiling, "_functions", {})
+    with Traced(True).step(1):
+        for last in (nn.ReLU(), nn.Tanh(), nn.ReLU()):
+            run_steps([nn.Sequential(nn.Linear(2, 2), last)], torch.rand(4, 2))
+    assert len(kt.compiling._functions) == 2
+
+
+@pytest.mark.usefixtures("traced")
 def test_a_mistake_in_a_step_is_told_as_it_is() -> None:
     steps = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)]
     with Traced(True).step(1), pytest.raises(ValueError, match="^Expected more than 1 value per channel"):
