@@ -1,4 +1,4 @@
-"""What a rehearsal measures of one cell, in a process of its own: two steps of each phase and one evaluation batch.
+"""What a rehearsal measures of a cell, in a process of its own: a few steps of each phase, and scores of one batch.
 
 The cell is built as for its training and stepped by the engine's own loop. Networks of other cells have random weights,
 whose passes take as long. What a phase makes of the training set before its steps, as knowledge consistent distillation

@@ -351,7 +351,7 @@ class Case:
         needed, steps, image = self.memory(images), self.pass_seconds(images), self.image_seconds()
         if needed is None or needed > self.limit or image is None or None in steps:
             return False
-        return 3 * sum(each for each in steps if each) + images * image < self._left
+        return 3 * sum(each for each in steps if each) + 2 * images * image < self._left
 
     def _add(self, stage: Stage, images: int) -> bool:
         configs = [self.config, *(self.cells.values() if self._counted is None else ())]  # once is enough
@@ -687,7 +687,9 @@ def _show(name: str, records: Sequence[Config], missing: Sequence[str]) -> None:
     left = f" and {unknown} cells of which nobody knows" if unknown else ""
     count = sum(cells for _, cells in lengths)
     console.print(f"{name}: {count} cells, {in_words(known)}{left}, {_gib(disk)} on the disk")
-    console.print(f"measured on {devices or 'no device'}; images that have to be read and changed first take longer")
+    console.print(
+        f"measured on {devices or 'no device'}; updates whose images have to be read and changed first take longer"
+    )
     if any(record["extrapolated"] for record in records):
         console.print("~: extrapolated from fewer images than a batch; in brackets what other pairs of them give")
     if any(record["waited"] > BUSY for record in records):
@@ -735,7 +737,10 @@ def rehearse(name: str, jobs: Sequence[Job], kind: bool | str, output_root: str,
                 try:
                     case.rehearse(stage)
                 except KeyboardInterrupt:
-                    raise KeyboardInterrupt(f"{len(records)} of {len(cases)} cases are in {path}") from None
+                    measured = (
+                        f"{len(records)} of {len(cases)} cases are in {path}" if records else "no case is measured"
+                    )
+                    raise KeyboardInterrupt(f"{measured}; the same command measures all of them again") from None
                 _known[mark] = case
             case.runs, case.limit = _known[mark].runs, _known[mark].limit
             records.append({**case.record(), "synthetic": stage.synthetic})
@@ -743,7 +748,7 @@ def rehearse(name: str, jobs: Sequence[Job], kind: bool | str, output_root: str,
             display.line(f"[{number}/{len(cases)}] {_title(records[-1])}: {_outcome(records[-1])}")
             with writing(path.parent):  # each at once: who interrupts hours of them keeps what was measured
                 head = {"version": REHEARSAL_VERSION, "name": name, "scale": scale}
-                kept = merged(rehearsed_cases(path), records)
+                kept = merged(rehearsed_cases(path), records[-1:])
                 write_json(path, {**head, "cases": kept, "missing": [*missing]})
     _show(name, records, [*missing])
     print(path)

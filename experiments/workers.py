@@ -32,7 +32,7 @@ Message = dict[str, Any]
 
 # What steps and scores import, some of it only when a cell gets there, which in each cell takes a second as well;
 # whatever fails to, fails again in the cell that needs it, which then says so.
-STEP_IMPORTS = ("experiments.build", "kt.functional", "timm", "matplotlib.pyplot")
+STEP_IMPORTS = ("experiments.build", "kt.functional", "timm", "matplotlib.figure", "matplotlib.backends.backend_agg")
 IMPORTS = (*STEP_IMPORTS, "wandb", "wandb.sdk.launch.inputs.internal")  # the last one is what `wandb.init` imports
 DENSE_IMPORTS = ("kt.models.dense", "kt.models.pose", "kt.models.depth", "kt.data.dense")
 LONGEST_TEXT = 500  # characters: a line of JSON stays below what a pipe takes at once

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -429,11 +430,34 @@ def test_an_interrupt_keeps_what_was_measured(
     jobs = table("imagenet_compression", f"output_root={tmp_path}").jobs
     for job in jobs.values():
         job.status = {"status": "missing"}
-    with pytest.raises(KeyboardInterrupt, match=r"^1 of 7 cases are in .*some-mini\.json$"):
+    with pytest.raises(KeyboardInterrupt, match=r"^1 of 7 cases are in .*some-mini\.json; the same .* again$"):
         rehearse.rehearse("some", [*jobs.values()], True, str(tmp_path), "mini")
     written = json.loads((tmp_path / "rehearsals" / "some-mini.json").read_text())
     assert [case["method"] for case in written["cases"]] == measured
     assert written["missing"] == ["nothing.txt: is not there"]
+
+
+def test_an_interrupt_before_the_first_case_ends_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Case, "rehearse", interrupt)
+    assert main([*SMALL, "rehearse=true", f"output_root={tmp_path}"]) == 130
+    said = "kt: interrupted; no case is measured; the same command measures all of them again\n"
+    assert capsys.readouterr().err.endswith(said)
+    assert not list(tmp_path.glob("rehearsals/*.json"))
+
+
+def test_the_first_step_and_score_only_find_out_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds, told = itertools.cycle([5.0, 0.3]), list[dict[str, Any]]()
+    monkeypatch.setattr(measure, "_limit", lambda room: None)
+    monkeypatch.setattr(measure, "timed", lambda call, device: (call(), next(seconds))[1])
+    case = case_of(tmp_path, *SMALL, "method=none")
+    measure.measure([case.config], 2, tmp_path, False, 0, told.append)
+    assert [message["seconds"] for message in told if "phase" in message] == [5.0, 0.3]
+    assert [message["evaluation"] for message in told if "evaluation" in message] == [0.3]
 
 
 @pytest.mark.parametrize("kind", ["true", "synthetic"])

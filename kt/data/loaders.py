@@ -25,7 +25,9 @@ from kt.errors import UserError
 from kt.settings import count_passes
 
 Batch = dict[str, Tensor]
-Batches = Tensor | tuple[Tensor, ...]  # of indices: rows, or of different lengths; as one tensor a million cost nothing
+Batches = (
+    Tensor | tuple[Tensor, ...]
+)  # of indices: rows, which no one need make all at once, or parts of several lengths
 PADDING = 4
 AT_ONCE = 256  # batches of which random numbers are drawn: a call takes hardly longer for many images than for a few
 DRAWS = {"none": 0, "crop_flip": 3, "imagenet": 5}  # random numbers that an augmentation takes of each image
