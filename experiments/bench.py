@@ -302,7 +302,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     arguments.batch = arguments.batch or (4 if dense else 128)
     arguments.lr = 1e-4 if dense else 0.05
     task = DENSE_NETWORKS[arguments.student].task if dense else "classification"
-    known = sorted(name for name, kind in METHODS.items() if "+" not in name and kind.teaches(task))
+    fitting = {name for name, kind in METHODS.items() if kind.teaches(task) and kind.only_for in (None, task)}
+    known = sorted(name for name in fitting if "+" not in name)
     for name in arguments.methods:
         if name not in known:
             raise UserError(f"method {name!r}: expected one of {', '.join(known)}{nearest(name, known)}")

@@ -15,6 +15,7 @@ from experiments import bench, data_bench
 from experiments.benched import image_batch, labels_of, make_model
 from experiments.peer_bench import torchdistill_step
 from kt.engine import Engine, measured_loop
+from kt.errors import UserError
 from kt.functional import soft_target
 from kt.settings import Schedule, defaults
 from plain_loop import PlainLoop
@@ -69,6 +70,15 @@ def test_the_bench_tells_all_ways(
     said = capsys.readouterr().out
     assert all(way in said for _, way in ways)
     assert "torchdistill: not measured, it is not installed (pip install -e '.[bench]')" in said
+
+
+def test_all_methods_are_those_that_the_networks_can_be_taught_by() -> None:
+    pair = ("--student", "pspnet_mobilenet_v2", "--teacher", "pspnet_resnet101")
+    small, dense = (bench.parse_arguments([*networks]).methods for networks in ((), pair))
+    assert "ifvd" not in small and {"none", "kd", "crd", "l2t", "m2a2s", "stagewise"} < {*small}
+    assert "ifvd" in dense and "crd" not in dense
+    with pytest.raises(UserError, match="^method 'ifvd': expected one of "):
+        bench.parse_arguments(["ifvd"])
 
 
 def test_torchdistill_takes_the_same_step(tmp_path: Path) -> None:
