@@ -25,9 +25,8 @@ from kt.errors import UserError
 from kt.settings import count_passes
 
 Batch = dict[str, Tensor]
-Batches = (
-    Tensor | tuple[Tensor, ...]
-)  # of indices: rows, which no one need make all at once, or parts of several lengths
+# Of indices: rows, which nobody need make all at once, or parts of several lengths.
+Batches = Tensor | tuple[Tensor, ...]
 PADDING = 4
 AT_ONCE = 256  # batches of which random numbers are drawn: a call takes hardly longer for many images than for a few
 DRAWS = {"none": 0, "crop_flip": 3, "imagenet": 5}  # random numbers that an augmentation takes of each image
@@ -245,12 +244,12 @@ class ImageLoader:
         """The images at the positions of each batch, uint8 (n, h, w, 3)."""
         raise NotImplementedError
 
-    def _draw(self, batches: Batches, epoch: int) -> Iterator[Tensor]:
-        """The random numbers that the augmentation of each batch takes."""
+    def _draw(self, batches: Batches, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The numbers of each batch's samples, and the random numbers that its augmentation takes."""
         for start in range(0, len(batches), AT_ONCE):
             numbers = [self.indices[chosen] for chosen in batches[start : start + AT_ONCE]]
             draws = uniform(self.seed, epoch, torch.cat(numbers), DRAWS[self.augmentation])
-            yield from draws.split([len(each) for each in numbers], 1)
+            yield from zip(numbers, draws.split([len(each) for each in numbers], 1), strict=True)
 
     def _order(self, epoch: int) -> Batches:
         size, shared = len(self.labels), (self.rank, self.world, self.batch_size, self.passes)
@@ -262,8 +261,8 @@ class ImageLoader:
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """One epoch's batches."""
         device, batches = self.device, self._order(epoch)[first:]
-        own = self._read(batches, epoch), _each(batches), self._draw(batches, epoch)
-        for images, chosen, drawn in zip(*own, strict=True):
+        parts = self._read(batches, epoch), _each(batches), self._draw(batches, epoch)
+        for images, chosen, (own, drawn) in zip(*parts, strict=True):
             images = images.to(device, non_blocking=True)
             if self.augmentation == "crop_flip":
                 images = crop_flip(images, drawn)
@@ -273,11 +272,7 @@ class ImageLoader:
                 inputs = F.interpolate(inputs, size=(self.size,) * 2, mode="bilinear", antialias=True)
             if self.augmentation == "imagenet":
                 inputs = resized_crop_flip(inputs, drawn).contiguous(memory_format=torch.channels_last)
-            yield {
-                "inputs": inputs,
-                "labels": self.labels[chosen.to(device)],
-                "indices": self.indices[chosen].to(device),
-            }
+            yield {"inputs": inputs, "labels": self.labels[chosen.to(device)], "indices": own.to(device)}
 
     def part(self, chosen: Tensor) -> Self:
         """Some of the images, by their places, as a set of their own."""
